@@ -1,0 +1,43 @@
+"""Lean Diffusion: Stable Diffusion inference made for little memory and much speed.
+
+Public names are imported on first use, so `import leandiffusion` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "core.errors": [
+        "BackendUnavailable", "BudgetError", "CheckpointNotFound", "ConfigError", "LeanError", "MalformedFile",
+        "NonFiniteError", "TensorMismatch", "UnsafeFormat", "WeightsError",
+    ],
+    "modules.unet": ["UNet2DConditionModel"],
+    "modules.vae": ["AutoencoderKL"],
+    "modules.text": ["CLIPTextModel", "CLIPTextModelWithProjection"],
+    "modules.tokenizer": ["CLIPTokenizer"],
+    "modules.safety": ["StableDiffusionSafetyChecker"],
+    "pipelines.stable_diffusion": ["StableDiffusionPipeline"],
+    "pipelines.stable_diffusion_xl": ["StableDiffusionXLPipeline"],
+    "schedulers": [
+        "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler", "HeunDiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
+        "UniPCMultistepScheduler",
+    ],
+}  # fmt: skip
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = ["__version__", *_ROOM_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'leandiffusion' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_ROOM_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOM_OF])

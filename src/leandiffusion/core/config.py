@@ -1,0 +1,138 @@
+"""Objects that are described by a JSON config: networks and schedulers.
+
+The constructor's keywords *are* the config keys. A class that inherits `Configurable` gets `.config` filled with the
+arguments it was built with, `from_config`, and `save_config`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+
+from .errors import ConfigError, MalformedFile
+from .registry import did_you_mean
+
+
+class Config(Mapping[str, Any]):
+    """Read-only settings, reachable as `config["key"]`, `config.key` and `config.get("key")`."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_values", dict(values))
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__") or key == "_values":  # copy and pickle probe before _values exists
+            raise AttributeError(key)
+        try:
+            return self._values[key]
+        except KeyError:
+            raise AttributeError(f"no config key {key!r}.{did_you_mean(key, list(self._values))}") from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError(f"config is read-only: build a new object with from_config(config, {key}=…)")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __reduce__(self) -> tuple[type[Config], tuple[dict[str, Any]]]:
+        return Config, (dict(self._values),)
+
+    def __repr__(self) -> str:
+        return f"Config({self._values!r})"
+
+
+class Configurable:
+    """Base of everything built from a config.json. Subclasses write an ordinary keyword constructor."""
+
+    config_name: ClassVar[str] = "config.json"
+    _config: Config
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    @property
+    def config(self) -> Config:
+        """The settings this object was built with, plus carried keys (see `from_config`)."""
+        return self._config
+
+    @classmethod
+    def config_keys(cls) -> list[str]:
+        """The constructor's keywords: the config keys that this class understands."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+        """Build from a config mapping. Keys that start with '_' are notes of the writer and are carried along.
+
+        Raises ConfigError for keys this class does not understand: a setting is never ignored in silence.
+        """
+        values = {**config, **overrides}
+        known = cls.config_keys()
+        foreign = {key: value for key, value in values.items() if key not in known}
+        carried = cls._carry(foreign)
+        built = cls(**{key: value for key, value in values.items() if key in known})
+        if carried:
+            object.__setattr__(built, "_config", Config({**built.config, **carried}))
+        return built
+
+    @classmethod
+    def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:
+        """Which keys that the constructor lacks may stay in `.config`. The rest is refused."""
+        refused = [key for key in foreign if not key.startswith("_")]
+        if refused:
+            hints = "".join(did_you_mean(key, cls.config_keys()) for key in refused)
+            raise ConfigError(
+                f"{cls.__name__} does not support the config key{'s' * (len(refused) > 1)} "
+                f"{', '.join(f'{key}={foreign[key]!r}' for key in refused)}.{hints}"
+            )
+        return {}
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write `folder`/`config_name` in the layout that diffusers reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = {"_class_name": type(self).__name__, **{k: v for k, v in self.config.items() if k != "_class_name"}}
+        write_json(folder / self.config_name, written)
+
+
+def _recording(init: Any) -> Any:
+    """Wrap a constructor so that the outermost one leaves its bound arguments in `_config`."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "_config" not in self.__dict__:
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            object.__setattr__(self, "_config", Config({k: v for k, v in bound.arguments.items() if k != "self"}))
+        init(self, *args, **kwargs)
+
+    return wrapped
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; MalformedFile naming the file and place when it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MalformedFile(f"{path} is not valid JSON ({error}). Download or save the checkpoint again.") from error
+    if not isinstance(value, dict):
+        raise MalformedFile(f"{path} holds a JSON {type(value).__name__}, expected an object with named settings.")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, sorted, with a final newline."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
