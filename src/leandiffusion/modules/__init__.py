@@ -1,0 +1,1 @@
+"""The networks: UNet, autoencoder, text encoder, safety checker, and the tokenizer that feeds them."""

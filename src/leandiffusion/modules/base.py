@@ -1,0 +1,110 @@
+"""What every network shares: its dtype and device, its config, opening and saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import nn
+
+from ..core.config import Configurable
+from ..core.errors import ConfigError
+
+
+class Network(Configurable, nn.Module):
+    """Base of the networks: an `nn.Module` described by a config.json and stored as one safetensors checkpoint.
+
+    Subclasses write an ordinary constructor whose keywords are the config keys, and name their parameters as the
+    published checkpoints do. Where a file may differ from that, they say so in the three attributes and the hook below.
+    """
+
+    weights_stem: ClassVar[str] = "diffusion_pytorch_model"
+    """File name of the weights without its ending: `<stem>[.<variant>].safetensors`."""
+
+    ignored_keys: ClassVar[tuple[str, ...]] = ()
+    """Regular expressions; a tensor whose name in the file is found by one (`re.search`) is left unread."""
+
+    @classmethod
+    def rename_keys(cls, keys: list[str]) -> dict[str, str]:
+        """Names in a file -> parameter names of this class, for every name given. The identity unless overridden."""
+        return {key: key for key in keys}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the first floating-point parameter (or buffer); torch's default where there is none."""
+        return self._first_floating().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first floating-point parameter (or buffer); the CPU where there is none."""
+        return self._first_floating().device
+
+    def _first_floating(self) -> torch.Tensor:
+        for tensors in (self.parameters(), self.buffers()):
+            for tensor in tensors:
+                if tensor.is_floating_point():
+                    return tensor
+        return torch.empty(0)
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the parameters hold together, shared ones counted once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        variant: str | None = None,
+        revision: str | None = None,
+        use_safetensors: bool | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Open a checkpoint: a local folder or a hub id, or a `subfolder` of one, such as 'unet'.
+
+        `dtype` (or its older name `torch_dtype`) is the type the tensors get on their way from the file; None keeps
+        the file's. The network comes back in eval mode.
+
+        Raises ConfigError for a bad config or contradicting dtypes, and WeightsError's kinds for everything that can
+        be wrong with the files.
+        """
+        from ..weights.load import open_network
+        from ..weights.locate import locate_checkpoint
+
+        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+            raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} mean the same thing: give one of them.")
+        folder = locate_checkpoint(
+            path_or_id,
+            revision=revision,
+            variant=variant,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            subfolders=[subfolder] if subfolder else None,
+        )
+        return open_network(
+            cls,
+            folder / subfolder if subfolder else folder,
+            dtype=dtype if dtype is not None else torch_dtype,
+            device=device,
+            variant=variant,
+            use_safetensors=use_safetensors,
+        )
+
+    def save_pretrained(
+        self, folder: str | Path, *, variant: str | None = None, max_shard_size: int | str = "10GB"
+    ) -> None:
+        """Write config.json and safetensors into `folder`, in shards no larger than `max_shard_size`.
+
+        The folder opens in diffusers (networks) and transformers (text models) too.
+        """
+        from ..weights.save import save_network
+
+        save_network(self, Path(folder), variant=variant, max_shard_size=max_shard_size)
