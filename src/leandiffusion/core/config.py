@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-
 from .errors import ConfigError, MalformedFile
 from .registry import did_you_mean
 

@@ -1,1 +1,1 @@
-"""The networks: UNet, autoencoder, text encoder, safety checker, and the tokenizer that feeds them."""
+"""The networks: UNet, VAE, CLIP text model, tokenizer, safety checker. One file each; none knows about techniques."""

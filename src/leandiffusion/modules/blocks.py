@@ -1,0 +1,108 @@
+"""Convolutional parts shared by the UNet and the VAE: resnet block, up- and downsampling, timestep embedding.
+
+Parameter names are those of diffusers checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+
+
+def refuse_unsupported(owner: object, supported: Mapping[str, tuple[Any, ...]], config: Mapping[str, Any]) -> None:
+    """ConfigError for a config key whose value asks for something that `owner` does not build."""
+    for key, values in supported.items():
+        if config[key] not in values:
+            raise ConfigError(
+                f"{type(owner).__name__} does not support {key}={config[key]!r}: "
+                f"only {' or '.join(repr(value) for value in values)}."
+            )
+
+
+def sinusoid(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Tensor:
+    """Sinusoidal position embedding of Vaswani et al. 2017 as Ho et al. 2020 use it: (B,) -> (B, dim) float32."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
+    angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * exponents)[None]
+    parts = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    embedding = torch.cat(parts, dim=-1)
+    return F.pad(embedding, (0, dim % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two-layer MLP on the sinusoid, optionally with a guidance embedding added first (Meng et al. 2023)."""
+
+    def __init__(self, in_channels: int, out_channels: int, cond_dim: int | None = None) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, out_channels)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.cond_proj = nn.Linear(cond_dim, in_channels, bias=False) if cond_dim is not None else None
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(B, in_channels), (B, cond_dim) or None -> (B, out_channels)."""
+        if condition is not None and self.cond_proj is not None:
+            sample = sample + self.cond_proj(condition)
+        return self.linear_2(F.silu(self.linear_1(sample)))
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU that reuses its input's memory when nobody will differentiate through it. Give it only fresh tensors."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class ResnetBlock2D(nn.Module):
+    """norm-silu-conv twice around a shortcut; the timestep embedding is added between (Ho et al. 2020, app. B)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, temb_channels: int | None, groups: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels is not None else None
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        """x (B, C_in, H, W), temb (B, temb_channels) already through SiLU -> (B, C_out, H, W)."""
+        h = self.conv1(silu(self.norm1(x)))
+        if self.time_emb_proj is not None and temb is not None:
+            h += self.time_emb_proj(temb)[:, :, None, None]
+        h = self.conv2(silu(self.norm2(h)))
+        h += x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return h
+
+
+class Downsample2D(nn.Module):
+    """3x3 convolution of stride 2. The VAE pads only right and below (`padding=0`), the UNet on all sides."""
+
+    def __init__(self, channels: int, padding: int = 1) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2)); rounded down when padding is 0."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.padding == 0 else x)
+
+
+class Upsample2D(nn.Module):
+    """Nearest-neighbour enlargement, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W), or (B, C, *size) when a skip of odd size has to be met."""
+        if size is None:
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

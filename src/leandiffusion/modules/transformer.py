@@ -1,0 +1,125 @@
+"""Attention parts: the attention layer, GEGLU feed-forward, transformer block, and the 2-D transformer of the UNet.
+
+Parameter names are those of diffusers checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention import AttentionBackend, backends
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017) over tokens; `context` None means self-attention.
+
+    `backend` is the kernel that runs: replace it on the instance to change how, never what, is computed.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, context_dim: int | None = None, *, bias: bool = False, upcast: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.upcast = upcast
+        self.backend: AttentionBackend = backends.get("sdpa")
+        context_dim = channels if context_dim is None else context_dim
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(context_dim, channels, bias=bias)
+        self.to_v = nn.Linear(context_dim, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (B, T, C), context (B, S, C_context) -> (B, T, C)."""
+        context = x if context is None else context
+        q, k, v = self.split_heads(self.to_q(x)), self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context))
+        if self.upcast and q.dtype != torch.float32:  # SD2.1's scores overflow float16
+            out = self.backend(q.float(), k.float(), v.float()).to(q.dtype)
+        else:
+            out = self.backend(q, k, v)
+        B, nh, T, hs = out.shape
+        return self.to_out[0](out.transpose(1, 2).reshape(B, T, nh * hs))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, T, nh * hs) -> (B, nh, T, hs), a view."""
+        B, T, C = x.shape
+        return x.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+
+
+class GEGLU(nn.Module):
+    """Linear to two halves, one gating the other through GELU (Shazeer 2020)."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, inner)."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU of four times the width and a linear back. `net` has a gap where training had dropout."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.net[2](self.net[0](x))
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward, each behind a layer norm with a residual."""
+
+    def __init__(self, channels: int, heads: int, context_dim: int, *, upcast: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, heads, upcast=upcast)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, heads, context_dim, upcast=upcast)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, T, C), context (B, S, C_context) -> (B, T, C)."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2DModel(nn.Module):
+    """Pixels to tokens, transformer blocks, tokens to pixels, with a residual (Rombach et al. 2022, app. E.2.1).
+
+    SD1 projects in and out with 1x1 convolutions, SD2 and SDXL with linear layers on the tokens.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, depth: int, context_dim: int, *, groups: int, linear: bool, upcast: bool
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(channels, heads, context_dim, upcast=upcast) for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, C, H, W), context (B, S, C_context) -> (B, C, H, W). With channels-last x, tokens are a view of it."""
+        B, C, H, W = x.shape
+        h = self.norm(x)
+        h = h if self.linear else self.proj_in(h)
+        h = h.permute(0, 2, 3, 1).reshape(B, H * W, C)
+        h = self.proj_in(h) if self.linear else h
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = self.proj_out(h) if self.linear else h
+        h = h.reshape(B, H, W, C).permute(0, 3, 1, 2)
+        h = h if self.linear else self.proj_out(h)
+        return h + x

@@ -1,0 +1,391 @@
+"""UNet2DConditionModel: the text-conditioned noise predictor of SD1, SD2 and SDXL (Rombach et al. 2022; Podell et al. 2023).
+
+Parameter names are those of diffusers checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from ..core.output import Output
+from .base import Network
+from .blocks import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, refuse_unsupported, silu, sinusoid
+from .transformer import Transformer2DModel
+
+# Keys of config.json that other architectures vary and this one does not.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "center_input_sample": (False,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
+    "only_cross_attention": (False,),
+    "downsample_padding": (1,),
+    "mid_block_scale_factor": (1, 1.0),
+    "dropout": (0, 0.0),
+    "act_fn": ("silu", "swish"),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "num_attention_heads": (None,),
+    "dual_cross_attention": (False,),
+    "class_embed_type": (None,),
+    "addition_embed_type": (None, "text_time"),
+    "num_class_embeds": (None,),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1, 1.0),
+    "time_embedding_type": ("positional",),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "attention_type": ("default",),
+    "class_embeddings_concat": (False,),
+    "mid_block_only_cross_attention": (None, False),
+    "cross_attention_norm": (None,),
+    "addition_embed_type_num_heads": (64,),
+}
+
+
+@dataclass(frozen=True)
+class Level:
+    """What one resolution level is made of."""
+
+    channels: int
+    heads: int
+    depth: int
+    context_dim: int
+    layers: int
+
+    def transformer(self, shared: Shared) -> Transformer2DModel:
+        return Transformer2DModel(
+            self.channels, self.heads, self.depth, self.context_dim,
+            groups=shared.groups, linear=shared.linear, upcast=shared.upcast,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all levels have in common."""
+
+    temb_channels: int
+    groups: int
+    eps: float
+    linear: bool
+    upcast: bool
+
+    def resnet(self, in_channels: int, out_channels: int) -> ResnetBlock2D:
+        return ResnetBlock2D(in_channels, out_channels, self.temb_channels, self.groups, self.eps)
+
+
+class DownBlock(nn.Module):
+    """Resnets, each followed by a transformer where the level has cross-attention, then halving unless last."""
+
+    def __init__(self, in_channels: int, level: Level, shared: Shared, *, cross: bool, last: bool) -> None:
+        super().__init__()
+        ins = [in_channels] + [level.channels] * (level.layers - 1)
+        self.resnets = nn.ModuleList(shared.resnet(c_in, level.channels) for c_in in ins)
+        if cross:
+            self.attentions = nn.ModuleList(level.transformer(shared) for _ in ins)
+        if not last:
+            self.downsamplers = nn.ModuleList([Downsample2D(level.channels)])
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, C_in, H, W) -> (B, C, H/2, W/2) and the skips for the way up, in order of making."""
+        skips = []
+        attentions = getattr(self, "attentions", None)
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, temb)
+            x = x if attentions is None else attentions[i](x, context)
+            skips.append(x)
+        for downsampler in getattr(self, "downsamplers", ()):
+            x = downsampler(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """resnet, transformer, resnet at the lowest resolution."""
+
+    def __init__(self, level: Level, shared: Shared) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(shared.resnet(level.channels, level.channels) for _ in range(2))
+        self.attentions = nn.ModuleList([level.transformer(shared)])
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = self.attentions[0](self.resnets[0](x, temb), context)
+        return self.resnets[1](x, temb)
+
+
+class UpBlock(nn.Module):
+    """Resnets that each take one skip in, transformers where the level has cross-attention, then doubling unless last."""
+
+    def __init__(
+        self, in_channels: int, level: Level, skip_channels: Sequence[int], shared: Shared, *, cross: bool, last: bool
+    ) -> None:
+        super().__init__()
+        ins = [in_channels] + [level.channels] * (level.layers - 1)
+        self.resnets = nn.ModuleList(
+            shared.resnet(c_in + c_skip, level.channels) for c_in, c_skip in zip(ins, skip_channels, strict=True)
+        )
+        if cross:
+            self.attentions = nn.ModuleList(level.transformer(shared) for _ in ins)
+        if not last:
+            self.upsamplers = nn.ModuleList([Upsample2D(level.channels)])
+
+    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, 2H, 2W). Takes its skips off the end of `skips`; the next one tells the size."""
+        attentions = getattr(self, "attentions", None)
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
+            x = x if attentions is None else attentions[i](x, context)
+        for upsampler in getattr(self, "upsamplers", ()):
+            H, W = skips[-1].shape[-2:]
+            x = upsampler(x, None if (H, W) == (2 * x.shape[-2], 2 * x.shape[-1]) else (H, W))
+        return x
+
+
+@dataclass(eq=False)
+class UNet2DConditionOutput(Output):
+    """`sample`: the prediction (B, out_channels, h, w), what it predicts being the scheduler's `prediction_type`."""
+
+    sample: Tensor
+
+
+class UNet2DConditionModel(Network):
+    """Noisy latents, timestep and text -> prediction. Keywords are the keys of the UNet's config.json.
+
+    `attention_head_dim` is, for historic reasons, the *number* of heads, one for all levels or one per level.
+    ConfigError for values and block types that are not supported, naming them.
+    """
+
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] | None = None,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        center_input_sample: bool = False,
+        flip_sin_to_cos: bool = True,
+        freq_shift: int = 0,
+        down_block_types: Sequence[str] = (
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ),
+        mid_block_type: str | None = "UNetMidBlock2DCrossAttn",
+        up_block_types: Sequence[str] = (
+            "UpBlock2D",
+            "CrossAttnUpBlock2D",
+            "CrossAttnUpBlock2D",
+            "CrossAttnUpBlock2D",
+        ),
+        only_cross_attention: bool = False,
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        layers_per_block: int | Sequence[int] = 2,
+        downsample_padding: int = 1,
+        mid_block_scale_factor: float = 1,
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        cross_attention_dim: int | Sequence[int] = 1280,
+        transformer_layers_per_block: int | Sequence[int] = 1,
+        reverse_transformer_layers_per_block: Sequence[int] | None = None,
+        encoder_hid_dim: int | None = None,
+        encoder_hid_dim_type: str | None = None,
+        attention_head_dim: int | Sequence[int] = 8,
+        num_attention_heads: int | None = None,
+        dual_cross_attention: bool = False,
+        use_linear_projection: bool = False,
+        class_embed_type: str | None = None,
+        addition_embed_type: str | None = None,
+        addition_time_embed_dim: int | None = None,
+        num_class_embeds: int | None = None,
+        upcast_attention: bool = False,
+        resnet_time_scale_shift: str = "default",
+        resnet_skip_time_act: bool = False,
+        resnet_out_scale_factor: float = 1.0,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        time_embedding_act_fn: str | None = None,
+        timestep_post_act: str | None = None,
+        time_cond_proj_dim: int | None = None,
+        conv_in_kernel: int = 3,
+        conv_out_kernel: int = 3,
+        projection_class_embeddings_input_dim: int | None = None,
+        attention_type: str = "default",
+        class_embeddings_concat: bool = False,
+        mid_block_only_cross_attention: bool | None = None,
+        cross_attention_norm: str | None = None,
+        addition_embed_type_num_heads: int = 64,
+    ) -> None:
+        super().__init__()
+        refuse_unsupported(self, _SUPPORTED, self.config)
+        channels = list(block_out_channels)
+        levels = self._levels()
+        temb_channels = time_embedding_dim or 4 * channels[0]
+        shared = Shared(temb_channels, norm_num_groups, norm_eps, use_linear_projection, bool(upcast_attention))
+
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], temb_channels, time_cond_proj_dim)
+        self.add_embedding = self._build_added_embedding(temb_channels)
+        self.down_blocks, skip_channels = self._build_down(levels, shared)
+        self.mid_block = MidBlock(levels[-1], shared) if mid_block_type is not None else None
+        self.up_blocks = self._build_up(levels, skip_channels, shared)
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+
+    # -- construction ------------------------------------------------------------------------------------------------
+
+    def _levels(self) -> list[Level]:
+        config = self.config
+        columns = (
+            list(config.block_out_channels),
+            self._per_level("attention_head_dim"),
+            self._per_level("transformer_layers_per_block"),
+            self._per_level("cross_attention_dim"),
+            self._per_level("layers_per_block"),
+        )
+        return [Level(*row) for row in zip(*columns, strict=True)]
+
+    def _per_level(self, key: str) -> list[int]:
+        """A config value as one entry per level. ConfigError when a list has another length than the levels."""
+        value, count = self.config[key], len(self.config.block_out_channels)
+        values = [value] * count if isinstance(value, int) else list(value)
+        if len(values) != count or not all(isinstance(v, int) for v in values):
+            raise ConfigError(f"{key}={value!r} must be one whole number, or one for each of the {count} levels.")
+        return values
+
+    def _crosses(self, key: str, plain: str, cross: str) -> list[bool]:
+        """Block types -> which levels have cross-attention. ConfigError for other types or another count."""
+        types, count = list(self.config[key]), len(self.config.block_out_channels)
+        if len(types) != count or any(name not in (plain, cross) for name in types):
+            raise ConfigError(
+                f"UNet2DConditionModel does not support {key}={types!r}: expected {count} of {plain!r} or {cross!r}."
+            )
+        return [name == cross for name in types]
+
+    def _build_added_embedding(self, temb_channels: int) -> TimestepEmbedding | None:
+        if self.config.addition_embed_type is None:
+            return None
+        in_channels = self.config.projection_class_embeddings_input_dim
+        if in_channels is None or self.config.addition_time_embed_dim is None:
+            raise ConfigError(
+                "addition_embed_type='text_time' needs addition_time_embed_dim and "
+                "projection_class_embeddings_input_dim (SDXL: 256 and 2816)."
+            )
+        return TimestepEmbedding(in_channels, temb_channels)
+
+    def _build_down(self, levels: list[Level], shared: Shared) -> tuple[nn.ModuleList, list[int]]:
+        """The way down, and the channels of every skip it leaves, conv_in's first."""
+        crosses = self._crosses("down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")
+        blocks, skip_channels, in_channels = nn.ModuleList(), [levels[0].channels], levels[0].channels
+        for i, (level, cross) in enumerate(zip(levels, crosses, strict=True)):
+            last = i == len(levels) - 1
+            blocks.append(DownBlock(in_channels, level, shared, cross=cross, last=last))
+            skip_channels += [level.channels] * (level.layers + (not last))
+            in_channels = level.channels
+        return blocks, skip_channels
+
+    def _build_up(self, levels: list[Level], skip_channels: list[int], shared: Shared) -> nn.ModuleList:
+        crosses = self._crosses("up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")
+        depths = self.config.reverse_transformer_layers_per_block or [level.depth for level in reversed(levels)]
+        blocks, in_channels, skips = nn.ModuleList(), levels[-1].channels, list(skip_channels)
+        for i, (level, cross, depth) in enumerate(zip(reversed(levels), crosses, depths, strict=True)):
+            up = Level(level.channels, level.heads, depth, level.context_dim, level.layers + 1)
+            own_skips = [skips.pop() for _ in range(up.layers)]
+            blocks.append(UpBlock(in_channels, up, own_skips, shared, cross=cross, last=i == len(levels) - 1))
+            in_channels = level.channels
+        return blocks
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DConditionOutput | tuple[Tensor]:
+        """Predict for noisy latents `sample` (B, in_channels, h, w) at `timestep` (scalar or (B,)).
+
+        `encoder_hidden_states` (B, S, cross_attention_dim) is the encoded text; SDXL wants `added_cond_kwargs` with
+        `text_embeds` (B, P) and `time_ids` (B, 6). The `*_additional_residuals` are a ControlNet's. ConfigError for
+        inputs this network does not use: class labels, attention masks, attention arguments, adapter residuals.
+        """
+        refused = {
+            "class_labels": class_labels,
+            "attention_mask": attention_mask,
+            "cross_attention_kwargs": cross_attention_kwargs or None,
+            "down_intrablock_additional_residuals": down_intrablock_additional_residuals,
+            "encoder_attention_mask": encoder_attention_mask,
+        }
+        given = [name for name, value in refused.items() if value is not None]
+        if given:
+            raise ConfigError(f"this UNet makes no use of {', '.join(given)}: leave out what it would ignore.")
+
+        temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
+        x = self.conv_in(sample)
+        skips = [x]
+        for block in self.down_blocks:
+            x, made = block(x, temb, encoder_hidden_states)
+            skips += made
+        if down_block_additional_residuals is not None:
+            skips = [skip + extra for skip, extra in zip(skips, down_block_additional_residuals, strict=True)]
+        if self.mid_block is not None:
+            x = self.mid_block(x, temb, encoder_hidden_states)
+        if mid_block_additional_residual is not None:
+            x = x + mid_block_additional_residual
+        for block in self.up_blocks:
+            x = block(x, skips, temb, encoder_hidden_states)
+        x = self.conv_out(silu(self.conv_norm_out(x)))
+        return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+
+    def embed_time(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        timestep_cond: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Everything the resnets hear about time (and, in SDXL, size): (B, temb_channels), already through SiLU."""
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
+        frequencies = sinusoid(
+            timesteps,
+            self.config.block_out_channels[0],
+            flip_sin_to_cos=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
+        )
+        temb = self.time_embedding(frequencies.to(sample.dtype), timestep_cond)
+        if self.add_embedding is not None:
+            temb = temb + self.add_embedding(self._added_condition(added_cond_kwargs, temb.dtype))
+        return F.silu(temb)  # the resnets' projections all start with this SiLU: done once
+
+    def _added_condition(self, added: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Tensor:
+        """SDXL's pooled text and its sizes as sinusoids (Podell et al. 2023, sec. 2.2): (B, P + 6 * dim)."""
+        missing = [key for key in ("text_embeds", "time_ids") if key not in (added or {})]
+        if added is None or missing:
+            raise ConfigError(f"addition_embed_type='text_time' needs added_cond_kwargs with {' and '.join(missing)}.")
+        time_ids = added["time_ids"]
+        sizes = sinusoid(
+            time_ids.flatten(),
+            self.config.addition_time_embed_dim,
+            flip_sin_to_cos=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
+        ).reshape(time_ids.shape[0], -1)
+        return torch.cat([added["text_embeds"], sizes.to(added["text_embeds"].dtype)], dim=-1).to(dtype)
