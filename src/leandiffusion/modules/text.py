@@ -1,0 +1,200 @@
+"""CLIP's text encoder: the layouts of CLIP-L (SD1, SDXL), OpenCLIP-H (SD2) and OpenCLIP-bigG (SDXL).
+
+"Learning Transferable Visual Models From Natural Language Supervision", Radford et al. 2021, section 2.4: a pre-norm
+transformer with causal attention, whose output at the end-of-text token stands for the whole text. Parameter names are
+those of the published checkpoints.
+
+Letters in shapes: B texts, T tokens, C hidden size, L layers, P projection size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..core.config import write_json
+from ..core.errors import ConfigError
+from ..core.output import Output
+from .base import Network
+from .clip import CONFIG_NOTES, CLIPEncoder
+
+
+@dataclass(eq=False)
+class CLIPTextModelOutput(Output):
+    """`text_embeds` (B, P), only of the model with projection; `last_hidden_state` (B, T, C); `pooler_output` (B, C),
+    only of the model without; `hidden_states`, if asked for, L + 1 times (B, T, C): the embeddings and each layer's
+    output, the last one before the final layer norm."""
+
+    text_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class CLIPTextEmbeddings(nn.Module):
+    """A learned vector per token plus a learned vector per place."""
+
+    def __init__(self, vocab_size: int, max_positions: int, hidden_size: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, hidden_size)
+        self.position_embedding = nn.Embedding(max_positions, hidden_size)
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+        length, limit = input_ids.shape[-1], self.position_embedding.num_embeddings
+        if length > limit:
+            raise ConfigError(f"a text of {length} tokens is longer than the {limit} this model knows: truncate it.")
+        if position_ids is None:
+            position_ids = torch.arange(length, device=input_ids.device)[None]
+        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+
+
+class CLIPTextTransformer(nn.Module):
+    """Embeddings, encoder and final norm: everything under `text_model.` in a checkpoint."""
+
+    def __init__(self, vocab_size: int, max_positions: int, **encoder: Any) -> None:
+        super().__init__()
+        self.embeddings = CLIPTextEmbeddings(vocab_size, max_positions, encoder["hidden_size"])
+        self.encoder = CLIPEncoder(**encoder)
+        self.final_layer_norm = nn.LayerNorm(encoder["hidden_size"], eps=encoder["layer_norm_eps"])
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        keep_all: bool,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        x = self.embeddings(input_ids, position_ids)
+        mask = None if attention_mask is None else causal_mask(attention_mask)
+        x, kept = self.encoder(x, mask, is_causal=mask is None, keep_all=keep_all)
+        return self.final_layer_norm(x), kept
+
+
+def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B, T) with 1 for tokens and 0 for padding -> (B, 1, T, T) boolean: who may look at whom."""
+    length = attention_mask.shape[-1]
+    past = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+    return past & attention_mask.bool()[:, None, None, :]
+
+
+class CLIPTextModel(Network):
+    """Text encoder. The keywords are those of a checkpoint's config.json.
+
+    `eos_token_id` says where the pooled output is read: at its first occurrence. The value 2, which old checkpoints
+    carry by mistake, means the highest id of each text. `bos_token_id`, `pad_token_id` and `initializer_range` are
+    kept in the config and change nothing. A fresh model is initialised as section 2.5 of the paper describes, scaled by
+    `initializer_factor`.
+
+    Raises ConfigError for settings that can not be built.
+    """
+
+    weights_stem: ClassVar[str] = "model"
+    ignored_keys: ClassVar[tuple[str, ...]] = (r"(^|\.)embeddings\.position_ids$",)
+    has_projection: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        vocab_size: int = 49408,
+        hidden_size: int = 512,
+        intermediate_size: int = 2048,
+        projection_dim: int | None = 512,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 8,
+        max_position_embeddings: int = 77,
+        hidden_act: str = "quick_gelu",
+        layer_norm_eps: float = 1e-5,
+        attention_dropout: float = 0.0,
+        initializer_range: float = 0.02,
+        initializer_factor: float = 1.0,
+        pad_token_id: int | None = 1,
+        bos_token_id: int | None = 49406,
+        eos_token_id: int = 49407,
+    ) -> None:
+        super().__init__()
+        if not isinstance(eos_token_id, int):
+            raise ConfigError(f"eos_token_id={eos_token_id!r} must be one token id, a whole number.")
+        self.eos_token_id = eos_token_id
+        self.text_model = CLIPTextTransformer(
+            vocab_size,
+            max_position_embeddings,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads,
+            hidden_act=hidden_act,
+            layer_norm_eps=layer_norm_eps,
+            attention_dropout=attention_dropout,
+        )
+        if self.has_projection:
+            if projection_dim is None:
+                raise ConfigError(f"{type(self).__name__} needs projection_dim, the size of text_embeds; found None.")
+            self.text_projection = nn.Linear(hidden_size, projection_dim, bias=False)
+        self._initialise(hidden_size, num_hidden_layers, initializer_factor)
+
+    def _initialise(self, hidden_size: int, num_layers: int, factor: float) -> None:
+        width = factor * hidden_size**-0.5
+        stds = {"embedding": 0.02 * factor, "out_proj": width, "fc1": width * 2**-0.5, "text_projection": width}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                inside = width * (2 * num_layers) ** -0.5  # q, k, v and fc2: what the residual stream sums over layers
+                std = next((std for end, std in stds.items() if name.endswith(end)), inside)
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table (vocab_size, C), as textual inversion reads and extends it."""
+        return self.text_model.embeddings.token_embedding
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        output_hidden_states: bool | None = False,
+        return_dict: bool | None = True,
+    ) -> CLIPTextModelOutput | tuple[Any, ...]:
+        """Encode token ids.
+
+        Args: `input_ids` (B, T), integers below vocab_size, T at most max_position_embeddings; `attention_mask`
+        (B, T), 1 for tokens to read and 0 for padding; `position_ids` (1 or B, T), 0 to T - 1 unless given.
+
+        Returns CLIPTextModelOutput, or its `to_tuple()` when `return_dict` is False. Raises ConfigError for texts
+        that are too long.
+        """
+        hidden, kept = self.text_model(input_ids, attention_mask, position_ids, bool(output_hidden_states))
+        ends = input_ids if self.eos_token_id == 2 else (input_ids == self.eos_token_id)
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), ends.int().argmax(dim=-1).to(hidden.device)]
+        output = CLIPTextModelOutput(last_hidden_state=hidden, hidden_states=kept)
+        if self.has_projection:
+            output.text_embeds = self.text_projection(pooled)
+        else:
+            output.pooler_output = pooled
+        return output.to_tuple() if return_dict is False else output
+
+    @classmethod
+    def rename_keys(cls, keys: list[str]) -> dict[str, str]:
+        """Files written without the `text_model.` prefix get it."""
+        bare = ("embeddings.", "encoder.", "final_layer_norm.")
+        return {key: f"text_model.{key}" if key.startswith(bare) else key for key in keys}
+
+    @classmethod
+    def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:
+        return super()._carry({key: value for key, value in foreign.items() if key not in CONFIG_NOTES})
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write `folder`/config.json in the layout that transformers reads."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        notes = {"architectures": [type(self).__name__], "model_type": "clip_text_model"}
+        dtype = {"torch_dtype": str(self.dtype).removeprefix("torch.")}
+        write_json(Path(folder) / self.config_name, {**self.config, **notes, **dtype})
+
+
+class CLIPTextModelWithProjection(CLIPTextModel):
+    """The text encoder followed by CLIP's projection of the pooled output: `text_embeds` (B, projection_dim)."""
+
+    has_projection: ClassVar[bool] = True
