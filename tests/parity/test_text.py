@@ -19,7 +19,9 @@ TOLERANCE = 1e-5
 VOCAB = 1000
 SMALL = {"vocab_size": VOCAB, "bos_token_id": 998, "eos_token_id": 999}
 LAYOUTS = {
-    "clip-l": {**SMALL, "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "clip-l": {
+        **SMALL, "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12,
+    },
     "openclip-h": {
         **SMALL, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 23, "num_attention_heads": 16,
         "hidden_act": "gelu",

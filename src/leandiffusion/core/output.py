@@ -46,3 +46,17 @@ class Output(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.keys())
+
+
+class Batch(dict[str, Any]):
+    """Prepared model inputs: a dict whose entries are attributes too, movable as one: `batch.to("cuda").input_ids`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no entry {name!r} here, only {', '.join(self)}") from None
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """A batch with every tensor moved or cast as `torch.Tensor.to` does; other entries stay."""
+        return Batch({k: v.to(*args, **kwargs) if hasattr(v, "to") else v for k, v in self.items()})
