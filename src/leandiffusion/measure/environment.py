@@ -1,0 +1,160 @@
+"""What a bug report needs to know of the machine: versions, processor, memory, devices, settings."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..core.units import format_bytes
+
+PACKAGES = (
+    "torch", "tokenizers", "safetensors", "huggingface_hub", "transformers", "numpy", "pillow",
+    "xformers",
+)  # fmt: skip
+
+# Instruction sets that decide which dtype and which kernels are fast on a CPU, as /proc/cpuinfo and macOS name them.
+CPU_FLAGS = (
+    "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
+    "asimd", "asimdhp", "bf16", "i8mm", "sve", "sve2",
+)  # fmt: skip
+
+# Settings from outside that change speed, memory or where checkpoints are looked for. No secrets among them.
+VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LD_PRELOAD", "MALLOC_ARENA_MAX",
+    "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
+)  # fmt: skip
+
+
+def describe_environment() -> dict[str, dict[str, Any]]:
+    """Sections of named facts about this machine, all plain JSON values; a fact that can not be had is None.
+
+    Imports torch, and asks the CUDA driver for its devices.
+    """
+    return {
+        "versions": {
+            "leandiffusion": __version__,
+            "python": platform.python_version(),
+            **{name: package_version(name) for name in PACKAGES},
+        },
+        "system": {"platform": platform.platform(), "executable": sys.executable},
+        "cpu": _cpu(),
+        "memory": _memory(),
+        "threads": _threads(),
+        "devices": _devices(),
+        "cache": _cache(),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package, without importing it; None when it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def available_memory() -> int | None:
+    """Bytes this process may still take: what the system has free, or what its control group leaves, if less."""
+    free = _meminfo().get("MemAvailable")
+    limit = _cgroup("memory.max")
+    used = _cgroup("memory.current")
+    left = limit - used if limit is not None and used is not None else None
+    return min((value for value in (free, left) if value is not None), default=None)
+
+
+def _cpu() -> dict[str, Any]:
+    info = _cpuinfo()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "model": info.get("model name") or platform.processor() or platform.machine(),
+        "logical cores": os.cpu_count(),
+        "usable cores": affinity,
+        "flags": [flag for flag in CPU_FLAGS if flag in flags],
+    }
+
+
+def _memory() -> dict[str, Any]:
+    memory = _meminfo()
+    return {
+        "total": _as_bytes(memory.get("MemTotal")),
+        "available": _as_bytes(available_memory()),
+        "container limit": _as_bytes(_cgroup("memory.max")),
+        "swap": _as_bytes(memory.get("SwapTotal")),
+    }
+
+
+def _threads() -> dict[str, Any]:
+    import torch
+
+    return {"intra-op": torch.get_num_threads(), "inter-op": torch.get_num_interop_threads()}
+
+
+def _devices() -> dict[str, Any]:
+    import torch
+
+    devices: dict[str, Any] = {
+        "CUDA build": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
+        "oneDNN": torch.backends.mkldnn.is_available(),
+    }
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            free, total = torch.cuda.mem_get_info(index)
+            memory = f"{format_bytes(free)} of {format_bytes(total)} free"
+            devices[f"cuda:{index}"] = f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory}"
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    return devices
+
+
+def _cache() -> dict[str, Any]:
+    from huggingface_hub import constants
+
+    return {"folder": constants.HF_HUB_CACHE, "offline": constants.HF_HUB_OFFLINE}
+
+
+def _as_bytes(count: int | None) -> str | None:
+    return None if count is None else format_bytes(count)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty where there is none."""
+    lines = _read("/proc/cpuinfo").split("\n\n")[0].splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _meminfo() -> dict[str, int]:
+    """/proc/meminfo in bytes; where there is none, the total alone if the system tells it."""
+    pairs = (line.partition(":") for line in _read("/proc/meminfo").splitlines())
+    memory = {name: int(value.split()[0]) * 1024 for name, _, value in pairs if value.endswith(" kB")}
+    if not memory and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory["MemTotal"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory
+
+
+def _cgroup(name: str) -> int | None:
+    """A number of this process's control group (cgroup v2), None when there is none or it says 'max'."""
+    group = next((line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), None)
+    for folder in () if group is None else (group, "/"):  # inside a container its own group is mounted as the root
+        text = _read(f"/sys/fs/cgroup{folder.rstrip('/')}/{name}").strip()
+        if text:
+            return int(text) if text.isdigit() else None
+    return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

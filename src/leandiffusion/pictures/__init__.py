@@ -1,0 +1,1 @@
+"""Finished pictures: the text they carry, the files they go to, and how they look in a terminal."""

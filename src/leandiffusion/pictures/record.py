@@ -1,0 +1,161 @@
+"""What a picture says about itself: how to draw it again, and what drawing it took.
+
+Two texts travel in the PNG. `leandiffusion` is our own JSON, from which the same picture can be drawn again.
+`parameters` is the text that AUTOMATIC1111's web UI writes and that galleries and prompt readers understand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from ..core.errors import ConfigError
+
+JSON_KEY = "leandiffusion"
+A1111_KEY = "parameters"
+FORMAT = 1
+
+# Our scheduler classes under the names that AUTOMATIC1111's web UI gives the same samplers.
+_A1111_SAMPLERS = {
+    "PNDMScheduler": "PLMS",
+    "EulerDiscreteScheduler": "Euler",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "UniPCMultistepScheduler": "UniPC",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the pixels. `scheduler` is a short name such as 'dpm++-karras', or None for the
+    model's own; `dtype` a torch name such as 'bfloat16'; `device` a torch device such as 'cuda:0'."""
+
+    model: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+    scheduler: str | None
+    width: int
+    height: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class PictureRecord:
+    """A recipe, and what following it took.
+
+    `sampler` is the scheduler class that ran, with `karras` or not; `seconds` per stage; `peak_memory` in bytes by
+    where it was ('process', 'cuda:0'); `versions` of the packages that decide the result.
+    """
+
+    recipe: Recipe
+    sampler: str
+    karras: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line of ASCII JSON."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> PictureRecord:
+        """The record that `to_json` wrote. ConfigError for text that is none, naming what is wrong with it."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"its {JSON_KEY!r} text is not valid JSON ({error})") from error
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise ConfigError(f"its {JSON_KEY!r} text is not of format {FORMAT}, the one this version reads")
+        recipe = Recipe(**_checked(Recipe, values.pop("recipe", None)))
+        return cls(recipe, **_checked(cls, values, without="recipe"))
+
+    def to_a1111(self) -> str:
+        """The `parameters` text: prompt, negative prompt, and one line of settings."""
+        recipe = self.recipe
+        settings = {
+            "Steps": recipe.steps,
+            "Sampler": _A1111_SAMPLERS.get(
+                self.sampler, self.sampler.removesuffix("Scheduler").removesuffix("Discrete")
+            ),
+            "Schedule type": "Karras" if self.karras else None,
+            "CFG scale": f"{recipe.guidance_scale:g}",
+            "Seed": recipe.seed,
+            "Size": f"{recipe.width}x{recipe.height}",
+            "Model": Path(recipe.model).name or recipe.model,
+            "Version": f"leandiffusion {self.versions['leandiffusion']}" if "leandiffusion" in self.versions else None,
+        }
+        lines = [recipe.prompt]
+        if recipe.negative_prompt:
+            lines.append(f"Negative prompt: {recipe.negative_prompt}")
+        lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None))
+        return "\n".join(lines)
+
+    def png_info(self) -> PngImagePlugin.PngInfo:
+        """Both texts as PNG chunks, for Pillow's `save(..., pnginfo=)`."""
+        info = PngImagePlugin.PngInfo()
+        info.add_text(A1111_KEY, _encodable(self.to_a1111()))
+        info.add_text(JSON_KEY, self.to_json())
+        return info
+
+
+def read_record(path: Path) -> PictureRecord:
+    """The record in a picture that Lean Diffusion drew.
+
+    Raises ConfigError, naming the file, when it is no picture, carries no record, or carries a broken one;
+    OSError when it can not be read.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()  # texts may come after the pixels
+            texts = {**image.info, **getattr(image, "text", {})}
+    except UnidentifiedImageError as error:
+        raise ConfigError(f"{path} is not a picture.") from error
+    if JSON_KEY not in texts:
+        raise ConfigError(
+            f"{path} carries no {JSON_KEY!r} text: it was not drawn by Lean Diffusion, or a program removed the text."
+        )
+    try:
+        return PictureRecord.from_json(texts[JSON_KEY])
+    except ConfigError as error:
+        raise ConfigError(f"{path} can not be drawn again: {error}.") from error
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
+
+
+def _checked(cls: type, values: Any, without: str = "") -> dict[str, Any]:
+    """`values` if they are the fields of `cls`, each of its type: they come from a file that anyone may edit."""
+    kinds = {f.name: str(f.type) for f in fields(cls) if f.name != without}
+    if not isinstance(values, dict) or set(values) != set(kinds):
+        raise ConfigError(f"its {JSON_KEY!r} text should have {', '.join(kinds)} for a {cls.__name__}")
+    for name, kind in kinds.items():
+        if type(values[name]) not in _TYPES.get(kind, (dict,)):  # exact: True is an int to isinstance
+            raise ConfigError(f"its {name} is {values[name]!r}, which is no {kind}")
+    return values
+
+
+def _quoted(value: Any) -> str:
+    """As the web UI does: a value that holds a separator is written as a JSON string."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+
+def _encodable(text: str) -> str:
+    """Without what UTF-8 has no bytes for: halves of surrogate pairs, which a mistyped argument may hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
