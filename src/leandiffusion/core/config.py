@@ -55,6 +55,7 @@ class Configurable:
 
     config_name: ClassVar[str] = "config.json"
     _config: Config
+    _passed: frozenset[str]  # the keywords that the caller gave, the rest being defaults
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -114,6 +115,7 @@ def _recording(init: Any) -> Any:
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
         if "_config" not in self.__dict__:
             bound = signature.bind(self, *args, **kwargs)
+            object.__setattr__(self, "_passed", frozenset(bound.arguments) - {"self"})
             bound.apply_defaults()
             object.__setattr__(self, "_config", Config({k: v for k, v in bound.arguments.items() if k != "self"}))
         init(self, *args, **kwargs)

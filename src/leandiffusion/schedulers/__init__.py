@@ -1,0 +1,37 @@
+"""Samplers that turn noise into a picture, under diffusers' class names: `schedulers` holds each by name.
+
+`from leandiffusion.schedulers import DDIMScheduler` imports that class on first use. `build` makes one from a short
+name such as 'dpm++-karras' and the config of another.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .base import Scheduler, SchedulerOutput, schedulers
+from .noise import randn
+from .presets import PRESETS, build
+
+if TYPE_CHECKING:  # for editors; at run time every registered class is found by `__getattr__`
+    from .ddim import DDIMScheduler as DDIMScheduler
+    from .ddpm import DDPMScheduler as DDPMScheduler
+    from .dpm_solver import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+    from .euler import EulerDiscreteScheduler as EulerDiscreteScheduler
+    from .euler_ancestral import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
+    from .heun import HeunDiscreteScheduler as HeunDiscreteScheduler
+    from .lcm import LCMScheduler as LCMScheduler
+    from .lms import LMSDiscreteScheduler as LMSDiscreteScheduler
+    from .pndm import PNDMScheduler as PNDMScheduler
+    from .unipc import UniPCMultistepScheduler as UniPCMultistepScheduler
+
+__all__ = ["PRESETS", "Scheduler", "SchedulerOutput", "build", "randn", "schedulers"]
+
+
+def __getattr__(name: str) -> Any:
+    if name.endswith("Scheduler") and name in schedulers:
+        return schedulers.get(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *schedulers])

@@ -1,0 +1,376 @@
+"""What every scheduler shares: settings, the training noise schedule, the run's position, noising.
+
+A scheduler holds immutable tables (betas, timesteps, sigmas) and a little run state (position, past outputs) that is
+replaced, never changed in place. So `clone()` is a shallow copy, and calls that each step a clone can not disturb each
+other. Everything `step` needs is a Python float by then: nothing reads the device inside the denoising loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from leandiffusion.core.config import Config, Configurable, read_json, write_json
+from leandiffusion.core.errors import CheckpointNotFound, ConfigError
+from leandiffusion.core.output import Output
+from leandiffusion.core.registry import Registry, did_you_mean
+
+from .schedule import (
+    SPACINGS,
+    check_choice,
+    dynamic_threshold,
+    make_betas,
+    rescale_zero_terminal_snr,
+)
+
+# Settings of schedulers that are not built here but share configs with those that are: carried, not warned about.
+_ELSEWHERE = {"noise_sampler_seed", "sigma_data", "sigma_schedule", "rho"}
+
+
+@dataclass(eq=False)
+class SchedulerOutput(Output):
+    """What `step` returns: x_{t-1} and, where the sampler forms one, its current estimate of x_0; both (B, C, H, W)."""
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+class Scheduler(Configurable):
+    """Base of the schedulers. Subclasses list their settings as constructor keywords and define `step`.
+
+    Attributes: `timesteps` (steps,) on the device asked for, descending; `betas`, `alphas`, `alphas_cumprod`
+    (num_train_timesteps,) float32 on the CPU; `num_inference_steps`; `order`, the model calls per step.
+    Every wrong setting is a ConfigError that names it.
+    """
+
+    config_name: ClassVar[str] = "scheduler_config.json"
+    order: ClassVar[int] = 1
+    prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")
+
+    def __init__(self) -> None:
+        config = self.config
+        unset = [key for key in self.config_keys() if key not in self._passed]
+        self._amend(_use_default_values=unset)  # as diffusers notes it: another class fills these with its own defaults
+        self._check()
+        self.betas = make_betas(
+            config.beta_schedule, config.beta_start, config.beta_end, config.num_train_timesteps, config.trained_betas
+        )
+        if config.get("rescale_betas_zero_snr"):
+            self.betas = rescale_zero_terminal_snr(self.betas)
+        self.alphas = 1.0 - self.betas
+        self._set_alphas_cumprod(torch.cumprod(self.alphas, dim=0))
+        self.num_inference_steps: int | None = None
+        self._place(np.arange(config.num_train_timesteps)[::-1], None, torch.int64)
+
+    def _check(self) -> None:
+        """Refuse settings that this class can not honour."""
+        check_choice("prediction_type", self.config.prediction_type, self.prediction_types)
+        check_choice("timestep_spacing", self.config.timestep_spacing, SPACINGS)
+
+    def _set_alphas_cumprod(self, abar: torch.Tensor) -> None:
+        self.alphas_cumprod = abar
+        self._abar: tuple[float, ...] = tuple(abar.tolist())
+
+    # Settings
+
+    @property
+    def compatibles(self) -> list[type[Scheduler]]:
+        """Every scheduler class: each can be built from the config of any other."""
+        return [schedulers.get(name) for name in schedulers]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+        """Build from the config of this or any other scheduler, with `overrides` of this class's own settings.
+
+        Settings that only other schedulers have are carried in `.config`, so that going back restores them; those
+        that the other scheduler had left at its default take this class's default. Keys that no scheduler knows give
+        a warning. Raises ConfigError for an override that this class does not have.
+        """
+        own = cls.config_keys()
+        for key in overrides:
+            if key not in own:
+                hint = did_you_mean(key, own)
+                raise ConfigError(f"{cls.__name__} has no setting {key!r}.{hint} It has: {', '.join(sorted(own))}.")
+        unset = config.get("_use_default_values", ())
+        values = {key: value for key, value in config.items() if key not in unset and key != "_use_default_values"}
+        values |= overrides
+        built = cls(**{key: value for key, value in values.items() if key in own})
+        carried = {key: value for key, value in values.items() if key not in own and key != "_class_name"}
+        _warn_unknown(cls, [key for key in carried if not key.startswith("_")])
+        built._amend(**carried)
+        return built
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        subfolder: str | None = None,
+        *,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Build from the `scheduler_config.json` in a folder, or in its `subfolder`, or at a hub id.
+
+        Raises CheckpointNotFound when there is none, MalformedFile when it is no JSON object.
+        """
+        name = "/".join([*filter(None, [subfolder]), cls.config_name])
+        folder = Path(pretrained_model_name_or_path)
+        if folder.exists():
+            path = folder / name
+            if not path.is_file():
+                raise CheckpointNotFound(f"{path} does not exist: name a folder that holds {cls.config_name}.")
+            return cls.from_config(read_json(path), **overrides)
+
+        from huggingface_hub import hf_hub_download  # costs a second to import and only hub ids need it
+
+        try:
+            found = hf_hub_download(
+                str(pretrained_model_name_or_path),
+                name,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                revision=revision,
+                token=token,
+            )
+        except (OSError, ValueError) as error:  # no such id, no such file, offline and not cached, not an id at all
+            raise CheckpointNotFound(
+                f"no folder {str(folder)!r} here, and the hub gave no {name} for that name: {error}"
+            ) from error
+        return cls.from_config(read_json(Path(found)), **overrides)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write `save_directory`/scheduler_config.json, which diffusers reads too."""
+        self.save_config(save_directory)
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write `folder`/scheduler_config.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {key: value for key, value in self.config.items() if key != "_use_default_values"}
+        if isinstance(values.get("trained_betas"), np.ndarray | torch.Tensor):
+            values["trained_betas"] = values["trained_betas"].tolist()
+        write_json(folder / self.config_name, {**values, "_class_name": type(self).__name__})
+
+    def _amend(self, **values: Any) -> None:
+        self._config = Config({**self._config, **values})
+
+    def clone(self) -> Self:
+        """An independent scheduler with the same settings and schedule, at the start of a run. Computes nothing."""
+        twin = copy.copy(self)
+        twin._restart()
+        return twin
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    # Position in the run
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """(steps,) the timesteps to call the model with, in order."""
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: torch.Tensor) -> None:
+        self._timesteps = value
+        self._values: tuple[float, ...] = tuple(value.tolist())
+
+    @property
+    def step_index(self) -> int | None:
+        """Index into `timesteps` of the next step; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index of the first step when a run starts part-way; None to find it from the first timestep."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start the run at `timesteps[begin_index]`, as image-to-image does."""
+        self._begin_index = begin_index
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the noise that a run starts from."""
+        return 1.0
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
+        """The model's input for `sample` (B, C, H, W) at `timestep`: here the sample itself."""
+        return sample
+
+    def _place(self, timesteps: np.ndarray, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        """Adopt a new schedule and go to its start."""
+        on_cpu = torch.from_numpy(timesteps.copy()).to(dtype)
+        self._values = tuple(on_cpu.tolist())
+        self._timesteps = on_cpu.to(device or "cpu")
+        self._begin_index: int | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        """Forget everything about the run so far. Subclasses drop their past outputs here."""
+        self._step_index: int | None = None
+        self._next = 0  # position that follows the last timestep seen
+
+    def _steps_asked(self, num_inference_steps: int) -> int:
+        """`num_inference_steps`, checked: ConfigError unless it is a whole number from 1 to num_train_timesteps."""
+        most = self.config.num_train_timesteps
+        whole = isinstance(num_inference_steps, int | np.integer) and not isinstance(num_inference_steps, bool)
+        if not whole or not 1 <= num_inference_steps <= most:
+            raise ConfigError(
+                f"num_inference_steps={num_inference_steps!r}: pass a whole number from 1 to {most}, "
+                f"the number of steps that the model was trained with."
+            )
+        return int(num_inference_steps)
+
+    def _require_schedule(self) -> int:
+        """The number of steps; ConfigError when `set_timesteps` was not called."""
+        if self.num_inference_steps is None:
+            raise ConfigError(f"{type(self).__name__}.step before set_timesteps: call set_timesteps(steps) first.")
+        return self.num_inference_steps
+
+    def _offset(self, timestep: object) -> int | None:
+        """Where in `self.timesteps` an element or slice of it lies, by address: nothing is read. Else None."""
+        if not isinstance(timestep, torch.Tensor) or timestep.device != self._timesteps.device:
+            return None
+        if timestep.dtype != self._timesteps.dtype or timestep.numel() == 0:
+            return None
+        distance = timestep.data_ptr() - self._timesteps.data_ptr()
+        index = distance // self._timesteps.element_size()
+        return index if 0 <= index < len(self._values) else None
+
+    def _value(self, timestep: torch.Tensor | float) -> float:
+        """`timestep` as a number.
+
+        An element of `self.timesteps` is recognised by its address. Any other tensor on an accelerator is taken to be
+        the one that follows the last, without reading it, once a run has begun; CPU tensors and the first timestep of
+        a run are read.
+        """
+        index = self._offset(timestep)
+        if index is None and isinstance(timestep, torch.Tensor):
+            started = 0 < self._next < len(self._values)
+            if timestep.device.type == "cpu" or not started:
+                return timestep.flatten()[0].item()
+            index = self._next
+        if index is None:
+            return timestep  # type: ignore[return-value]  # a plain number
+        self._next = index + 1
+        return self._values[index]
+
+    def _train_step(self, timestep: torch.Tensor | float) -> int:
+        """`timestep` as an index into `alphas_cumprod`; ConfigError when it lies outside."""
+        t = int(self._value(timestep))
+        if not 0 <= t < len(self._abar):
+            raise ConfigError(
+                f"timestep {t} is outside 0 … {len(self._abar) - 1}: pass an element of scheduler.timesteps"
+                + (f" or lower steps_offset={self.config.steps_offset}." if t == len(self._abar) else ".")
+            )
+        return t
+
+    def index_for_timestep(
+        self, timestep: torch.Tensor | float, schedule_timesteps: torch.Tensor | None = None
+    ) -> int:
+        """Index of `timestep` in `timesteps`, or in `schedule_timesteps`. Raises ConfigError when it is not there.
+
+        A value that occurs more than once gives its second place, so that a run that starts part-way skips no sigma;
+        an element taken from `self.timesteps` gives its own place and is not read.
+        """
+        values = self._values if schedule_timesteps is None else schedule_timesteps.tolist()
+        index = self._offset(timestep) if schedule_timesteps is None else None
+        if index is not None:
+            return index
+        number = timestep.item() if isinstance(timestep, torch.Tensor) else timestep
+        places = [place for place, value in enumerate(values) if value == number]
+        if not places:
+            raise ConfigError(
+                f"timestep {number} is not in the schedule of {len(values)} steps ({values[0]} … {values[-1]}): "
+                f"pass an element of scheduler.timesteps."
+            )
+        return places[1] if len(places) > 1 else places[0]
+
+    def _current_index(self, timestep: torch.Tensor | float) -> int:
+        """The index of this step: found on the first call of a run, counted from then on."""
+        if self._step_index is None:
+            self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
+        if self._step_index >= len(self._values):
+            raise ConfigError(f"all {len(self._values)} steps were taken: call set_timesteps to start another run.")
+        return self._step_index
+
+    # Noising
+
+    def _abar_at(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """abar at `timesteps` (B,), float32, shaped to multiply `like` (B, ...)."""
+        abar = self.alphas_cumprod.to(like.device)[timesteps.to(like.device, torch.int64)]
+        return abar.flatten().reshape(-1, *(1,) * (like.ndim - 1))
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, for samples (B, ...) and timesteps (B,) or (1,)."""
+        abar = self._abar_at(timesteps, original_samples)
+        return (abar.sqrt() * original_samples + (1 - abar).sqrt() * noise).to(original_samples.dtype)
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """v_t = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0, what a v-prediction model learns: arXiv 2202.00512."""
+        abar = self._abar_at(timesteps, sample)
+        return (abar.sqrt() * noise - (1 - abar).sqrt() * sample).to(sample.dtype)
+
+    # Predictions
+
+    def _predict_x0(self, output: torch.Tensor, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        """x_0 from the model's output, where x = alpha x_0 + sigma eps."""
+        if self.config.prediction_type == "epsilon":
+            return (x - sigma * output) / alpha
+        if self.config.prediction_type == "v_prediction":
+            return alpha * x - sigma * output
+        return output
+
+    def _predict_eps(self, output: torch.Tensor, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        """The noise eps from the model's output, where x = alpha x_0 + sigma eps."""
+        if self.config.prediction_type == "epsilon":
+            return output
+        if self.config.prediction_type == "v_prediction":
+            return alpha * output + sigma * x
+        return (x - alpha * output) / sigma
+
+    def _clip(self, x0: torch.Tensor) -> torch.Tensor:
+        """`x0` (B, ...) thresholded or clipped, where the settings ask for it."""
+        if self.config.get("thresholding") and "thresholding" in self.config_keys():
+            return dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        if self.config.get("clip_sample") and "clip_sample" in self.config_keys():
+            return x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return x0
+
+
+def full_precision(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors in float32 at least: half-precision states are stepped in float32 and returned as they came."""
+    return tuple(each.to(torch.promote_types(each.dtype, torch.float32)) for each in tensors)
+
+
+def finish(prev: torch.Tensor, x0: torch.Tensor | None, like: torch.Tensor, return_dict: bool) -> Any:
+    """A `step` result in the dtype of `like`: SchedulerOutput, or the tuple of what is set."""
+    out = SchedulerOutput(prev.to(like.dtype), None if x0 is None else x0.to(like.dtype))
+    return out if return_dict else out.to_tuple()
+
+
+def _warn_unknown(cls: type[Scheduler], keys: list[str]) -> None:
+    known = _ELSEWHERE.union(*(schedulers.get(name).config_keys() for name in schedulers)) if keys else set()
+    unknown = sorted(set(keys) - known)
+    if unknown:
+        warnings.warn(
+            f"{cls.__name__}: no scheduler has a setting {', '.join(unknown)}; ignored. Check {cls.config_name}.",
+            stacklevel=3,
+        )
+
+
+schedulers: Registry[type[Scheduler]] = Registry("scheduler", "leandiffusion.schedulers")
+"""Every scheduler by class name. Each file of this folder adds its own."""

@@ -1,0 +1,179 @@
+"""Bases of the schedulers that walk down a table of noise levels sigma.
+
+`SigmaScheduler` keeps the state x = x_0 + sigma eps (k-diffusion's form). `LogSNRScheduler` keeps the training form
+x = alpha x_0 + sigma' eps with alpha = 1 / sqrt(sigma^2 + 1), sigma' = sigma alpha, and lambda = log(alpha / sigma').
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from leandiffusion.core.errors import ConfigError
+
+from .base import Scheduler
+from .schedule import (
+    beta_sigmas,
+    check_choice,
+    exponential_sigmas,
+    karras_sigmas,
+    sigma_to_t,
+    sigmas_of,
+    spaced_timesteps,
+)
+
+_SHAPES = {
+    "use_karras_sigmas": karras_sigmas,
+    "use_exponential_sigmas": exponential_sigmas,
+    "use_beta_sigmas": beta_sigmas,
+}
+
+
+class SigmaScheduler(Scheduler):
+    """State x = x_0 + sigma eps. `sigmas` (steps + 1,) float32 on the CPU ends with the noise level of the result."""
+
+    def _check(self) -> None:
+        super()._check()
+        shapes = [key for key in _SHAPES if self._asks(key)]
+        if len(shapes) > 1:
+            raise ConfigError(f"{' and '.join(shapes)} are both set: each is a whole sigma schedule, so choose one.")
+        if "final_sigmas_type" in self.config_keys():
+            check_choice("final_sigmas_type", self.config.final_sigmas_type, ("zero", "sigma_min"))
+
+    def _set_alphas_cumprod(self, abar: torch.Tensor) -> None:
+        if self.config.get("rescale_betas_zero_snr"):
+            abar = abar.clone()
+            abar[-1] = 2**-24  # keeps the first sigma finite (4096)
+        super()._set_alphas_cumprod(abar)
+        self._train_sigmas = sigmas_of(abar)
+        self._set_sigmas(np.append(self._train_sigmas[::-1], 0.0))
+
+    def _set_sigmas(self, sigmas: np.ndarray) -> None:
+        self.sigmas = torch.from_numpy(sigmas.astype(np.float32))
+        self._sigmas: tuple[float, ...] = tuple(self.sigmas.tolist())
+
+    def _asks(self, key: str) -> bool:
+        """Whether this class has the switch `key` (it may merely carry another's) and it is on."""
+        return key in self.config_keys() and bool(self.config[key])
+
+    def _restart(self) -> None:
+        super()._restart()
+        self._scaled = False
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The first sigma; with 'leading' spacing that of the signal and noise together."""
+        highest = max(self._sigmas)
+        return highest if self.config.timestep_spacing in ("linspace", "trailing") else math.hypot(highest, 1.0)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
+        """`sample` / sqrt(sigma^2 + 1): unit variance, as in training."""
+        if timestep is None:
+            raise ConfigError("scale_model_input(sample, timestep): this scheduler scales by the timestep's sigma.")
+        self._scaled = True
+        return sample / math.hypot(self._sigmas[self._current_index(timestep)], 1.0)
+
+    def _float_timesteps(self, steps: int, trained: int | None = None) -> np.ndarray:
+        """Evenly spaced timesteps, possibly between whole ones, in the float32 that the model is given."""
+        c = self.config
+        trained = c.num_train_timesteps if trained is None else trained
+        return spaced_timesteps(c.timestep_spacing, steps, trained, offset=c.steps_offset).astype(np.float32)
+
+    def _interpolated(self, timesteps: np.ndarray) -> np.ndarray:
+        """sigma at (fractional) timesteps, float64."""
+        return np.interp(timesteps, np.arange(len(self._train_sigmas)), self._train_sigmas)
+
+    def _shaped(self, sigmas: np.ndarray, steps: int) -> np.ndarray | None:
+        """The Karras, exponential or beta schedule between the ends of descending `sigmas`; None if none is asked.
+
+        The settings `sigma_min` and `sigma_max` move the ends, also when they come from another scheduler's config.
+        """
+        for key, shape in _SHAPES.items():
+            if self._asks(key):
+                low, high = self.config.get("sigma_min"), self.config.get("sigma_max")
+                return shape(float(sigmas[-1]) if low is None else low, float(sigmas[0]) if high is None else high, steps)
+        return None
+
+    def _timesteps_of(self, sigmas: np.ndarray) -> np.ndarray:
+        return sigma_to_t(sigmas, np.log(self._train_sigmas))
+
+    def _custom_timesteps(self, num_inference_steps: int | None, timesteps: Any) -> np.ndarray:
+        """A caller's own timesteps as float64; ConfigError unless they are given alone and no sigma shape is asked."""
+        if num_inference_steps is not None:
+            raise ConfigError(f"num_inference_steps={num_inference_steps} and custom timesteps were given: pass one.")
+        clash = [key for key in (*_SHAPES, "use_lu_lambdas") if self._asks(key)]
+        if clash:
+            raise ConfigError(f"custom timesteps and {clash[0]}=True both set the schedule: pass sigmas or turn it off.")
+        if len(timesteps) == 0:
+            raise ConfigError("timesteps is empty: pass at least one.")
+        return np.array(timesteps, dtype=np.float64)
+
+    def _final_sigma(self) -> float:
+        """Noise level after the last step."""
+        return float(self._train_sigmas[0]) if self.config.get("final_sigmas_type") == "sigma_min" else 0.0
+
+    def _predict_denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """x_0 from the model's output for `scale_model_input(x)`, where x = x_0 + sigma eps."""
+        if self.config.prediction_type == "epsilon":
+            return x - sigma * output
+        if self.config.prediction_type == "v_prediction":
+            return x / (sigma**2 + 1) - output * (sigma / math.hypot(sigma, 1.0))
+        return output
+
+    def _noise_levels(self, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """sigma of each of `timesteps` (B,), float32, shaped to multiply `like` (B, ...).
+
+        A run with a `begin_index` has one level for the whole batch: that of its position.
+        """
+        if self._begin_index is None:
+            whole = self._offset(timesteps) if timesteps.numel() == 1 else None
+            values = timesteps.flatten().tolist() if whole is None else []
+            places = [self.index_for_timestep(value) for value in values] if whole is None else [whole]
+        else:
+            places = [self._begin_index if self._step_index is None else self._step_index] * timesteps.numel()
+        levels = torch.tensor([self._sigmas[place] for place in places], dtype=torch.float32)
+        return levels.to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """x = x_0 + sigma noise, for samples (B, ...) and timesteps (B,) or (1,) of the schedule."""
+        sigma = self._noise_levels(timesteps, original_samples)
+        return (original_samples + sigma * noise).to(original_samples.dtype)
+
+
+class LogSNRScheduler(SigmaScheduler):
+    """State x = alpha x_0 + sigma' eps, stepped in lambda = log(alpha / sigma') = -log(sigma)."""
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """1: the state has unit variance throughout."""
+        return 1.0
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
+        """`sample` itself."""
+        return sample
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """x = alpha x_0 + sigma' noise, for samples (B, ...) and timesteps (B,) or (1,) of the schedule."""
+        sigma = self._noise_levels(timesteps, original_samples)
+        alpha = (sigma**2 + 1).rsqrt()
+        return (alpha * original_samples + sigma * alpha * noise).to(original_samples.dtype)
+
+    def _alpha_sigma_lambda(self, index: int) -> tuple[float, float, float]:
+        """(alpha, sigma', lambda) at `sigmas[index]`; lambda is infinite where no noise is left."""
+        sigma = self._sigmas[index]
+        alpha = 1 / math.hypot(sigma, 1.0)
+        return alpha, sigma * alpha, -math.log(sigma) if sigma > 0 else math.inf
+
+    def _refuse_flow(self, mu: float | None = None) -> None:
+        """Flow matching is another family of models: ConfigError naming the setting that asks for it."""
+        asked = [f"{key}=True" for key in ("use_flow_sigmas", "use_dynamic_shifting") if self._asks(key)]
+        asked += [] if mu is None else [f"mu={mu}"]
+        if asked:
+            raise ConfigError(f"{asked[0]} is not supported: flow-matching models are outside Stable Diffusion 1, 2, XL.")
