@@ -42,8 +42,9 @@ RELATIONS = tuple(INVERSE)
 _BACKWARD = ("below", "right of")  # the second thing comes first, from the upper left
 
 DESCRIPTION = (
-    "The demo model knows one or two shapes (circle, square, triangle, star, ring, cross), small or large, in red, orange, "
-    "yellow, green, blue, purple, white or black, above, below, left of or right of each other, on a plain background."
+    "The demo model knows one or two shapes (circle, square, triangle, star, ring, cross), small or large, in red, "
+    "orange, yellow, green, blue, purple, white or black, above, below, left of or right of each other, "
+    "on a plain background."
 )
 
 _SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}
@@ -67,7 +68,7 @@ _BACKGROUNDS = (
 _ARTICLES = ("a", "a", "a", "the", "one", "")
 _PARAPHRASED, _BACKGROUND_UNSAID, _RELATION_UNSAID = 0.5, 0.08, 0.06  # the last two among the paraphrases
 _SAME_COLOUR = 0.05
-_HELD_OUT_TENTHS = 0.1
+_HELD_OUT_PART = 0.1
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ class Request:
     relation: str | None
     background: str | None
 
+    @property
+    def prompt(self) -> str:
+        """The canonical wording that asks for it."""
+        return canonical_caption(self)
+
 
 def request_of(scene: Scene) -> Request:
     """What the canonical caption of `scene` demands."""
@@ -129,7 +135,7 @@ def combination(things: Sequence[Thing], relation: str | None, background: str) 
 def is_held_out(name: str) -> bool:
     """Whether the combination of this name is kept from training: one in ten, the same on every machine."""
     digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < _HELD_OUT_TENTHS * 2**64
+    return int.from_bytes(digest[:8], "big") < _HELD_OUT_PART * 2**64
 
 
 def sample_scene(rng: np.random.Generator, *, split: Split = "train", pair_probability: float = 0.65) -> Scene:
@@ -182,11 +188,7 @@ def _pair_words(rng: np.random.Generator) -> _Words:
         second = Thing(_pick_except(rng, shapes, first.shape), first.colour)
     else:
         second = Thing(_pick(rng, shapes), _pick_except(rng, COLOURS, first.colour))
-    return (
-        (first, second),
-        _pick(rng, RELATIONS),
-        _pick_except(rng, COLOURS, first.colour, second.colour),
-    )
+    return (first, second), _pick(rng, RELATIONS), _pick_except(rng, COLOURS, first.colour, second.colour)
 
 
 def _words(text: str) -> list[str]:
@@ -211,7 +213,7 @@ VOCABULARY: frozenset[str] = frozenset(
 
 
 def canonical_caption(scene: Scene | Request) -> str:
-    """The plain wording, for instance 'a small red circle on a blue background'."""
+    """The plain wording, for instance 'a small red circle on an orange background'."""
     joint = f" {scene.relation or 'and'} "
     subject = joint.join(_noun(thing.size, thing) for thing in scene.things)
     return f"{subject} on {_article(scene.background)} background" if scene.background else subject
