@@ -276,9 +276,7 @@ class Scheduler(Configurable):
             )
         return t
 
-    def index_for_timestep(
-        self, timestep: torch.Tensor | float, schedule_timesteps: torch.Tensor | None = None
-    ) -> int:
+    def index_for_timestep(self, timestep: torch.Tensor | float, schedule_timesteps: torch.Tensor | None = None) -> int:
         """Index of `timestep` in `timesteps`, or in `schedule_timesteps`. Raises ConfigError when it is not there.
 
         A value that occurs more than once gives its second place, so that a run that starts part-way skips no sigma;
@@ -312,9 +310,7 @@ class Scheduler(Configurable):
         abar = self.alphas_cumprod.to(like.device)[timesteps.to(like.device, torch.int64)]
         return abar.flatten().reshape(-1, *(1,) * (like.ndim - 1))
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, for samples (B, ...) and timesteps (B,) or (1,)."""
         abar = self._abar_at(timesteps, original_samples)
         return (abar.sqrt() * original_samples + (1 - abar).sqrt() * noise).to(original_samples.dtype)

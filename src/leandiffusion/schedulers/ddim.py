@@ -81,10 +81,7 @@ class DDIMScheduler(Scheduler):
 
         x, output = full_precision(sample, model_output)
         x0 = self._clip(self._predict_x0(output, x, alpha, sigma))
-        if use_clipped_model_output:
-            eps = (x - alpha * x0) / sigma
-        else:
-            eps = self._predict_eps(output, x, alpha, sigma)
+        eps = (x - alpha * x0) / sigma if use_clipped_model_output else self._predict_eps(output, x, alpha, sigma)
         std = eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))
         prev = math.sqrt(abar_prev) * x0 + math.sqrt(max(1 - abar_prev - std**2, 0.0)) * eps
         if eta > 0:

@@ -87,7 +87,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
                 f"be used: set final_sigmas_type='sigma_min', or use '{c.algorithm_type}++'."
             )
         if c.algorithm_type == "sde-dpmsolver" and c.solver_order == 3:
-            raise ConfigError("algorithm_type='sde-dpmsolver' has no third order: use solver_order=2 or 'sde-dpmsolver++'.")
+            raise ConfigError("algorithm_type='sde-dpmsolver' has no third order: use solver_order=2, or the ++ form.")
 
     def _restart(self) -> None:
         super()._restart()
@@ -188,7 +188,8 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
 
         prev = w.x * x + w.d0 * m0
         if order > 1:
-            prev = prev + sum(weight * m for weight, m in zip(self._on_outputs(i, order, w), reversed(self._outputs)))
+            past = zip(self._on_outputs(i, order, w), reversed(self._outputs), strict=False)
+            prev = prev + sum(weight * m for weight, m in past)
         if self.config.algorithm_type.startswith("sde"):
             if variance_noise is None:
                 variance_noise = randn(m0.shape, generator=generator, device=m0.device, dtype=torch.float32)

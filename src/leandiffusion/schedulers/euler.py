@@ -15,9 +15,7 @@ from leandiffusion.core.errors import ConfigError
 from .base import finish, full_precision, schedulers
 from .noise import Generators, randn
 from .schedule import check_choice
-from .sigma import SigmaScheduler
-
-UNSCALED = "step without scale_model_input: the model saw an input of the wrong variance. Call it on each step's input."
+from .sigma import UNSCALED, SigmaScheduler
 
 
 class EulerDiscreteScheduler(SigmaScheduler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ class PNDMScheduler(Scheduler):
                     f"4, or set skip_prk_steps=True."
                 )
             half = c.num_train_timesteps // steps // 2
-            self.prk_timesteps = np.concatenate([(a, b + half, b + half, b) for a, b in zip(t, t[1:4], strict=False)])
+            self.prk_timesteps = np.concatenate([(a, b + half, b + half, b) for a, b in pairwise(t[:4])])
             self.plms_timesteps = t[3:]
         self.num_inference_steps = steps
         self._place(np.concatenate([self.prk_timesteps, self.plms_timesteps]), device, torch.int64)

@@ -157,7 +157,7 @@ def sigma_to_t(sigma: np.ndarray, log_sigmas: np.ndarray) -> np.ndarray:
 
 
 def dynamic_threshold(x0: torch.Tensor, ratio: float, largest: float) -> torch.Tensor:
-    """Clamp each image of `x0` (B, ...) to its `ratio` quantile s in [1, largest], then divide by s: arXiv 2205.11487."""
+    """Clamp each image of `x0` (B, ...) to its quantile s in [1, largest] and divide by s: arXiv 2205.11487, 2.3."""
     flat = x0.flatten(1)
     s = torch.quantile(flat.abs(), ratio, dim=1).clamp(1, largest)[:, None]
     return (flat.clamp(-s, s) / s).reshape(x0.shape)

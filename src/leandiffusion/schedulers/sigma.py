@@ -25,6 +25,7 @@ from .schedule import (
     spaced_timesteps,
 )
 
+UNSCALED = "step without scale_model_input: the model saw an input of the wrong variance. Call it on each step's input."
 _SHAPES = {
     "use_karras_sigmas": karras_sigmas,
     "use_exponential_sigmas": exponential_sigmas,
@@ -94,7 +95,8 @@ class SigmaScheduler(Scheduler):
         for key, shape in _SHAPES.items():
             if self._asks(key):
                 low, high = self.config.get("sigma_min"), self.config.get("sigma_max")
-                return shape(float(sigmas[-1]) if low is None else low, float(sigmas[0]) if high is None else high, steps)
+                low, high = sigmas[-1] if low is None else low, sigmas[0] if high is None else high
+                return shape(float(low), float(high), steps)
         return None
 
     def _timesteps_of(self, sigmas: np.ndarray) -> np.ndarray:
@@ -106,7 +108,7 @@ class SigmaScheduler(Scheduler):
             raise ConfigError(f"num_inference_steps={num_inference_steps} and custom timesteps were given: pass one.")
         clash = [key for key in (*_SHAPES, "use_lu_lambdas") if self._asks(key)]
         if clash:
-            raise ConfigError(f"custom timesteps and {clash[0]}=True both set the schedule: pass sigmas or turn it off.")
+            raise ConfigError(f"custom timesteps and {clash[0]}=True both set the schedule: turn one off.")
         if len(timesteps) == 0:
             raise ConfigError("timesteps is empty: pass at least one.")
         return np.array(timesteps, dtype=np.float64)
@@ -137,9 +139,7 @@ class SigmaScheduler(Scheduler):
         levels = torch.tensor([self._sigmas[place] for place in places], dtype=torch.float32)
         return levels.to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x = x_0 + sigma noise, for samples (B, ...) and timesteps (B,) or (1,) of the schedule."""
         sigma = self._noise_levels(timesteps, original_samples)
         return (original_samples + sigma * noise).to(original_samples.dtype)
@@ -157,9 +157,7 @@ class LogSNRScheduler(SigmaScheduler):
         """`sample` itself."""
         return sample
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x = alpha x_0 + sigma' noise, for samples (B, ...) and timesteps (B,) or (1,) of the schedule."""
         sigma = self._noise_levels(timesteps, original_samples)
         alpha = (sigma**2 + 1).rsqrt()
@@ -176,4 +174,4 @@ class LogSNRScheduler(SigmaScheduler):
         asked = [f"{key}=True" for key in ("use_flow_sigmas", "use_dynamic_shifting") if self._asks(key)]
         asked += [] if mu is None else [f"mu={mu}"]
         if asked:
-            raise ConfigError(f"{asked[0]} is not supported: flow-matching models are outside Stable Diffusion 1, 2, XL.")
+            raise ConfigError(f"{asked[0]} is not supported: it belongs to flow-matching models.")
