@@ -1,0 +1,19 @@
+"""`leandiffusion demo`: the packaged model draws the picture it is proud of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import demo
+from . import generate
+from .report import say
+from .wish import DEMO, Wish
+
+
+def run(out: Path, *, seed: int | None = None, show: bool = True) -> list[Path]:
+    """Draw the demo picture with the packaged model's own settings, seed included; say how to go on."""
+    wish = Wish(model=DEMO, seed=seed).else_from(demo.DEFAULTS)
+    say(f"“{wish.prompt}”")
+    paths = generate.run(wish, out, show=show)
+    say('Your own words:  leandiffusion generate "a large yellow star on a blue background" --show')
+    return paths

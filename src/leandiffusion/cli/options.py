@@ -1,0 +1,47 @@
+"""Option values as people type them, checked before anything is loaded. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import typer
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+MAX_SEED = 2**63 - 1
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'512x768' or '512' -> (width, height) in pixels, both multiples of 8."""
+    match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
+    if not match:
+        raise typer.BadParameter(f"{text!r} is no size: write WIDTHxHEIGHT in pixels, such as 512x768.")
+    width, height = int(match[1]), int(match[2] or match[1])
+    for side in (width, height):
+        if side < 8 or side % 8:
+            below = max(8, side // 8 * 8)
+            near = str(below) if below > side else f"{below} or {below + 8}"
+            raise typer.BadParameter(
+                f"{side} is not a multiple of 8 from 8 up, as pictures' sides must be: use {near}."
+            )
+    return width, height
+
+
+def parse_guidance(text: str) -> float:
+    """A finite number, 0 or more. Up to 1 means no guidance: the negative prompt is then not used."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise typer.BadParameter(f"{text!r} is no guidance scale: use a number from 0 up, such as 7.5.")
+    return value
+
+
+def parse_dtype(text: str) -> str:
+    """'bf16' or 'bfloat16' -> 'bfloat16', and so on."""
+    name = DTYPES.get(text.lower(), text.lower())
+    if name not in DTYPES.values():
+        known = ", ".join(f"{short} ({long})" for short, long in DTYPES.items())
+        raise typer.BadParameter(f"{text!r} is no dtype for weights. Known: {known}.")
+    return name

@@ -1,0 +1,122 @@
+"""What a person asked for: completed from a picture to repeat and from defaults, and checked before any model opens."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..core.errors import BackendUnavailable, ConfigError
+from ..pictures.record import PictureRecord, read_record
+from .report import say
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for. None leaves the choice to the picture named by `--like`, else to the model."""
+
+    prompt: str | None = None
+    model: str | None = None
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    width: int | None = None
+    height: int | None = None
+    seed: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+    def else_from(self, values: Mapping[str, Any]) -> Wish:
+        """This wish, with what it leaves open taken from `values`."""
+        gaps = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in values]
+        return replace(self, **{name: values[name] for name in gaps})
+
+
+@dataclass(frozen=True)
+class Order(Wish):
+    """A wish that can be carried out: it says what to draw, with which model and seed."""
+
+    prompt: str = ""
+    model: str = DEMO
+    seed: int = 0
+
+
+def to_order(wish: Wish, like: Path | None = None) -> Order:
+    """Fill the gaps of `wish` from the picture `like`, then from the demo model's settings if that one draws.
+
+    Raises typer.BadParameter, which ends the command with code 2, for a wish that no machine could carry out, and
+    BackendUnavailable for a device that this machine lacks.
+    """
+    if like is not None:
+        record = _read(like)
+        _say_what_differs(record)
+        wish = wish.else_from(vars(record.recipe))
+    if not wish.prompt:
+        raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
+    _check_device(wish.device)
+    _check_scheduler(wish.scheduler)
+    wish = wish.else_from({"model": DEMO})
+    if wish.model == DEMO:
+        wish = _at_the_demo(wish)
+    return Order(**vars(wish.else_from({"seed": secrets.randbelow(2**32)})))
+
+
+def _at_the_demo(wish: Wish) -> Wish:
+    """`wish` with the demo model's own settings; a notice when the prompt has words that the model never learned."""
+    from .. import demo
+
+    notice = demo.notice(wish.prompt or "")
+    if notice:
+        say(f"Note: {notice}")
+    return wish.else_from({name: value for name, value in demo.DEFAULTS.items() if name != "seed"})
+
+
+def _read(like: Path) -> PictureRecord:
+    try:
+        return read_record(like)
+    except (ConfigError, OSError) as error:
+        reason = f"{like}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise typer.BadParameter(reason, param_hint="--like") from error
+
+
+def _say_what_differs(record: PictureRecord) -> None:
+    from ..measure.environment import package_version
+
+    then, now = record.versions.get("torch"), package_version("torch")
+    if then and now and then != now:
+        say(f"Note: that picture was drawn with torch {then}; here is {now}, so pixels may differ slightly.")
+
+
+def _check_scheduler(name: str | None) -> None:
+    if name is None:
+        return
+    from ..schedulers import build
+
+    try:
+        build(name)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--scheduler") from error
+
+
+def _check_device(name: str | None) -> None:
+    if name is None:
+        return
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        message = f"{name!r} is no device: use cpu, cuda, cuda:1 or mps."
+        raise typer.BadParameter(message, param_hint="--device") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise BackendUnavailable(f"no device {name!r} here: torch finds {there} CUDA devices. Use --device cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise BackendUnavailable("device 'mps' needs an Apple GPU, which this machine lacks. Use --device cpu.")
