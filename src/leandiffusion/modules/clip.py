@@ -1,4 +1,4 @@
-"""The transformer encoder that CLIP's text tower and vision tower have in common.
+"""What CLIP's text tower and vision tower have in common: the transformer encoder, and transformers' file layout.
 
 "Learning Transferable Visual Models From Natural Language Supervision", Radford et al. 2021, section 2.4. Parameter
 names are those of the published checkpoints.
@@ -8,11 +8,16 @@ Letters in shapes: B samples, T tokens, C hidden size, nh heads, hs head size.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.config import write_json
 from ..core.errors import ConfigError
+from .base import Network
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -34,10 +39,29 @@ CONFIG_NOTES = frozenset([
     "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
     "bad_words_ids", "id2label", "encoder_no_repeat_ngram_size", "num_return_sequences", "chunk_size_feed_forward",
     "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
-    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "label2id", "sep_token_id",
-    "decoder_start_token_id", "task_specific_params",
+    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "label2id",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "task_specific_params",
 ])
 # fmt: on
+
+
+class CLIPNetwork(Network):
+    """A network stored as transformers stores CLIP: `model.safetensors`, a config.json with the notes above."""
+
+    weights_stem: ClassVar[str] = "model"
+    ignored_keys: ClassVar[tuple[str, ...]] = (r"(^|\.)embeddings\.position_ids$",)
+    model_type: ClassVar[str]
+
+    @classmethod
+    def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:
+        return super()._carry({key: value for key, value in foreign.items() if key not in CONFIG_NOTES})
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write `folder`/config.json in the layout that transformers reads."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        notes = {"architectures": [type(self).__name__], "model_type": self.model_type}
+        dtype = {"torch_dtype": str(self.dtype).removeprefix("torch.")}
+        write_json(Path(folder) / self.config_name, {**self.config, **notes, **dtype})
 
 
 class CLIPAttention(nn.Module):

@@ -10,17 +10,14 @@ Letters in shapes: B texts, T tokens, C hidden size, L layers, P projection size
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ..core.config import write_json
 from ..core.errors import ConfigError
 from ..core.output import Output
-from .base import Network
-from .clip import CONFIG_NOTES, CLIPEncoder
+from .clip import CLIPEncoder, CLIPNetwork
 
 
 @dataclass(eq=False)
@@ -81,7 +78,7 @@ def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     return past & attention_mask.bool()[:, None, None, :]
 
 
-class CLIPTextModel(Network):
+class CLIPTextModel(CLIPNetwork):
     """Text encoder. The keywords are those of a checkpoint's config.json.
 
     `eos_token_id` says where the pooled output is read: at its first occurrence. The value 2, which old checkpoints
@@ -92,8 +89,7 @@ class CLIPTextModel(Network):
     Raises ConfigError for settings that can not be built.
     """
 
-    weights_stem: ClassVar[str] = "model"
-    ignored_keys: ClassVar[tuple[str, ...]] = (r"(^|\.)embeddings\.position_ids$",)
+    model_type: ClassVar[str] = "clip_text_model"
     has_projection: ClassVar[bool] = False
 
     def __init__(
@@ -181,17 +177,6 @@ class CLIPTextModel(Network):
         """Files written without the `text_model.` prefix get it."""
         bare = ("embeddings.", "encoder.", "final_layer_norm.")
         return {key: f"text_model.{key}" if key.startswith(bare) else key for key in keys}
-
-    @classmethod
-    def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:
-        return super()._carry({key: value for key, value in foreign.items() if key not in CONFIG_NOTES})
-
-    def save_config(self, folder: str | Path) -> None:
-        """Write `folder`/config.json in the layout that transformers reads."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        notes = {"architectures": [type(self).__name__], "model_type": "clip_text_model"}
-        dtype = {"torch_dtype": str(self.dtype).removeprefix("torch.")}
-        write_json(Path(folder) / self.config_name, {**self.config, **notes, **dtype})
 
 
 class CLIPTextModelWithProjection(CLIPTextModel):

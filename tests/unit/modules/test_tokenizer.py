@@ -94,9 +94,9 @@ def pairs(layouts: dict[str, Path]) -> dict[str, tuple]:
 
 FRAGMENTS = [
     "the cat's", " THE\tCAT\n\n", BOS, EOS, "<|EndOfText|>", "<|", "|>", "!", "!!", "'S 'RE it'll", "caf\u00e9",
-    "e\u0301", "\u0130stanbul", "\u01c5", "\u00df", "\u3000", "\u200b", "\x00", "\x85", "\xa0", "12 3.5", "\u00b2", "\u4f60\u597d",
-    "\U0001f468\u200d\U0001f680", "a-b_c", "</w>", "<cat-toy>", "<CAT-TOY>", "Style", "style", "_", "...?",
-    "singing",
+    "e\u0301", "\u0130stanbul", "\u01c5", "\u00df", "\u3000", "\u200b", "\x00", "\x85", "\xa0", "12 3.5", "\u00b2",
+    "\u4f60\u597d", "\U0001f468\u200d\U0001f680", "a-b_c", "</w>", "<cat-toy>", "<CAT-TOY>", "Style", "style",
+    "_", "...?", "singing",
 ]  # fmt: skip
 TEXTS = st.one_of(
     st.text(max_size=40), st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), max_size=8).map("".join)
@@ -162,7 +162,8 @@ def test_batches_and_tensors() -> None:
     assert [len(row) for row in tokenizer(["the", "the cat the"]).input_ids] == [3, 5]
     assert len(tokenizer("the " * 20, padding="max_length").input_ids) == 22, "nothing is cut unless asked for"
     cut = tokenizer("the " * 20, truncation=True, max_length=5).input_ids
-    assert len(cut) == 5 and cut[-1] == end, "the end token survives the cut"
+    assert len(cut) == 5
+    assert cut[-1] == end, "the end token survives the cut"
     assert tokenizer.encode("the", add_special_tokens=False) == [tokenizer.get_vocab()["the</w>"]]
 
 
@@ -242,7 +243,7 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, word: str) -> N
 )
 def test_broken_tokenizer_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises((MalformedFile, CheckpointNotFound), match="tokenizer.json"):
+    with pytest.raises((MalformedFile, CheckpointNotFound), match=r"tokenizer\.json"):
         CLIPTokenizer.from_pretrained(tmp_path)
 
 
@@ -250,5 +251,5 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFound, match="no such folder"):
         CLIPTokenizer.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary()))
-    with pytest.raises(CheckpointNotFound, match="merges.txt"):
+    with pytest.raises(CheckpointNotFound, match=r"merges\.txt"):
         CLIPTokenizer.from_pretrained(tmp_path)
