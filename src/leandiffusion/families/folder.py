@@ -1,0 +1,184 @@
+"""Open a pipeline folder: model_index.json, and beside it one folder per component."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.config import read_json
+from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile
+from ..core.registry import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX_FILE = "model_index.json"
+
+# Class names that a model_index.json may hold -> module of ours. Schedulers are looked up in their own registry.
+_CLASSES = {
+    "UNet2DConditionModel": "modules.unet",
+    "AutoencoderKL": "modules.vae",
+    "CLIPTextModel": "modules.text",
+    "CLIPTextModelWithProjection": "modules.text",
+    "CLIPTokenizer": "modules.tokenizer",
+    "StableDiffusionSafetyChecker": "modules.safety",
+    "CLIPImageProcessor": "modules.safety",
+}
+_FORMER_NAMES = {"CLIPFeatureExtractor": "CLIPImageProcessor", "CLIPTokenizerFast": "CLIPTokenizer"}
+
+# What a task does not need of a component: prefixes of parameter names.
+_UNNEEDED = {("text2img", "AutoencoderKL"): ("encoder.", "quant_conv.")}
+
+
+@dataclass(frozen=True)
+class ModelIndex:
+    """A model_index.json: the pipeline's class name, class name (or None) per component, and plain settings."""
+
+    folder: Path
+    pipeline: str
+    components: Mapping[str, str | None]
+    settings: Mapping[str, Any]
+
+
+def read_index(folder: str | Path) -> ModelIndex:
+    """Read `folder`/model_index.json.
+
+    Raises CheckpointNotFound when `folder` is no pipeline folder, MalformedFile when the file makes no sense.
+    """
+    folder = Path(folder)
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise CheckpointNotFound(_not_a_pipeline(folder))
+    components: dict[str, str | None] = {}
+    settings: dict[str, Any] = {}
+    values = read_json(path)
+    for name, value in values.items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, list) and len(value) == 2 and all(v is None or isinstance(v, str) for v in value):
+            components[name] = value[1]
+        elif isinstance(value, list | dict):
+            raise MalformedFile(f"{path}: {name!r} is {value!r}, expected a [library, class] pair or a plain setting.")
+        else:
+            settings[name] = value
+    if not any(components.values()):
+        raise MalformedFile(f'{path} names no components, expected pairs such as "unet": ["diffusers", …].')
+    return ModelIndex(folder, str(values.get("_class_name", "")), components, settings)
+
+
+def open_folder(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    components: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    task: str | None = "text2img",
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Every component that the folder's model_index.json names, by name; absent ones are None.
+
+    `components` holds objects to take as they are, and None for those to leave out: neither is looked for on disk.
+    `dtype` is for all networks, or by component name with "default" for the rest. `task` says what will be done, so
+    that halves it does not need stay on disk: for "text2img" the VAE's encoder; None loads all. `progress` is called
+    with each component's name before it is opened. A component without the variant asked for gets its plain weights,
+    with a warning.
+
+    Raises ConfigError for classes and settings that are not supported, and the kinds of WeightsError. Everything that
+    can be seen from names and configs is checked before the first weights are read.
+    """
+    index = read_index(folder)
+    given = dict(components or {})
+    classes = {n: _class_of(index, n, c) for n, c in index.components.items() if c is not None and n not in given}
+    for name in classes:
+        if not (index.folder / name).is_dir():
+            raise CheckpointNotFound(
+                f"{index.folder} has no folder {name!r}, which its {INDEX_FILE} names: download it again, or pass "
+                f"{name}=… (an object, or None to go without)."
+            )
+    networks = {name: cls for name, cls in classes.items() if _is_network(cls)}
+    variants = _variants(index.folder, networks, variant, use_safetensors)
+    opened: dict[str, Any] = dict.fromkeys(index.components) | given
+    for name, cls in classes.items():
+        if progress is not None:
+            progress(name)
+        if name not in networks:
+            opened[name] = cls.from_pretrained(index.folder / name)
+            continue
+        from ..weights.load import open_network
+
+        opened[name] = open_network(
+            cls,
+            index.folder / name,
+            dtype=dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype,
+            device=device,
+            variant=variants[name],
+            use_safetensors=use_safetensors,
+            skip=_UNNEEDED.get((task or "", cls.__name__)),
+        )
+    return opened
+
+
+def component_class(class_name: str) -> type[Any]:
+    """Our class for a class name in a model_index.json; ConfigError for those that are not supported."""
+    name = _FORMER_NAMES.get(class_name, class_name)
+    if name in _CLASSES:
+        return getattr(importlib.import_module(f"leandiffusion.{_CLASSES[name]}"), name)
+    from ..schedulers import schedulers
+
+    if name in schedulers:
+        return schedulers.get(name)
+    known = [*_CLASSES, *_FORMER_NAMES, *schedulers]
+    raise ConfigError(f"{class_name!r} is not supported.{did_you_mean(name, known)} Supported: {', '.join(known)}.")
+
+
+def _class_of(index: ModelIndex, name: str, class_name: str) -> type[Any]:
+    try:
+        return component_class(class_name)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{index.folder / INDEX_FILE}, component {name!r}: {error} Or pass {name}=… yourself."
+        ) from None
+
+
+def _is_network(cls: type[Any]) -> bool:
+    return hasattr(cls, "weights_stem")
+
+
+def _variants(
+    folder: Path, networks: Mapping[str, type[Any]], variant: str | None, use_safetensors: bool | None
+) -> dict[str, str | None]:
+    """Which variant each network is opened in: the one asked for where it has it, which at least one must."""
+    from ..weights.files import weight_files
+
+    without: dict[str, CheckpointNotFound] = {}
+    for name, cls in networks.items():
+        try:
+            weight_files(folder / name, cls.weights_stem, variant=variant, use_safetensors=use_safetensors)
+        except CheckpointNotFound as error:
+            without[name] = error
+    if without and (variant is None or len(without) == len(networks)):
+        raise next(iter(without.values()))
+    for name in without:  # raises when there are no plain weights either
+        weight_files(folder / name, networks[name].weights_stem, use_safetensors=use_safetensors)
+    if without:
+        plain = ", ".join(without)
+        warnings.warn(f"{folder} has no {variant!r} variant of {plain}: the plain weights are used.", stacklevel=3)
+    return {name: None if name in without else variant for name in networks}
+
+
+def _not_a_pipeline(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"no such folder: {folder}"
+    present = sorted(path.name for path in folder.iterdir())
+    found = f"{folder} has no {INDEX_FILE}, so it is not a pipeline folder. "
+    if "config.json" in present:
+        return found + "It holds one component: open it with that class's from_pretrained and pass it to a pipeline."
+    if single := [name for name in present if name.endswith((".safetensors", ".ckpt"))]:
+        return found + f"It holds {single[0]}: open a file in the original layout with from_single_file."
+    return found + f"It holds: {', '.join(present[:8]) or 'nothing'}{' …' * (len(present) > 8)}."

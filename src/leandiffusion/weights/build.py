@@ -1,0 +1,78 @@
+"""Networks without weights: parameters on the meta device, everything that a constructor computes for real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+N = TypeVar("N", bound=nn.Module)
+
+# Constructors of storage that is to be filled by a checkpoint. arange, zeros, ones, tensor and the like stay real:
+# they make position ids, causal masks, frequency tables.
+_UNFILLED = (torch.empty, torch.rand, torch.randn, torch.normal, torch.empty_strided)
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """Inside, memory for weights is not allocated, and initialising it does nothing and draws no random numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _UNFILLED:
+            kwargs["device"] = "meta"
+            kwargs.pop("generator", None)
+        return func(*args, **kwargs)
+
+
+def build_empty(build: Callable[[], N]) -> N:
+    """Run a network's constructor with its weights on the meta device.
+
+    Buffers that the constructor computes hold their values. Plain `torch.device("meta")` would lose those too.
+    """
+    with _WeightsOnMeta():
+        network = build()
+    made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # weights made by ones or zeros; ties between them stay
+    for module in network.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and not weight.is_meta:
+                empty = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
+                module._parameters[name] = made.setdefault(id(weight), (weight, empty))[1]
+    return network
+
+
+def put_tensor(network: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
+    """Let `tensor` be the parameter or buffer called by all of `names`, in place of the empty one."""
+    path, _, leaf = names[0].rpartition(".")
+    empty = network.get_submodule(path)._parameters.get(leaf)
+    weight = None if empty is None else nn.Parameter(tensor, empty.requires_grad and tensor.is_floating_point())
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = network.get_submodule(path)
+        if weight is None:
+            module._buffers[leaf] = tensor
+        else:
+            module._parameters[leaf] = weight
+
+
+def drop_submodules(network: nn.Module, keep: Callable[[str], bool]) -> list[str]:
+    """Set the largest submodules none of whose tensors are kept to None, and return their names."""
+    dropped: list[str] = []
+    for path, module in list(network.named_modules()):
+        names = [f"{path}.{name}" for name in module.state_dict()]
+        if not path or not names or any(keep(name) for name in names):
+            continue
+        if not any(path.startswith(f"{above}.") for above in dropped):
+            parent, _, leaf = path.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, None)
+            dropped.append(path)
+    return dropped
+
+
+def tensor_bytes(network: nn.Module, dtype: torch.dtype | None = None) -> int:
+    """Bytes of parameters and buffers, shared ones once; as if floating point were `dtype` when one is given."""
+    tensors: Mapping[int, Tensor] = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    sizes = (t.numel() * (dtype if dtype and t.is_floating_point() else t.dtype).itemsize for t in tensors.values())
+    return sum(sizes)
