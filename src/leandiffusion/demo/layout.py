@@ -51,10 +51,9 @@ def place_pair(rng: np.random.Generator, shapes: tuple[str, str], axis: str) -> 
     low = _MARGIN + max(before, before_too - slant)
     side = _between(rng, low, PICTURE - _MARGIN - max(after, after_too + slant))
 
-    first, second = (start, side), (start + distance, side + slant)
-    if axis == "y":
-        first, second = first[::-1], second[::-1]
-    return [(*first, r), (*second, s)]
+    main, cross = (start, start + distance), (side, side + slant)
+    x, y = (main, cross) if axis == "x" else (cross, main)
+    return [(x[0], y[0], r), (x[1], y[1], s)]
 
 
 def _reach(shape: str, r: float, axis: str) -> tuple[float, float]:

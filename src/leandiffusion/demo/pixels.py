@@ -102,7 +102,7 @@ def _inner_colour(pixels: Floats, part: Mask) -> Floats:
 
 
 def _is_soft_edge(patch: _Patch, larger: _Patch, back: Floats) -> bool:
-    """Whether `patch` is a blurred corner of `larger`: touching, small, and of a colour between it and the background."""
+    """Whether `patch` is a blurred corner of `larger`: touching, small, its colour a mixture with the background."""
     if patch.area > _CORNER * larger.area or not (_spread(patch.mask, 2, np.logical_or) & larger.mask).any():
         return False
     side = larger.colour - back

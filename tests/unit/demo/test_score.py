@@ -1,0 +1,107 @@
+"""Scores over many pictures, and the prompts that training never saw."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from leandiffusion.core.errors import ConfigError
+from leandiffusion.demo.render import render
+from leandiffusion.demo.scenes import (
+    Placed,
+    Request,
+    Scene,
+    Thing,
+    combination,
+    is_held_out,
+    parse_caption,
+    request_of,
+    sample_scene,
+)
+from leandiffusion.demo.score import held_out_requests, score
+
+
+def single(shape: str, colour: str, background: str) -> Scene:
+    return Scene((Placed(Thing(shape, colour), 64.0, 64.0, 26.0),), None, background)
+
+
+def test_right_pictures_score_full():
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, split="all") for _ in range(60)]
+    report = score([render(scene) for scene in scenes], [request_of(scene) for scene in scenes])
+    assert report.singles.fraction == report.pairs.fraction == 1.0
+    assert report.singles.of + report.pairs.of == 60
+    assert all(share.fraction == 1.0 for share in report.attributes.values())
+    assert report.attributes["relation"].of == report.pairs.of
+    assert report.attributes["sizes"].of == sum(scene.things[0].size is not None for scene in scenes)
+    assert all(wanted == found for wanted, found in (*report.shapes, *report.colours))
+
+
+def test_faults_are_counted_where_they_belong():
+    drawn = [single("circle", "red", "white"), single("square", "red", "white"), single("star", "blue", "black")]
+    asked = [single("circle", "red", "white"), single("circle", "red", "white"), single("star", "green", "white")]
+    report = score([render(scene) for scene in drawn], [request_of(scene) for scene in asked])
+    assert (report.singles.right, report.singles.of) == (1, 3)
+    assert {name: share.right for name, share in report.attributes.items()} == {
+        "background": 2, "count": 3, "colours": 2, "shapes": 2, "sizes": 0, "relation": 0,
+    }  # fmt: skip
+    assert report.shapes == {("circle", "circle"): 1, ("circle", "square"): 1, ("star", "star"): 1}
+    assert report.colours == {("red", "red"): 2, ("green", "blue"): 1}
+    assert math.isnan(report.pairs.fraction)
+
+
+def test_what_was_not_drawn_is_missing():
+    request = parse_caption("a red circle above a blue star on a white background")
+    assert request is not None
+    report = score([render(single("circle", "red", "white"))], [request])
+    assert report.pairs.right == 0
+    assert report.shapes == {("circle", "circle"): 1, ("star", "missing"): 1}
+    assert "missing" in report.table()
+
+
+def test_the_table_is_markdown_with_whole_rows():
+    report = score([render(single("circle", "red", "white"))], [request_of(single("ring", "red", "white"))])
+    lines = report.table().splitlines()
+    assert "| one thing, fully right | 0.0% (0 of 1) |" in lines
+    assert "| two things, fully right | none asked |" in lines
+    for part in report.table().split("\n\n"):
+        assert len({line.count("|") for line in part.splitlines()}) == 1
+    ring = next(line for line in lines if line.startswith("| ring |"))
+    assert [cell.strip() for cell in ring.split("|")[2:-1]] == ["1", "", "", "", "", ""]
+
+
+def test_numbers_must_agree():
+    with pytest.raises(ConfigError, match="1 pictures for 2 requests"):
+        score([render(single("circle", "red", "white"))], [request_of(single("ring", "red", "white"))] * 2)
+
+
+def test_held_out_requests_are_held_out_and_half_of_each_kind():
+    requests = held_out_requests(300, seed=0)
+    assert [len(request.things) for request in requests] == [1] * 150 + [2] * 150
+    assert all(is_held_out(combination(r.things, r.relation, r.background or "")) for r in requests)
+    assert all(parse_caption(request.prompt) == request for request in requests)
+    assert len(set(requests[150:])) == 150
+    repeats = len(requests[:150]) - len(set(requests[:150]))
+    assert repeats == max(0, 150 - 107)
+    assert held_out_requests(300, seed=0) == requests
+    assert held_out_requests(300, seed=1) != requests
+    assert [len(r.things) for r in held_out_requests(1, seed=0)] == [1]
+
+
+def test_held_out_requests_never_train():
+    asked = {combination(r.things, r.relation, r.background or "") for r in held_out_requests(1000, seed=3)}
+    rng = np.random.default_rng(3)
+    trained = [sample_scene(rng) for _ in range(3000)]
+    assert not asked & {combination(s.things, s.relation, s.background) for s in trained}
+
+
+@pytest.mark.parametrize("count", [0, -1, 2001])
+def test_counts_out_of_range_are_refused(count):
+    with pytest.raises(ConfigError, match="count"):
+        held_out_requests(count, seed=0)
+
+
+def test_requests_are_usable_as_keys():
+    assert len({Request((Thing("star", "red"),), None, "blue"), Request((Thing("star", "red"),), None, "blue")}) == 1
