@@ -58,7 +58,7 @@ def to_order(wish: Wish, like: Path | None = None) -> Order:
         record = _read(like)
         _say_what_differs(record)
         wish = wish.else_from(vars(record.recipe))
-    if not wish.prompt:
+    if wish.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
     _check_device(wish.device)
     _check_scheduler(wish.scheduler)

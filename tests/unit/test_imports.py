@@ -1,0 +1,103 @@
+"""What importing costs: the package and its help must answer before torch could even be loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+import leandiffusion
+
+HEAVY = ["torch", "numpy", "transformers", "diffusers", "PIL", "huggingface_hub"]
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def loaded_after(code: str) -> set[str]:
+    """Which of the heavy modules a fresh interpreter has after running `code`."""
+    report = f"import sys, json; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    return set(json.loads(run(f"{code}\n{report}").splitlines()[-1]))
+
+
+def test_the_probe_sees_a_heavy_import():
+    assert "PIL" in loaded_after("import PIL")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import leandiffusion",
+        "import leandiffusion; leandiffusion.ConfigError; dir(leandiffusion)",
+        "import leandiffusion.core.config, leandiffusion.core.units",
+        "import leandiffusion.measure.memory, leandiffusion.measure.environment as e; e.available_memory()",
+    ],
+)
+def test_light_imports(code):
+    assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["demo", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(arguments):
+    code = f"""
+from leandiffusion.cli.app import app
+try:
+    app({arguments!r})
+except SystemExit as leaving:
+    assert not leaving.code
+"""
+    assert loaded_after(code) == set()
+
+
+def test_wrong_usage_loads_no_torch():
+    code = """
+from leandiffusion.cli.app import app
+try:
+    app(["generate", "a circle", "--size", "100x100"])
+except SystemExit as leaving:
+    assert leaving.code == 2
+"""
+    assert loaded_after(code) == set()
+
+
+def test_help_answers_within_half_a_second():
+    """The best of three: the promise is about our work, not about what else the machine does (typically 0.2 s)."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "leandiffusion", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_no_oracle_is_imported_by_any_of_our_modules():
+    """diffusers and accelerate are for tests; running the package must not need them installed."""
+    code = """
+import importlib, pkgutil, sys
+import leandiffusion
+for module in pkgutil.walk_packages(leandiffusion.__path__, "leandiffusion."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+found = [name for name in ("diffusers", "accelerate", "transformers") if name in sys.modules]
+assert not found, found
+"""
+    run(code)
+
+
+def test_public_names_are_listed_and_reachable():
+    assert {"StableDiffusionPipeline", "ConfigError", "__version__"} <= set(leandiffusion.__all__)
+    assert set(leandiffusion.__all__) <= set(dir(leandiffusion))
+    for name in leandiffusion.__all__:
+        assert getattr(leandiffusion, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="NoSuchPipeline"):
+        leandiffusion.NoSuchPipeline  # noqa: B018
