@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .base import Scheduler, SchedulerOutput, schedulers
+from .base import Scheduler, SchedulerOutput
 from .noise import randn
 from .presets import PRESETS, build
+from .settings import schedulers
 
 if TYPE_CHECKING:  # for editors; at run time every registered class is found by `__getattr__`
     from .ddim import DDIMScheduler as DDIMScheduler

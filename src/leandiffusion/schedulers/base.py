@@ -8,30 +8,17 @@ other. Everything `step` needs is a Python float by then: nothing reads the devi
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
-from leandiffusion.core.config import Config, Configurable, read_json, write_json
-from leandiffusion.core.errors import CheckpointNotFound, ConfigError
+from leandiffusion.core.errors import ConfigError
 from leandiffusion.core.output import Output
-from leandiffusion.core.registry import Registry, did_you_mean
 
-from .schedule import (
-    SPACINGS,
-    check_choice,
-    dynamic_threshold,
-    make_betas,
-    rescale_zero_terminal_snr,
-)
-
-# Settings of schedulers that are not built here but share configs with those that are: carried, not warned about.
-_ELSEWHERE = {"noise_sampler_seed", "sigma_data", "sigma_schedule", "rho"}
+from .schedule import SPACINGS, check_choice, dynamic_threshold, make_betas, rescale_zero_terminal_snr
+from .settings import SchedulerSettings
 
 
 @dataclass(eq=False)
@@ -42,7 +29,7 @@ class SchedulerOutput(Output):
     pred_original_sample: torch.Tensor | None = None
 
 
-class Scheduler(Configurable):
+class Scheduler(SchedulerSettings):
     """Base of the schedulers. Subclasses list their settings as constructor keywords and define `step`.
 
     Attributes: `timesteps` (steps,) on the device asked for, descending; `betas`, `alphas`, `alphas_cumprod`
@@ -50,14 +37,12 @@ class Scheduler(Configurable):
     Every wrong setting is a ConfigError that names it.
     """
 
-    config_name: ClassVar[str] = "scheduler_config.json"
     order: ClassVar[int] = 1
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")
 
     def __init__(self) -> None:
         config = self.config
-        unset = [key for key in self.config_keys() if key not in self._passed]
-        self._amend(_use_default_values=unset)  # as diffusers notes it: another class fills these with its own defaults
+        self._note_defaults()
         self._check()
         self.betas = make_betas(
             config.beta_schedule, config.beta_start, config.beta_end, config.num_train_timesteps, config.trained_betas
@@ -77,92 +62,6 @@ class Scheduler(Configurable):
     def _set_alphas_cumprod(self, abar: torch.Tensor) -> None:
         self.alphas_cumprod = abar
         self._abar: tuple[float, ...] = tuple(abar.tolist())
-
-    # Settings
-
-    @property
-    def compatibles(self) -> list[type[Scheduler]]:
-        """Every scheduler class: each can be built from the config of any other."""
-        return [schedulers.get(name) for name in schedulers]
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from the config of this or any other scheduler, with `overrides` of this class's own settings.
-
-        Settings that only other schedulers have are carried in `.config`, so that going back restores them; those
-        that the other scheduler had left at its default take this class's default. Keys that no scheduler knows give
-        a warning. Raises ConfigError for an override that this class does not have.
-        """
-        own = cls.config_keys()
-        for key in overrides:
-            if key not in own:
-                hint = did_you_mean(key, own)
-                raise ConfigError(f"{cls.__name__} has no setting {key!r}.{hint} It has: {', '.join(sorted(own))}.")
-        unset = config.get("_use_default_values", ())
-        values = {key: value for key, value in config.items() if key not in unset and key != "_use_default_values"}
-        values |= overrides
-        built = cls(**{key: value for key, value in values.items() if key in own})
-        carried = {key: value for key, value in values.items() if key not in own and key != "_class_name"}
-        _warn_unknown(cls, [key for key in carried if not key.startswith("_")])
-        built._amend(**carried)
-        return built
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        subfolder: str | None = None,
-        *,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        **overrides: Any,
-    ) -> Self:
-        """Build from the `scheduler_config.json` in a folder, or in its `subfolder`, or at a hub id.
-
-        Raises CheckpointNotFound when there is none, MalformedFile when it is no JSON object.
-        """
-        name = "/".join([*filter(None, [subfolder]), cls.config_name])
-        folder = Path(pretrained_model_name_or_path)
-        if folder.exists():
-            path = folder / name
-            if not path.is_file():
-                raise CheckpointNotFound(f"{path} does not exist: name a folder that holds {cls.config_name}.")
-            return cls.from_config(read_json(path), **overrides)
-
-        from huggingface_hub import hf_hub_download  # costs a second to import and only hub ids need it
-
-        try:
-            found = hf_hub_download(
-                str(pretrained_model_name_or_path),
-                name,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                revision=revision,
-                token=token,
-            )
-        except (OSError, ValueError) as error:  # no such id, no such file, offline and not cached, not an id at all
-            raise CheckpointNotFound(
-                f"no folder {str(folder)!r} here, and the hub gave no {name} for that name: {error}"
-            ) from error
-        return cls.from_config(read_json(Path(found)), **overrides)
-
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write `save_directory`/scheduler_config.json, which diffusers reads too."""
-        self.save_config(save_directory)
-
-    def save_config(self, folder: str | Path) -> None:
-        """Write `folder`/scheduler_config.json."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        values = {key: value for key, value in self.config.items() if key != "_use_default_values"}
-        if isinstance(values.get("trained_betas"), np.ndarray | torch.Tensor):
-            values["trained_betas"] = values["trained_betas"].tolist()
-        write_json(folder / self.config_name, {**values, "_class_name": type(self).__name__})
-
-    def _amend(self, **values: Any) -> None:
-        self._config = Config({**self._config, **values})
 
     def clone(self) -> Self:
         """An independent scheduler with the same settings and schedule, at the start of a run. Computes nothing."""
@@ -356,17 +255,3 @@ def finish(prev: torch.Tensor, x0: torch.Tensor | None, like: torch.Tensor, retu
     """A `step` result in the dtype of `like`: SchedulerOutput, or the tuple of what is set."""
     out = SchedulerOutput(prev.to(like.dtype), None if x0 is None else x0.to(like.dtype))
     return out if return_dict else out.to_tuple()
-
-
-def _warn_unknown(cls: type[Scheduler], keys: list[str]) -> None:
-    known = _ELSEWHERE.union(*(schedulers.get(name).config_keys() for name in schedulers)) if keys else set()
-    unknown = sorted(set(keys) - known)
-    if unknown:
-        warnings.warn(
-            f"{cls.__name__}: no scheduler has a setting {', '.join(unknown)}; ignored. Check {cls.config_name}.",
-            stacklevel=3,
-        )
-
-
-schedulers: Registry[type[Scheduler]] = Registry("scheduler", "leandiffusion.schedulers")
-"""Every scheduler by class name. Each file of this folder adds its own."""

@@ -10,9 +10,10 @@ import torch
 
 from leandiffusion.core.errors import ConfigError
 
-from .base import Scheduler, finish, full_precision, schedulers
+from .base import Scheduler, finish, full_precision
 from .noise import Generators, randn
 from .schedule import spaced_timesteps
+from .settings import schedulers
 
 
 class DDIMScheduler(Scheduler):

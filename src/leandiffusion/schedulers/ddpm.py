@@ -12,9 +12,10 @@ import torch
 
 from leandiffusion.core.errors import ConfigError
 
-from .base import Scheduler, finish, full_precision, schedulers
+from .base import Scheduler, finish, full_precision
 from .noise import Generators, randn
 from .schedule import check_choice, spaced_timesteps
+from .settings import schedulers
 
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 

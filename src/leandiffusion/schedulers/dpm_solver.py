@@ -15,9 +15,10 @@ import torch
 
 from leandiffusion.core.errors import ConfigError
 
-from .base import finish, full_precision, schedulers
+from .base import finish, full_precision
 from .noise import Generators, randn
 from .schedule import check_choice, dynamic_threshold, spaced_timesteps
+from .settings import schedulers
 from .sigma import LogSNRScheduler
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
@@ -187,9 +188,8 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         w = self._weights(i, order)
 
         prev = w.x * x + w.d0 * m0
-        if order > 1:
-            past = zip(self._on_outputs(i, order, w), reversed(self._outputs), strict=False)
-            prev = prev + sum(weight * m for weight, m in past)
+        for weight, D in zip((w.d1, w.d2), self._differences(i, order), strict=False):
+            prev = prev + weight * D
         if self.config.algorithm_type.startswith("sde"):
             if variance_noise is None:
                 variance_noise = randn(m0.shape, generator=generator, device=m0.device, dtype=torch.float32)
@@ -221,18 +221,19 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         d1 = -s * e if midpoint else -2 * s * (e / h - 1)
         return Weights(alpha_t / alpha_s, -2 * s * e, d1, 0.0, s * math.sqrt(math.expm1(2 * h)))
 
-    def _on_outputs(self, i: int, order: int, w: Weights) -> tuple[float, ...]:
-        """d1 D1 + d2 D2 as weights on the past outputs, latest first."""
-        lambdas = [self._alpha_sigma_lambda(i + 1 - k)[2] for k in range(order + 1)]
-        h, h0 = lambdas[0] - lambdas[1], lambdas[1] - lambdas[2]
-        r0 = h0 / h
+    def _differences(self, i: int, order: int) -> tuple[torch.Tensor, ...]:
+        """(D1, D2) as far as `order` needs them: arXiv 2206.00927, algorithms 2 and 3, with past steps as the nodes."""
+        if order == 1:
+            return ()
+        m, lambdas = self._outputs[::-1], [self._alpha_sigma_lambda(i + 1 - k)[2] for k in range(order + 1)]
+        h = lambdas[0] - lambdas[1]
+        r0 = (lambdas[1] - lambdas[2]) / h
+        slope = (m[0] - m[1]) / r0
         if order == 2:
-            return w.d1 / r0, -w.d1 / r0
+            return (slope,)
         r1 = (lambdas[2] - lambdas[3]) / h
-        # D1_0 = (m0 - m1) / r0, D1_1 = (m1 - m2) / r1; D1 and D2 are combinations of the two.
-        on_0 = w.d1 * (1 + r0 / (r0 + r1)) + w.d2 / (r0 + r1)
-        on_1 = -w.d1 * r0 / (r0 + r1) - w.d2 / (r0 + r1)
-        return on_0 / r0, on_1 / r1 - on_0 / r0, -on_1 / r1
+        bend = slope - (m[1] - m[2]) / r1
+        return slope + r0 / (r0 + r1) * bend, bend / (r0 + r1)
 
 
 schedulers.add("DPMSolverMultistepScheduler", DPMSolverMultistepScheduler)

@@ -12,9 +12,10 @@ import torch
 
 from leandiffusion.core.errors import ConfigError
 
-from .base import finish, full_precision, schedulers
+from .base import finish, full_precision
 from .noise import Generators, randn
 from .schedule import check_choice
+from .settings import schedulers
 from .sigma import UNSCALED, SigmaScheduler
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .base import finish, full_precision, schedulers
+from .base import finish, full_precision
 from .noise import Generators, randn
+from .settings import schedulers
 from .sigma import UNSCALED, SigmaScheduler
 
 

@@ -10,7 +10,8 @@ import torch
 
 from leandiffusion.core.errors import ConfigError
 
-from .base import finish, full_precision, schedulers
+from .base import finish, full_precision
+from .settings import schedulers
 from .sigma import SigmaScheduler
 
 

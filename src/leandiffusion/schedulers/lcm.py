@@ -14,9 +14,10 @@ import torch
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.core.output import Output
 
-from .base import Scheduler, full_precision, schedulers
+from .base import Scheduler, full_precision
 from .ddpm import descending
 from .noise import Generators, randn
+from .settings import schedulers
 
 SIGMA_DATA = 0.5
 

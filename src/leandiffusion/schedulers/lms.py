@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .base import finish, full_precision, schedulers
+from .base import finish, full_precision
+from .settings import schedulers
 from .sigma import UNSCALED, SigmaScheduler
 
 
@@ -77,11 +78,10 @@ class LMSDiscreteScheduler(SigmaScheduler):
         x0 = self._predict_denoised(output, x, self._sigmas[i])
         self._derivatives = (*self._derivatives, (x - x0) / self._sigmas[i])[-order:]
         order = min(order, len(self._derivatives))
-        prev = x
-        for back, d in enumerate(reversed(self._derivatives)):
-            prev = prev + self.get_lms_coefficient(order, i, back) * d
+        slopes = enumerate(reversed(self._derivatives))
+        change = sum(self.get_lms_coefficient(order, i, back) * d for back, d in slopes)
         self._step_index = i + 1
-        return finish(prev, x0, sample, return_dict)
+        return finish(x + change, x0, sample, return_dict)
 
 
 schedulers.add("LMSDiscreteScheduler", LMSDiscreteScheduler)

@@ -12,8 +12,9 @@ import torch
 
 from leandiffusion.core.errors import ConfigError
 
-from .base import Scheduler, finish, full_precision, schedulers
+from .base import Scheduler, finish, full_precision
 from .schedule import spaced_timesteps
+from .settings import schedulers
 
 # Adams-Bashforth weights by the number of known outputs, latest first: equation 12.
 _ADAMS_BASHFORTH = {

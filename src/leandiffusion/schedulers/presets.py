@@ -9,7 +9,8 @@ from typing import Any
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.core.registry import did_you_mean
 
-from .base import Scheduler, schedulers
+from .base import Scheduler
+from .settings import schedulers
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def spaced_timesteps(
 
 def sigmas_of(alphas_cumprod: torch.Tensor) -> np.ndarray:
     """sigma_t for every training step t, ascending, float32."""
-    return np.array(((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)
+    return (((1 - alphas_cumprod) / alphas_cumprod) ** 0.5).numpy()
 
 
 def karras_sigmas(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:

@@ -80,8 +80,8 @@ class SigmaScheduler(Scheduler):
     def _float_timesteps(self, steps: int, trained: int | None = None) -> np.ndarray:
         """Evenly spaced timesteps, possibly between whole ones, in the float32 that the model is given."""
         c = self.config
-        trained = c.num_train_timesteps if trained is None else trained
-        return spaced_timesteps(c.timestep_spacing, steps, trained, offset=c.steps_offset).astype(np.float32)
+        span: int = trained or c.num_train_timesteps
+        return spaced_timesteps(c.timestep_spacing, steps, span, offset=c.steps_offset).astype(np.float32)
 
     def _interpolated(self, timesteps: np.ndarray) -> np.ndarray:
         """sigma at (fractional) timesteps, float64."""

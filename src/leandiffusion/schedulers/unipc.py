@@ -15,8 +15,9 @@ import torch
 
 from leandiffusion.core.errors import ConfigError
 
-from .base import finish, full_precision, schedulers
+from .base import finish, full_precision
 from .schedule import check_choice, spaced_timesteps
+from .settings import schedulers
 from .sigma import LogSNRScheduler
 
 

@@ -1,0 +1,128 @@
+"""How schedulers are described: their JSON config, carried from class to class, and the registry of the classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from leandiffusion.core.config import Config, Configurable, read_json, write_json
+from leandiffusion.core.errors import CheckpointNotFound, ConfigError
+from leandiffusion.core.registry import Registry, did_you_mean
+
+if TYPE_CHECKING:
+    from .base import Scheduler
+
+schedulers: Registry[type[Scheduler]] = Registry("scheduler", "leandiffusion.schedulers")
+"""Every scheduler by class name. Each file of this folder adds its own."""
+
+# Settings of schedulers that are not built here but share configs with those that are: carried, not warned about.
+_ELSEWHERE = {"noise_sampler_seed", "sigma_data", "sigma_schedule", "rho"}
+
+
+class SchedulerSettings(Configurable):
+    """A scheduler's config: reading, writing, and building one scheduler from the config of another."""
+
+    config_name: ClassVar[str] = "scheduler_config.json"
+
+    @property
+    def compatibles(self) -> list[type[Any]]:
+        """Every scheduler class: each can be built from the config of any other."""
+        return [schedulers.get(name) for name in schedulers]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+        """Build from the config of this or any other scheduler, with `overrides` of this class's own settings.
+
+        Settings that only other schedulers have are carried in `.config`, so that going back restores them; those
+        that the other scheduler had left at its default take this class's default. Keys that no scheduler knows give
+        a warning. Raises ConfigError for an override that this class does not have.
+        """
+        own = cls.config_keys()
+        for key in overrides:
+            if key not in own:
+                hint = did_you_mean(key, own)
+                raise ConfigError(f"{cls.__name__} has no setting {key!r}.{hint} It has: {', '.join(sorted(own))}.")
+        unset = config.get("_use_default_values", ())
+        values = {key: value for key, value in config.items() if key not in unset and key != "_use_default_values"}
+        values |= overrides
+        built = cls(**{key: value for key, value in values.items() if key in own})
+        carried = {key: value for key, value in values.items() if key not in own and key != "_class_name"}
+        _warn_unknown(cls, [key for key in carried if not key.startswith("_")])
+        built._amend(**carried)
+        return built
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        subfolder: str | None = None,
+        *,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Build from the `scheduler_config.json` in a folder, or in its `subfolder`, or at a hub id.
+
+        Raises CheckpointNotFound when there is none, MalformedFile when it is no JSON object.
+        """
+        name = "/".join([*filter(None, [subfolder]), cls.config_name])
+        folder = Path(pretrained_model_name_or_path)
+        if folder.exists():
+            path = folder / name
+            if not path.is_file():
+                raise CheckpointNotFound(f"{path} does not exist: name a folder that holds {cls.config_name}.")
+            return cls.from_config(read_json(path), **overrides)
+
+        from huggingface_hub import hf_hub_download  # costs a second to import and only hub ids need it
+
+        try:
+            found = hf_hub_download(
+                str(pretrained_model_name_or_path),
+                name,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                revision=revision,
+                token=token,
+            )
+        except (OSError, ValueError) as error:  # no such id, no such file, offline and not cached, not an id at all
+            raise CheckpointNotFound(
+                f"no folder {str(folder)!r} here, and the hub gave no {name} for that name: {error}"
+            ) from error
+        return cls.from_config(read_json(Path(found)), **overrides)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write `save_directory`/scheduler_config.json, which diffusers reads too."""
+        self.save_config(save_directory)
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write `folder`/scheduler_config.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {key: value for key, value in self.config.items() if key != "_use_default_values"}
+        if isinstance(values.get("trained_betas"), np.ndarray | torch.Tensor):
+            values["trained_betas"] = values["trained_betas"].tolist()
+        write_json(folder / self.config_name, {**values, "_class_name": type(self).__name__})
+
+    def _amend(self, **values: Any) -> None:
+        self._config = Config({**self._config, **values})
+
+    def _note_defaults(self) -> None:
+        """Note the settings that the caller left out, as diffusers does: another class gives these its own defaults."""
+        self._amend(_use_default_values=[key for key in self.config_keys() if key not in self._passed])
+
+
+def _warn_unknown(cls: type[SchedulerSettings], keys: list[str]) -> None:
+    known = _ELSEWHERE.union(*(schedulers.get(name).config_keys() for name in schedulers)) if keys else set()
+    unknown = sorted(set(keys) - known)
+    if unknown:
+        warnings.warn(
+            f"{cls.__name__}: no scheduler has a setting {', '.join(unknown)}; ignored. Check {cls.config_name}.",
+            stacklevel=3,
+        )
