@@ -2,3 +2,9 @@
 
 One file per family (sd1, sd2, sdxl) adds its `Family` to the registry `families`; `detect` finds the family of a file.
 """
+
+from __future__ import annotations
+
+from .base import Family, Part, detect, families
+
+__all__ = ["Family", "Part", "detect", "families"]

@@ -31,7 +31,7 @@ _CLASSES = {
 _FORMER_NAMES = {"CLIPFeatureExtractor": "CLIPImageProcessor", "CLIPTokenizerFast": "CLIPTokenizer"}
 
 # What a task does not need of a component: prefixes of parameter names.
-_UNNEEDED = {("text2img", "AutoencoderKL"): ("encoder.", "quant_conv.")}
+UNNEEDED = {("text2img", "AutoencoderKL"): ("encoder.", "quant_conv.")}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def open_folder(
             device=device,
             variant=variants[name],
             use_safetensors=use_safetensors,
-            skip=_UNNEEDED.get((task or "", cls.__name__)),
+            skip=UNNEEDED.get((task or "", cls.__name__)),
         )
     return opened
 

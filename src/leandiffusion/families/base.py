@@ -1,0 +1,138 @@
+"""What a model family is: its networks at full size, how they are stored in one file, and how much they weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..core.errors import ConfigError, WeightsError
+from ..core.registry import Registry
+from ..weights.build import build_empty, tensor_bytes
+from ..weights.convert import Tensors, under
+from ..weights.header import TensorEntry
+from .folder import component_class
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a family.
+
+    `prefix` is where its tensors lie in a single file, `convert` turns their names there into its parameters'.
+    """
+
+    class_name: str
+    config: Mapping[str, Any]
+    prefix: str
+    convert: Callable[[Tensors, Mapping[str, Any]], dict[str, TensorEntry]]
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A kind of Stable Diffusion.
+
+    `parts` are the networks by component name; `tokenizers` the settings of the standard CLIP tokenizer by component
+    name; `scheduler` a class name and its config; `detect` recognises a single file from its header; `size` is the
+    side of the square pictures it was trained on, in pixels; `ambiguous_prediction` means that the file does not tell
+    whether the UNet predicts noise or velocity.
+    """
+
+    name: str
+    title: str
+    pipeline: str
+    parts: Mapping[str, Part]
+    tokenizers: Mapping[str, Mapping[str, Any]]
+    scheduler: tuple[str, Mapping[str, Any]]
+    detect: Callable[[Tensors], bool]
+    size: int
+    ambiguous_prediction: bool = False
+    absent: tuple[str, ...] = field(default=())
+
+    def with_config(self, component: str, **changes: Any) -> Family:
+        """This family with other settings for one of its networks."""
+        part = self.parts[component]
+        changed = replace(part, config={**part.config, **changes})
+        return replace(self, parts={**self.parts, component: changed})
+
+    def with_scheduler(self, **changes: Any) -> Family:
+        """This family with other scheduler settings."""
+        name, config = self.scheduler
+        return replace(self, scheduler=(name, {**config, **changes}))
+
+    def replaced_scheduler(self, name: str, config: Mapping[str, Any]) -> Family:
+        """This family with another scheduler."""
+        return replace(self, scheduler=(name, dict(config)))
+
+    def footprint(self, dtype: torch.dtype = torch.float16) -> dict[str, int]:
+        """Bytes of each network's weights at that dtype, from shapes alone."""
+        sizes: dict[str, int] = {}
+        for name, part in self.parts.items():
+            cls, config = component_class(part.class_name), part.config
+            sizes[name] = tensor_bytes(build_empty(lambda cls=cls, config=config: cls.from_config(config)), dtype)
+        return sizes
+
+
+families: Registry[Family] = Registry("model family", "leandiffusion.families")
+
+
+def detect(tensors: Tensors, file: object = "the file") -> Family:
+    """The family that a single file in the original layout belongs to, told by names and shapes of its tensors.
+
+    The UNet's input channels are taken from the file: 4, or 9 for inpainting. Raises ConfigError for kinds that are
+    not supported, and WeightsError for files that are no such checkpoint; both say what was found.
+    """
+    stem = tensors.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
+    for name in families:
+        family = families.get(name)
+        if stem is not None and len(stem.shape) == 4 and family.detect(tensors):
+            channels = stem.shape[1]
+            if channels not in (4, 9):
+                raise ConfigError(
+                    f"{file} is a {family.title} whose UNet takes {channels} channels; supported are 4 (text to image) "
+                    "and 9 (inpainting)."
+                )
+            return family if channels == 4 else family.with_config("unet", in_channels=channels)
+    raise _unknown(tensors, file)
+
+
+def cross_attention_size(tensors: Tensors, block: str) -> int | None:
+    """Size of the text embeddings that an attention block of the UNet reads; None where it has no such block."""
+    entry = tensors.get(f"{UNET_PREFIX}{block}.transformer_blocks.0.attn2.to_k.weight")
+    return entry.shape[1] if entry is not None and len(entry.shape) == 2 else None
+
+
+_OTHER_KINDS = {
+    "conditioner.embedders.0.model.": "an SDXL refiner",
+    "control_model.": "a ControlNet",
+    "lora_": "a LoRA",
+    "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3 model",
+    "joint_blocks.": "a Stable Diffusion 3 model",
+    "double_blocks.": "a Flux model",
+    "model.diffusion_model.double_blocks.": "a Flux model",
+}
+_COMPONENTS = {
+    "down_blocks.": "a UNet in the diffusers layout",
+    "encoder.down_blocks.": "a VAE in the diffusers layout",
+    "encoder.down.": "a VAE alone",
+    "text_model.": "a text encoder alone",
+}
+
+
+def _unknown(tensors: Tensors, file: object) -> Exception:
+    def beginning(kinds: Mapping[str, str]) -> str | None:
+        return next((kind for prefix, kind in kinds.items() if under(tensors, prefix)), None)
+
+    expected = (
+        f"expected a whole checkpoint in the original layout of {', '.join(families.get(n).title for n in families)}"
+    )
+    if kind := beginning(_OTHER_KINDS):
+        return ConfigError(f"{file} is {kind}, which is not supported: {expected}.")
+    if kind := beginning(_COMPONENTS):
+        return WeightsError(f"{file} is {kind}: {expected}. Put it into a pipeline folder beside its config.json.")
+    some = ", ".join(list(tensors)[:3]) or "nothing"
+    return WeightsError(f"{file} is of an unknown kind ({len(tensors)} tensors: {some} …): {expected}.")

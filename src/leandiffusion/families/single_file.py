@@ -1,0 +1,159 @@
+"""Open a whole checkpoint from one .safetensors file in the original layout, without any network access."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.config import read_json
+from ..core.errors import CheckpointNotFound, ConfigError, TensorMismatch
+from ..weights.check import named_for
+from ..weights.convert import Tensors, under
+from ..weights.header import read_header
+from ..weights.load import fill_network, read_config
+from ..weights.read import TensorReader
+from .base import Family, Part, detect, families
+from .folder import UNNEEDED, component_class
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_SD2_BASE_STEPS = 875_000  # training steps noted in the 512 px model's files
+
+
+def open_single_file(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+    device: str | torch.device | None = None,
+    components: Mapping[str, Any] | None = None,
+    task: str | None = "text2img",
+    family: str | None = None,
+    prediction_type: str | None = None,
+    config: str | Path | None = None,
+    original_config: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Every component of a Stable Diffusion 1, 2 or XL checkpoint by name, straight from one file.
+
+    `family` ('sd1', 'sd2', 'sdxl') wins over detection. `prediction_type` ('epsilon', 'v_prediction', 'sample') says
+    what the UNet predicts where the file can not: SD2 at 512 px predicts noise, at 768 px velocity. `config` is a local
+    pipeline folder whose config.json files replace the built-in ones. Of `original_config`, a local .yaml of the
+    training code, the `parameterization` is read. `dtype`, `device`, `components`, `task`, `progress`: as in
+    `open_folder`.
+
+    Raises UnsafeFormat for pickles, MalformedFile, TensorMismatch, WeightsError for files of another kind, ConfigError
+    for wrong arguments. Nothing is downloaded.
+    """
+    path = Path(path).expanduser()
+    tensors = read_header(path).tensors
+    kind = families.get(family) if family else detect(tensors, path)
+    if config is not None:
+        kind = _configured(kind, Path(config).expanduser())
+    prediction = prediction_type or _original_prediction(original_config)
+    kind = _predicting(kind, tensors, path, prediction, settled=config is not None)
+    given = dict(components or {})
+    opened: dict[str, Any] = dict.fromkeys(kind.absent)
+    for name, part in kind.parts.items():
+        if name in given:
+            continue
+        if progress is not None:
+            progress(name)
+        chosen = dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype
+        opened[name] = _open_part(part, name, tensors, path, dtype=chosen, device=device, task=task)
+    for name, settings in kind.tokenizers.items():
+        if name not in given:
+            opened[name] = component_class("CLIPTokenizer").standard(**settings)
+    if "scheduler" not in given:
+        class_name, values = kind.scheduler
+        opened["scheduler"] = component_class(class_name).from_config(values)
+    return opened | given
+
+
+def _open_part(
+    part: Part,
+    name: str,
+    tensors: Tensors,
+    path: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    task: str | None,
+) -> torch.nn.Module:
+    cls = component_class(part.class_name)
+    found = under(tensors, part.prefix)
+    if not found:
+        raise TensorMismatch(
+            f"{path} has no {name}: expected tensors named {part.prefix}…. Pass {name}=…, opened from elsewhere."
+        )
+    entries = named_for(cls, part.convert(found, part.config))
+    skip = UNNEEDED.get((task or "", part.class_name))
+    return fill_network(cls, part.config, entries, source=name, dtype=dtype, device=device, skip=skip)
+
+
+def _configured(kind: Family, folder: Path) -> Family:
+    """The family with the settings of a pipeline folder in place of its own, component by component."""
+    if not folder.is_dir():
+        raise CheckpointNotFound(
+            f"config={str(folder)!r} is not a local folder: it must hold the folders of components."
+        )
+    for name in kind.parts:
+        if (folder / name / "config.json").is_file():
+            values = {k: v for k, v in read_config(folder / name).items() if not k.startswith("_")}
+            kind = kind.with_config(name, **values)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        values = read_json(scheduler)
+        kind = kind.replaced_scheduler(values.get("_class_name", kind.scheduler[0]), values)
+    return kind
+
+
+def _original_prediction(path: str | Path | None) -> str | None:
+    """What the training configuration says the UNet predicts: noise, unless its parameterization is "v"."""
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise CheckpointNotFound(
+            f"original_config={str(path)!r} is not a local file. It is not fetched from the network."
+        )
+    return (
+        "v_prediction" if re.search(r"""parameterization:\s*["']?v["']?\s*$""", file.read_text(), re.M) else "epsilon"
+    )
+
+
+def _predicting(kind: Family, tensors: Tensors, path: Path, prediction: str | None, *, settled: bool) -> Family:
+    """The family with the scheduler that fits what the UNet predicts: as asked, as the file tells, or as is usual."""
+    if prediction is not None:
+        if prediction not in PREDICTIONS:
+            raise ConfigError(f"prediction_type={prediction!r} is none of {', '.join(PREDICTIONS)}.")
+    elif settled:
+        return kind
+    elif "v_pred" in tensors:  # a mark that fine-tuning tools leave
+        prediction = "v_prediction"
+    elif kind.ambiguous_prediction:
+        prediction = _sd2_prediction(kind, tensors, path)
+    changes: dict[str, Any] = {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
+    kind = kind.with_scheduler(**({"prediction_type": prediction} if prediction else {}), **changes)
+    if kind.ambiguous_prediction and prediction == "epsilon":
+        kind = kind.with_config("unet", sample_size=64)
+    return kind
+
+
+def _sd2_prediction(kind: Family, tensors: Tensors, path: Path) -> str:
+    if kind.parts["unet"].config["in_channels"] == 9:
+        return "epsilon"  # the one inpainting model predicts noise
+    if (steps := tensors.get("global_step")) is not None and steps.shape == ():
+        [(_, value)] = TensorReader(None, torch.device("cpu")).read_all({"global_step": steps})
+        if int(value) == _SD2_BASE_STEPS:
+            return "epsilon"
+    warnings.warn(
+        f"{path} is a {kind.title} file, which does not tell whether it predicts noise (512 px models) or velocity "
+        "(768 px): assuming prediction_type='v_prediction'. If pictures are mere noise or blotches it is "
+        "'epsilon'. Pass prediction_type to settle it.",
+        stacklevel=4,
+    )
+    return "v_prediction"
