@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from leandiffusion.cli import generate
+from leandiffusion.cli.wish import Order
 from leandiffusion.core.errors import CheckpointNotFound
 from leandiffusion.pictures.record import read_record
+from leandiffusion.schedulers import build
 
 
 def pixels(path: str | Path) -> bytes:
@@ -160,8 +166,6 @@ def test_a_device_that_is_not_here_is_a_failure(studio):
 
 
 def test_warnings_are_notes_without_a_file_name(studio, monkeypatch):
-    import warnings
-
     def warn(order):
         warnings.warn("the prompt was cut after 'ring'", UserWarning)
         return studio.open(order)
@@ -189,3 +193,20 @@ def test_demo_draws_its_own_prompt_and_seed(studio):
     assert result.stdout == "demo.png\n"
     assert studio.run("demo", "--seed", "8", "--out", "other.png").exit_code == 0
     assert pixels("other.png") != pixels("demo.png")
+
+
+def test_the_model_is_opened_as_ordered(monkeypatch):
+    """The one seam the other tests replace: what goes to `open_pipeline`, and the scheduler exchange."""
+    asked = {}
+
+    def open_pipeline(name, **settings):
+        asked.update(settings, name=name)
+        return SimpleNamespace(scheduler=build("ddim", {"beta_start": 0.002}))
+
+    monkeypatch.setitem(sys.modules, "leandiffusion.pipelines", SimpleNamespace(open_pipeline=open_pipeline))
+    pipe = generate.open_model(Order(model="m", dtype="bfloat16", device="cpu", scheduler="pndm"))
+    assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu"}
+    assert type(pipe.scheduler).__name__ == "PNDMScheduler"
+    assert pipe.scheduler.config.beta_start == 0.002  # the model's own noise schedule stays
+    assert type(generate.open_model(Order(model="m")).scheduler).__name__ == "DDIMScheduler"
+    assert asked["dtype"] is None
