@@ -138,21 +138,21 @@ class Scheduler(SchedulerSettings):
         return self.num_inference_steps
 
     def _offset(self, timestep: object) -> int | None:
-        """Where in `self.timesteps` an element or slice of it lies, by address: nothing is read. Else None."""
-        if not isinstance(timestep, torch.Tensor) or timestep.device != self._timesteps.device:
+        """Where in `self.timesteps` an element or slice of it starts, by its place in memory: nothing is read."""
+        own = self._timesteps
+        if not isinstance(timestep, torch.Tensor) or timestep.device != own.device or timestep.dtype != own.dtype:
             return None
-        if timestep.dtype != self._timesteps.dtype or timestep.numel() == 0:
+        if timestep.untyped_storage().data_ptr() != own.untyped_storage().data_ptr():
             return None
-        distance = timestep.data_ptr() - self._timesteps.data_ptr()
-        index = distance // self._timesteps.element_size()
-        return index if 0 <= index < len(self._values) else None
+        index, rest = divmod(int(timestep.storage_offset() - own.storage_offset()), int(own.stride(0)))
+        return index if rest == 0 and 0 <= index < len(self._values) else None
 
     def _value(self, timestep: torch.Tensor | float) -> float:
         """`timestep` as a number.
 
-        An element of `self.timesteps` is recognised by its address. Any other tensor on an accelerator is taken to be
-        the one that follows the last, without reading it, once a run has begun; CPU tensors and the first timestep of
-        a run are read.
+        An element of `self.timesteps` is recognised by its place in memory. Any other tensor on an accelerator is
+        taken, unread, to be the one that follows the last, once a run has begun; the first of a run is read, and so
+        are tensors on the CPU.
         """
         index = self._offset(timestep)
         if index is None and isinstance(timestep, torch.Tensor):
