@@ -1,0 +1,121 @@
+"""Saving: whole or not at all, in shards, over an earlier save, whatever the tensors' memory looks like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from leandiffusion.core.config import Configurable
+from leandiffusion.core.errors import ConfigError
+from leandiffusion.weights.load import open_network
+from leandiffusion.weights.save import save_network
+
+STEM = "diffusion_pytorch_model"
+
+
+class Net(Configurable, nn.Module):
+    def __init__(self, layers: int = 4, width: int = 16) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
+        self.conv = nn.Conv2d(width, width, 3)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("size", ["10GB", "3KB", 1])
+def test_round_trip(tmp_path: Path, variant: str | None, size: str | int) -> None:
+    net = Net()
+    save_network(net, tmp_path, variant=variant, max_shard_size=size)
+    assert same(net, open_network(Net, tmp_path, variant=variant))
+    assert not [name for name in names(tmp_path) if name.endswith(".part")]
+
+
+def test_shards_and_index(tmp_path: Path) -> None:
+    net = Net()
+    save_network(net, tmp_path, max_shard_size="3KB")
+    index = json.loads((tmp_path / f"{STEM}.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in net.state_dict().values())
+    assert index["weight_map"].keys() == net.state_dict().keys()
+    for file in set(index["weight_map"].values()):
+        with safe_open(tmp_path / file, "pt") as stream:
+            assert stream.metadata() == {"format": "pt"}
+            sizes = [stream.get_tensor(key).nbytes for key in stream.keys()]  # noqa: SIM118
+            assert sum(sizes) <= 3000 or len(sizes) == 1
+
+
+def test_saving_again_leaves_nothing_stale(tmp_path: Path) -> None:
+    save_network(Net(), tmp_path, max_shard_size="3KB")
+    save_network(Net(), tmp_path, variant="fp16", max_shard_size="3KB")
+    net = Net()
+    save_network(net, tmp_path)
+    assert same(net, open_network(Net, tmp_path))
+    save_network(net, tmp_path, variant="fp16")
+    assert names(tmp_path) == ["config.json", f"{STEM}.fp16.safetensors", f"{STEM}.safetensors"]
+    save_network(net, tmp_path, max_shard_size="3KB")
+    assert f"{STEM}.safetensors" not in names(tmp_path)
+    assert same(net, open_network(Net, tmp_path))
+
+
+def test_shared_and_strided_memory(tmp_path: Path) -> None:
+    net = Net()
+    net.conv.to(memory_format=torch.channels_last)
+    both = torch.randn(32, 16)
+    net.layers[0].weight = nn.Parameter(both[:16])
+    net.layers[1].weight = nn.Parameter(both[8:24])
+    net.layers[3].weight = net.layers[2].weight
+    save_network(net, tmp_path)
+    assert same(net, open_network(Net, tmp_path))
+
+
+def test_an_interruption_leaves_the_earlier_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    save_network(net, tmp_path, max_shard_size="3KB")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    original, calls = safetensors.torch.save_file, []
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        original(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(safetensors.torch, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_network(Net(), tmp_path, max_shard_size="3KB")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_network_opened_in_part_is_saved_whole(tmp_path: Path) -> None:
+    net = Net()
+    save_network(net, tmp_path / "a")
+    save_network(open_network(Net, tmp_path / "a", skip=("conv.",)), tmp_path / "b")
+    assert same(net, open_network(Net, tmp_path / "b"))
+
+
+def test_over_the_files_it_was_opened_from(tmp_path: Path) -> None:
+    net = Net()
+    save_network(net, tmp_path)
+    opened = open_network(Net, tmp_path)
+    save_network(opened, tmp_path)
+    assert same(net, opened)
+    assert same(net, open_network(Net, tmp_path))
+
+
+def test_weights_without_data(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="meta device"):
+        save_network(Net().to("meta"), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
