@@ -98,8 +98,8 @@ ABSENT_THERE = {
 def exact_table(name: str, settings: dict[str, Any]) -> bool:
     """Whether diffusers' float32 coefficients are themselves further than 1e-5 off (against float64 ones)."""
     return (
-        (name == LMS and bool(settings))
-        or (name == "EulerAncestralDiscreteScheduler" and "rescale_betas_zero_snr" in settings)
+        (name == LMS and any(settings.get(key) for key in (*KARRAS, *EXPONENTIAL)))
+        or (name == "EulerAncestralDiscreteScheduler" and settings.get("rescale_betas_zero_snr"))
         or (name == UNIPC and settings.get("predict_x0") is False)
         or (name == DPM and third_order_sde(settings))
     )

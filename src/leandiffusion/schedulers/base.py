@@ -47,7 +47,7 @@ class Scheduler(SchedulerSettings):
         self.betas = make_betas(
             config.beta_schedule, config.beta_start, config.beta_end, config.num_train_timesteps, config.trained_betas
         )
-        if config.get("rescale_betas_zero_snr"):
+        if self._asks("rescale_betas_zero_snr"):
             self.betas = rescale_zero_terminal_snr(self.betas)
         self.alphas = 1.0 - self.betas
         self._set_alphas_cumprod(torch.cumprod(self.alphas, dim=0))
@@ -239,9 +239,9 @@ class Scheduler(SchedulerSettings):
 
     def _clip(self, x0: torch.Tensor) -> torch.Tensor:
         """`x0` (B, ...) thresholded or clipped, where the settings ask for it."""
-        if self.config.get("thresholding") and "thresholding" in self.config_keys():
+        if self._asks("thresholding"):
             return dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        if self.config.get("clip_sample") and "clip_sample" in self.config_keys():
+        if self._asks("clip_sample"):
             return x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         return x0
 

@@ -28,6 +28,7 @@ class SchedulerSettings(Configurable):
     """A scheduler's config: reading, writing, and building one scheduler from the config of another."""
 
     config_name: ClassVar[str] = "scheduler_config.json"
+    _own: frozenset[str]  # the settings of this class, without those that its config merely carries
 
     @property
     def compatibles(self) -> list[type[Any]]:
@@ -115,7 +116,12 @@ class SchedulerSettings(Configurable):
 
     def _note_defaults(self) -> None:
         """Note the settings that the caller left out, as diffusers does: another class gives these its own defaults."""
-        self._amend(_use_default_values=[key for key in self.config_keys() if key not in self._passed])
+        self._own = frozenset(self.config_keys())
+        self._amend(_use_default_values=sorted(self._own - self._passed))
+
+    def _asks(self, key: str) -> bool:
+        """Whether this class has the switch `key` and it is on."""
+        return key in self._own and bool(self.config[key])
 
 
 def _warn_unknown(cls: type[SchedulerSettings], keys: list[str]) -> None:

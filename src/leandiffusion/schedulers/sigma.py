@@ -41,11 +41,11 @@ class SigmaScheduler(Scheduler):
         shapes = [key for key in _SHAPES if self._asks(key)]
         if len(shapes) > 1:
             raise ConfigError(f"{' and '.join(shapes)} are both set: each is a whole sigma schedule, so choose one.")
-        if "final_sigmas_type" in self.config_keys():
+        if "final_sigmas_type" in self._own:
             check_choice("final_sigmas_type", self.config.final_sigmas_type, ("zero", "sigma_min"))
 
     def _set_alphas_cumprod(self, abar: torch.Tensor) -> None:
-        if self.config.get("rescale_betas_zero_snr"):
+        if self._asks("rescale_betas_zero_snr"):
             abar = abar.clone()
             abar[-1] = 2**-24  # keeps the first sigma finite (4096)
         super()._set_alphas_cumprod(abar)
@@ -55,10 +55,6 @@ class SigmaScheduler(Scheduler):
     def _set_sigmas(self, sigmas: np.ndarray) -> None:
         self.sigmas = torch.from_numpy(sigmas.astype(np.float32))
         self._sigmas: tuple[float, ...] = tuple(self.sigmas.tolist())
-
-    def _asks(self, key: str) -> bool:
-        """Whether this class has the switch `key` (it may merely carry another's) and it is on."""
-        return key in self.config_keys() and bool(self.config[key])
 
     def _restart(self) -> None:
         super()._restart()
@@ -115,7 +111,8 @@ class SigmaScheduler(Scheduler):
 
     def _final_sigma(self) -> float:
         """Noise level after the last step."""
-        return float(self._train_sigmas[0]) if self.config.get("final_sigmas_type") == "sigma_min" else 0.0
+        last = "final_sigmas_type" in self._own and self.config.final_sigmas_type == "sigma_min"
+        return float(self._train_sigmas[0]) if last else 0.0
 
     def _predict_denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: float) -> torch.Tensor:
         """x_0 from the model's output for `scale_model_input(x)`, where x = x_0 + sigma eps."""
