@@ -12,6 +12,11 @@ log = logging.getLogger(__name__)
 
 # Every checkpoint has one of these; asking for the first of them turns a revision into a commit.
 _FIRST_FILES = ("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json")
+_PATIENCE = 10.0  # seconds for the hub to answer, before the cache is used
+
+
+def _first_files(subfolders: list[str]) -> list[str]:
+    return [*_FIRST_FILES, *(f"{folder}/{name}" for folder in subfolders for name in _FIRST_FILES[1:])]
 
 
 class HubRepository:
@@ -23,6 +28,7 @@ class HubRepository:
         self.name = name
         self.cache = Path(cache_dir or constants.HF_HUB_CACHE)
         self.offline = offline or constants.HF_HUB_OFFLINE
+        self._unreachable = False
         self._options: dict[str, Any] = {"repo_id": name, "cache_dir": self.cache, "token": token}
 
     def open(self, revision: str | None, subfolders: list[str] | None) -> tuple[Path, list[str]]:
@@ -30,8 +36,12 @@ class HubRepository:
 
         Offline, the names are of what is cached. Raises CheckpointNotFound and WeightsError.
         """
-        folder = self._resolve(revision, subfolders or [])
-        return folder, self._cached(folder) if self.offline else self._listed(folder)
+        commit, names = self._listed(revision)
+        first = [name for name in _first_files(subfolders or []) if commit is None or name in names]
+        folder = self._resolve(revision, first)
+        if commit not in (None, folder.name):  # the branch moved meanwhile
+            names = self._listed(folder.name)[1]
+        return folder, self._cached(folder) if self.offline else names
 
     def fetch(self, folder: Path, files: list[str]) -> None:
         """Bring files of the commit that `folder` is of into it. What is there already is not asked for again."""
@@ -44,35 +54,41 @@ class HubRepository:
         except Exception as error:  # of whichever HTTP library the installed huggingface_hub uses
             raise self._explained(error, folder.name) from error
 
-    def _resolve(self, revision: str | None, subfolders: list[str]) -> Path:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    def _listed(self, revision: str | None) -> tuple[str | None, list[str]]:
+        """Commit and file names of a revision; nothing, and offline from now on, when the hub can not be reached."""
+        from huggingface_hub import HfApi, errors
 
-        last: Exception | None = None
-        for name in (*_FIRST_FILES, *(f"{sub}/{first}" for sub in subfolders for first in _FIRST_FILES[1:])):
+        if self.offline:
+            return None, []
+
+        known = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
+        try:
+            info = HfApi().model_info(self.name, revision=revision, token=self._options["token"], timeout=_PATIENCE)
+        except known as error:
+            raise self._explained(error, revision) from error
+        except Exception as error:  # of whichever HTTP library the installed huggingface_hub uses
+            log.warning("%s: the hub can not be reached (%s): using what is cached.", self.name, type(error).__name__)
+            self.offline = self._unreachable = True
+            return None, []
+        return info.sha, [sibling.rfilename for sibling in info.siblings or []]
+
+    def _resolve(self, revision: str | None, first: list[str]) -> Path:
+        """The folder of the commit. Asking for one file notes in the cache which commit the revision is."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        missing: Exception = EntryNotFoundError("no such file")
+        for name in first:
             try:
                 found = hf_hub_download(
                     **self._options, filename=name, revision=revision, local_files_only=self.offline
                 )
                 return Path(found).parents[name.count("/")]
             except EntryNotFoundError as error:
-                last = error
-                if isinstance(error, LocalEntryNotFoundError) and not self.offline:
-                    break  # not reachable: asking for other files would fail alike
+                missing = error
             except Exception as error:  # of whichever HTTP library the installed huggingface_hub uses
                 raise self._explained(error, revision) from error
-        assert last is not None
-        raise self._explained(last, revision) from last
-
-    def _listed(self, folder: Path) -> list[str]:
-        from huggingface_hub import HfApi
-
-        try:
-            return HfApi(token=self._options["token"]).list_repo_files(self.name, revision=folder.name)
-        except Exception as error:  # the first file came from the cache because the hub can not be reached
-            log.warning("%s: the hub can not be reached (%s): using what is cached.", self.name, type(error).__name__)
-            self.offline = True
-            return self._cached(folder)
+        raise self._explained(missing, revision) from missing
 
     def _cached(self, folder: Path) -> list[str]:
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -83,7 +99,7 @@ class HubRepository:
         at = f" at revision {revision!r}" if revision else ""
         match error:
             case errors.LocalEntryNotFoundError():
-                why = "offline" if self.offline else "the hub can not be reached"
+                why = "the hub can not be reached" if self._unreachable else "offline"
                 return CheckpointNotFound(
                     f"{self.name!r}{at} is not a local folder, and {why} and not cached: searched {self.cache}. Go "
                     "online once (local_files_only=False, HF_HUB_OFFLINE=0), give cache_dir, or give a folder's path."

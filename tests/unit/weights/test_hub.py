@@ -1,0 +1,295 @@
+"""Locating checkpoints, against a small hub served on this machine: what is fetched, and every way it can fail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from leandiffusion.core.errors import CheckpointNotFound, ConfigError, UnsafeFormat
+from leandiffusion.weights.locate import choose_files, find_checkpoint, locate_checkpoint
+
+INDEX = json.dumps(
+    {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }
+)
+STEM = "diffusion_pytorch_model"
+PIPELINE = [
+    "model_index.json",
+    "README.md",
+    "v1-5-pruned.safetensors",
+    "unet/config.json",
+    f"unet/{STEM}.bin",
+    f"unet/{STEM}.safetensors",
+    f"unet/{STEM}.non_ema.safetensors",
+    f"unet/{STEM}.fp16-00001-of-00002.safetensors",
+    f"unet/{STEM}.fp16-00002-of-00002.safetensors",
+    f"unet/{STEM}.safetensors.index.fp16.json",
+    "vae/config.json",
+    f"vae/{STEM}.safetensors",
+    f"vae/{STEM}.bin",
+    f"vae/{STEM}.msgpack",
+    "scheduler/scheduler_config.json",
+    "image_encoder/config.json",
+    "image_encoder/model.safetensors",
+    "unet_onnx/model.onnx",
+]
+SETTINGS = ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json"]
+
+
+@dataclass
+class Hub:
+    """Repositories as {(name, branch): [file names]}; `requests` is what was asked for."""
+
+    repositories: dict[tuple[str, str], list[str]]
+    requests: list[str] = field(default_factory=list)
+    cut: int = 0  # how many downloads to break off half-way
+
+    def commit(self, name: str, revision: str) -> str | None:
+        for repository, branch in self.repositories:
+            commit = hashlib.sha1(f"{repository}@{branch}".encode()).hexdigest()
+            if repository == name and revision in (branch, commit):
+                return commit
+        return None
+
+    def files(self, name: str, commit: str) -> list[str]:
+        return next(f for (n, b), f in self.repositories.items() if self.commit(n, b) == commit)
+
+    def content(self, file: str) -> bytes:
+        return INDEX.encode() if file == "model_index.json" else f"content of {file} ".encode() * 5000
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path).removeprefix("/api/models").strip("/")
+        owner, name, kind, revision, *rest = [*path.split("/"), "revision", "main"][: max(4, path.count("/") + 1)]
+        name, file = f"{owner}/{name}", "/".join(rest)
+        self.hub.requests.append(path)
+        if not any(repository == name for repository, _ in self.hub.repositories):
+            return self.fail("RepoNotFound")
+        if name == "some/gated":
+            return self.fail("GatedRepo", 403)
+        commit = self.hub.commit(name, revision)
+        if commit is None:
+            return self.fail("RevisionNotFound")
+        if kind != "resolve":
+            return self.send(json.dumps(self.listing(kind, name, commit)).encode(), commit, body)
+        if file not in self.hub.files(name, commit):
+            return self.fail("EntryNotFound", commit=commit)
+        return self.send(self.hub.content(file), commit, body)
+
+    def listing(self, kind: str, name: str, commit: str) -> object:
+        files = self.hub.files(name, commit)
+        if kind == "tree":
+            return [{"type": "file", "path": f, "size": len(self.hub.content(f)), "oid": "0" * 40} for f in files]
+        return {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]}
+
+    def send(self, content: bytes, commit: str, body: bool) -> None:
+        begin = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(content) - begin))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.end_headers()
+        if body and self.hub.cut and len(content) > 50_000:
+            self.hub.cut -= 1
+            self.wfile.write(content[begin : begin + 20_000])
+        elif body:
+            self.wfile.write(content[begin:])
+
+    def fail(self, code: str, status: int = 404, commit: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    fake = Hub({("some/model", "main"): PIPELINE})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": fake}))
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    yield fake
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fetched(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_only_what_is_needed_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    assert fetched(folder) == sorted([*SETTINGS, f"unet/{STEM}.safetensors", f"vae/{STEM}.safetensors"])
+    assert folder.name == hub.commit("some/model", "main")
+    by_branch = {request for request in hub.requests if "/main/" in request}
+    assert by_branch == {"some/model/resolve/main/model_index.json"}, "one file resolves the branch for all others"
+
+
+def test_a_variant_where_it_exists(hub: Hub, tmp_path: Path) -> None:
+    folder = locate_checkpoint("some/model", variant="fp16", cache_dir=tmp_path, use_safetensors=True)
+    weights = [name for name in fetched(folder) if name not in SETTINGS]
+    assert weights == sorted([*(n for n in PIPELINE if "fp16" in n), f"vae/{STEM}.safetensors"])
+
+
+def test_components_left_out(hub: Hub, tmp_path: Path) -> None:
+    folder = locate_checkpoint("some/model", cache_dir=tmp_path, without=["unet"])
+    assert not (folder / "unet").exists()
+    folder = locate_checkpoint("some/model", cache_dir=tmp_path / "b", subfolders=["vae"])
+    assert fetched(folder) == ["model_index.json", "vae/config.json", f"vae/{STEM}.safetensors"]
+
+
+def test_a_single_component(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["some/vae", "main"] = ["config.json", f"{STEM}.safetensors", f"{STEM}.bin", "README.md"]
+    folder = locate_checkpoint("some/vae", cache_dir=tmp_path)
+    assert fetched(folder) == ["config.json", f"{STEM}.safetensors"]
+
+
+def test_cached_and_offline(hub: Hub, tmp_path: Path) -> None:
+    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    asked = len(hub.requests)
+    assert locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True) == folder
+    assert len(hub.requests) == asked, "local_files_only asks nobody"
+    with pytest.raises(CheckpointNotFound, match=r"variant='fp16'.*plain weights") as caught:
+        locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True, variant="fp16")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_unreachable_hub_falls_back_to_the_cache(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    dead = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "ENDPOINT", dead)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", dead + "/{repo_id}/resolve/{revision}/{filename}")
+    assert locate_checkpoint("some/model", cache_dir=tmp_path) == folder
+    with pytest.raises(CheckpointNotFound, match=r"can not be reached and not cached: searched .*elsewhere"):
+        locate_checkpoint("some/model", cache_dir=tmp_path / "elsewhere")
+
+
+def test_offline_and_not_cached(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with pytest.raises(CheckpointNotFound, match=f"offline and not cached: searched {tmp_path}"):
+        locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointNotFound, match="offline and not cached"):
+        locate_checkpoint("some/model", cache_dir=tmp_path)
+    assert not hub.requests
+
+
+def test_partly_cached_and_offline(hub: Hub, tmp_path: Path) -> None:
+    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    (folder / f"vae/{STEM}.safetensors").unlink()
+    with pytest.raises(CheckpointNotFound, match=r"offline.*vae has no safetensors"):
+        locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True)
+    locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True, without=["vae"])
+
+
+def test_a_broken_download_is_resumed(hub: Hub, tmp_path: Path) -> None:
+    hub.cut = 1
+    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    for name in fetched(folder):
+        assert (folder / name).read_bytes() == hub.content(name)
+    assert hub.cut == 0
+
+
+@pytest.mark.parametrize("variants_on", ["main", "branch"])
+def test_the_old_fp16_revision(hub: Hub, tmp_path: Path, variants_on: str) -> None:
+    """It means the variant where main has it, and the branch's plain weights elsewhere."""
+    if variants_on == "branch":
+        hub.repositories = {
+            ("some/model", "main"): [name for name in PIPELINE if "fp16" not in name],
+            ("some/model", "fp16"): [name for name in PIPELINE if "fp16" not in name],
+        }
+    found = find_checkpoint("some/model", revision="fp16", cache_dir=tmp_path)
+    assert found.variant == ("fp16" if variants_on == "main" else None)
+    assert found.folder.name == hub.commit("some/model", "main" if variants_on == "main" else "fp16")
+    assert not any("non_ema" in name for name in fetched(found.folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("some/nothing", {}, "neither a local folder nor a model on the hub"),
+        ("some/model", {"revision": "v9"}, "no revision 'v9'"),
+        ("some/gated", {}, "accept its terms"),
+        ("some/files", {}, "not a pipeline or component"),
+        ("some/model", {"variant": "int4"}, r"no component has weights of variant='int4'.*'fp16'"),
+        ("./some/model", {}, "no such folder"),
+        ("/nowhere/model", {}, "no such folder"),
+        ("a/b/c", {}, "not a hub id"),
+    ],
+)
+def test_what_is_not_there(hub: Hub, tmp_path: Path, name: str, options: dict[str, str], told: str) -> None:
+    hub.repositories["some/gated", "main"] = PIPELINE
+    hub.repositories["some/files", "main"] = ["model.safetensors", "README.md"]
+    with pytest.raises(CheckpointNotFound, match=told):
+        locate_checkpoint(name, cache_dir=tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_pickles(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["some/old", "main"] = [name for name in PIPELINE if not name.endswith(".safetensors")]
+    with pytest.raises(UnsafeFormat, match="unet has only pickled weights"):
+        locate_checkpoint("some/old", cache_dir=tmp_path)
+    with pytest.raises(ConfigError, match="use_safetensors=False"):
+        locate_checkpoint("some/model", cache_dir=tmp_path, use_safetensors=False)
+
+
+def test_local_folders_and_files(tmp_path: Path) -> None:
+    assert locate_checkpoint(tmp_path) == tmp_path
+    assert find_checkpoint(tmp_path, variant="fp16").variant == "fp16"
+    assert find_checkpoint(tmp_path, revision="fp16").variant is None
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / f"{STEM}.fp16.safetensors").touch()
+    assert find_checkpoint(tmp_path, revision="fp16").variant == "fp16"
+    for name in ("a.safetensors", "a.ckpt"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointNotFound, match="from_single_file"):
+        locate_checkpoint(tmp_path / "a.safetensors")
+    with pytest.raises(UnsafeFormat, match="pickle"):
+        locate_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_other_formats_are_left(tmp_path: Path) -> None:
+    names = ["text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder/pytorch_model.bin",
+             "text_encoder/flax_model.msgpack", "text_encoder/pytorch_model.bin.index.json", "tokenizer/vocab.json",
+             "tokenizer/merges.txt", "tokenizer/special_tokens_map.json"]  # fmt: skip
+    assert choose_files(names, ["text_encoder", "tokenizer"], None) == [
+        "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt",
+        "tokenizer/special_tokens_map.json", "tokenizer/vocab.json",
+    ]  # fmt: skip
