@@ -60,9 +60,7 @@ def silu(x: Tensor) -> Tensor:
 class ResnetBlock2D(nn.Module):
     """norm-silu-conv twice around a shortcut; the timestep embedding is added between (Ho et al. 2020, app. B)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, temb_channels: int | None, groups: int, eps: float
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, temb_channels: int | None, groups: int, eps: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)

@@ -34,7 +34,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x (B, T, C), context (B, S, C_context) -> (B, T, C)."""
         context = x if context is None else context
-        q, k, v = self.split_heads(self.to_q(x)), self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context))
+        q, k, v = (
+            self.split_heads(self.to_q(x)),
+            self.split_heads(self.to_k(context)),
+            self.split_heads(self.to_v(context)),
+        )
         if self.upcast and q.dtype != torch.float32:  # SD2.1's scores overflow float16
             out = self.backend(q.float(), k.float(), v.float()).to(q.dtype)
         else:

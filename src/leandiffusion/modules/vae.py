@@ -124,7 +124,13 @@ class Decoder(nn.Module):
     """Latents (B, latent_channels, h, w) -> picture (B, out_channels, f*h, f*w)."""
 
     def __init__(
-        self, latent_channels: int, out_channels: int, channels: Sequence[int], layers: int, groups: int, attention: bool
+        self,
+        latent_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        layers: int,
+        groups: int,
+        attention: bool,
     ) -> None:
         super().__init__()
         channels = list(reversed(channels))

@@ -1,0 +1,48 @@
+"""Pipelines: from words to pictures. `open_pipeline` picks the class that a checkpoint asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def open_pipeline(
+    name_or_path: str | Path,
+    *,
+    dtype: Any = None,
+    device: str | None = None,
+    local_files_only: bool = False,
+    **options: Any,
+) -> Any:
+    """Open 'demo', a pipeline folder, a hub id, or a single .safetensors file, with the class it was made for.
+
+    `options` are those of `from_pretrained` or `from_single_file`. ConfigError when the checkpoint belongs to a
+    pipeline that is not supported; WeightsError's kinds for what is wrong with the files.
+    """
+    from ..core.errors import ConfigError
+    from ..families.folder import read_index
+    from ..weights.locate import locate_checkpoint
+    from .base import packaged
+    from .stable_diffusion import StableDiffusionPipeline
+    from .stable_diffusion_xl import StableDiffusionXLPipeline
+
+    classes = {cls.__name__: cls for cls in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        from ..families.base import detect
+        from ..weights.header import read_header
+
+        cls = classes[detect(read_header(path).tensors, path).pipeline]
+        return cls.from_single_file(path, dtype=dtype, device=device, **options)
+    hub = {key: options[key] for key in ("revision", "cache_dir", "token") if key in options}
+    named = packaged(name_or_path)
+    folder = locate_checkpoint(named, local_files_only=local_files_only, subfolders=(), **hub)
+    wanted = read_index(folder).pipeline
+    if wanted not in classes:
+        raise ConfigError(f"{name_or_path} asks for {wanted!r}; supported are {' and '.join(classes)}.")
+    return classes[wanted].from_pretrained(
+        name_or_path, dtype=dtype, device=device, local_files_only=local_files_only, **options
+    )
+
+
+__all__ = ["open_pipeline"]

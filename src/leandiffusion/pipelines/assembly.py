@@ -1,0 +1,249 @@
+"""A pipeline as a set of components: opening, saving, moving."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ..core.config import Config, write_json
+from ..core.errors import ConfigError
+from ..core.registry import did_you_mean
+from ..families.folder import open_folder, read_index
+from ..families.single_file import open_single_file
+from ..weights.locate import find_checkpoint
+
+_OPENING = ("dtype", "torch_dtype", "device", "variant", "revision", "use_safetensors", "local_files_only", "cache_dir")
+
+
+class Assembly:
+    """Components, each an attribute named as in model_index.json; any may be replaced by hand."""
+
+    component_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, components: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self.notice: Callable[[str], str | None] | None = None
+        """What to tell a user about a prompt before drawing it, if anything."""
+        self._settings = dict(settings)
+        for name, component in components.items():
+            setattr(self, name, component)
+
+    # -- components --------------------------------------------------------------------------------------------------
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Component by name, absent ones as None: `OtherPipeline(**pipe.components)` shares the weights."""
+        return {name: getattr(self, name) for name in self.component_names}
+
+    @property
+    def config(self) -> Config:
+        """The plain settings of model_index.json, such as requires_safety_checker."""
+        return Config(self._settings)
+
+    def _networks(self) -> dict[str, torch.nn.Module]:
+        return {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+
+    def _first_parameter(self) -> Tensor:
+        for name in ("unet", *self.component_names):
+            part = getattr(self, name, None)
+            tensors = part.parameters() if isinstance(part, torch.nn.Module) else ()
+            for parameter in tensors:
+                if parameter.is_floating_point():
+                    return parameter
+        return torch.empty(0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet's weights lie; where another network's do when the UNet is a foreign object without any."""
+        return self._first_parameter().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the UNet's weights; of another network's when the UNet is a foreign object without any."""
+        return self._first_parameter().dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move and cast every network: a device, a dtype, or both, also as `device=` and `dtype=`. Returns itself.
+
+        diffusers' keywords `torch_device=`, `torch_dtype=` and `silence_dtype_warnings=` are understood.
+        """
+        kwargs.pop("silence_dtype_warnings", None)
+        named = {key.removeprefix("torch_"): value for key, value in kwargs.items()}
+        unknown = set(named) - {"device", "dtype"}
+        if unknown:
+            raise ConfigError(f"to() does not know {sorted(unknown)}: pass a device, a dtype, or both.")
+        for value in args:
+            named.setdefault("dtype" if isinstance(value, torch.dtype) else "device", value)
+        try:
+            named = {key: torch.device(value) if key == "device" else value for key, value in named.items() if value}
+        except RuntimeError as error:
+            raise ConfigError(f"{named['device']!r} is no device: use 'cpu', 'cuda' or 'cuda:1'. ({error})") from None
+        for network in self._networks().values():
+            network.to(**named)
+        return self
+
+    # -- opening and saving ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        torch_dtype: Any = None,
+        dtype: Any = None,
+        device: str | torch.device | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        use_safetensors: bool | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        low_cpu_mem_usage: bool = True,
+        **components: Any,
+    ) -> Self:
+        """Open a local folder, a hub id, or 'demo', the small model in this package.
+
+        `dtype` (older name `torch_dtype`) is the type weights get on their way from the file; None keeps the file's.
+        `device` is where they go, without a copy on the CPU. `variant="fp16"` chooses files; `revision` a branch, tag
+        or commit of a hub id. A component by name replaces the checkpoint's, None leaves it out. Loading never takes
+        much more memory than the weights, whatever `low_cpu_mem_usage` says.
+
+        Raises ConfigError for wrong arguments, WeightsError's kinds for what is wrong with the files.
+        """
+        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+            raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} mean the same thing: give one of them.")
+        settings = {name: components.pop(name) for name in cls._setting_names() if name in components}
+        cls._refuse_unknown(components)
+        found = find_checkpoint(
+            packaged(path_or_id), revision=revision, variant=variant, use_safetensors=use_safetensors,
+            local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
+        )  # fmt: skip
+        opened = open_folder(
+            found.folder, dtype=_check_dtype(dtype if dtype is not None else torch_dtype), device=device,
+            variant=found.variant, use_safetensors=use_safetensors, components=components,
+        )  # fmt: skip
+        index = read_index(found.folder)
+        settings = {**{k: v for k, v in index.settings.items() if k in cls._setting_names()}, **settings}
+        cls._check_fit(path_or_id, opened, components, index.pipeline)
+        pipe = cls(**{name: opened.get(name) for name in cls.component_names}, **settings)
+        if packaged(path_or_id) != path_or_id:
+            from ..demo import notice
+
+            pipe.notice = notice
+        return pipe
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        *,
+        torch_dtype: Any = None,
+        dtype: Any = None,
+        device: str | torch.device | None = None,
+        prediction_type: str | None = None,
+        config: str | Path | None = None,
+        original_config: str | Path | None = None,
+        local_files_only: bool = True,
+        **components: Any,
+    ) -> Self:
+        """Open a checkpoint of one .safetensors file in the original layout. Nothing is ever downloaded.
+
+        `prediction_type` overrides what SD2 files do not say: 'epsilon' (512 px models) or 'v_prediction' (768 px).
+        `config` is a local pipeline folder whose settings replace the built-in ones. Components as in
+        `from_pretrained`.
+        """
+        cls._refuse_unknown(components)
+        opened = open_single_file(
+            path, dtype=_check_dtype(dtype if dtype is not None else torch_dtype), device=device,
+            components=components, prediction_type=prediction_type, config=config, original_config=original_config,
+        )  # fmt: skip
+        cls._check_fit(path, opened, components, "checkpoint of another kind")
+        return cls(**{name: opened.get(name) for name in cls.component_names})
+
+    @classmethod
+    def _required(cls) -> list[str]:
+        """Components without which the class can not draw."""
+        parameters = inspect.signature(cls.__init__).parameters
+        return [name for name in cls.component_names if parameters[name].default is inspect.Parameter.empty]
+
+    @classmethod
+    def _check_fit(cls, source: object, opened: Mapping[str, Any], given: Mapping[str, Any], kind: str) -> None:
+        """ConfigError when what was opened is more or less than this class runs."""
+        surplus = [name for name, part in opened.items() if name not in cls.component_names and part is not None]
+        missing = [name for name in cls._required() if opened.get(name) is None and name not in given]
+        if surplus or missing:
+            wrong = f"has {', '.join(surplus)}" if surplus else f"lacks {', '.join(missing)}"
+            raise ConfigError(
+                f"{source} is a {kind or 'pipeline'} that {wrong}, which {cls.__name__} can not run: open it with "
+                "leandiffusion.pipelines.open_pipeline, which picks the class, or pass the components by name."
+            )
+
+    @classmethod
+    def _setting_names(cls) -> list[str]:
+        parameters = list(inspect.signature(cls.__init__).parameters)
+        return [name for name in parameters if name != "self" and name not in cls.component_names]
+
+    @classmethod
+    def _refuse_unknown(cls, components: Mapping[str, Any]) -> None:
+        known = [*cls.component_names, *_OPENING, *cls._setting_names()]
+        for name in components:
+            if name not in cls.component_names:
+                raise ConfigError(
+                    f"{cls.__name__} does not know the argument {name!r}.{did_you_mean(name, known)} "
+                    f"Its components: {', '.join(cls.component_names)}."
+                )
+
+    def save_pretrained(
+        self, folder: str | Path, *, variant: str | None = None, max_shard_size: int | str = "10GB"
+    ) -> None:
+        """Write a pipeline folder that diffusers opens too: model_index.json and one folder per component."""
+        folder = Path(folder)
+        unready = [name for name, part in self._networks().items() if getattr(part, "encoder", part) is None]
+        if unready:
+            raise ConfigError(
+                f"{', '.join(unready)} was opened without its encoder, so that the saved folder would lack it: open "
+                "it whole with AutoencoderKL.from_pretrained(…, subfolder='vae') and pass it as vae=."
+            )
+        index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": "0.30.0", **self._settings}
+        for name, part in self.components.items():
+            index[name] = [None, None] if part is None else [_library(part, name), type(part).__name__]
+            if isinstance(part, torch.nn.Module):
+                part.save_pretrained(folder / name, variant=variant, max_shard_size=max_shard_size)
+            elif part is not None:
+                part.save_pretrained(folder / name)
+        write_json(folder / "model_index.json", index)
+
+    def __repr__(self) -> str:
+        parts = "\n".join(f"  {name}: {type(part).__name__}" for name, part in self.components.items())
+        return f"{type(self).__name__} ({self.dtype}, {self.device})\n{parts}"
+
+
+def packaged(path_or_id: str | Path) -> str | Path:
+    """'demo' -> the folder of the packaged model, unless a folder of that name lies here; all else as it is."""
+    if str(path_or_id) != "demo" or Path("demo", "model_index.json").exists():
+        return path_or_id
+    from ..demo import model_folder
+
+    return model_folder()
+
+
+def _check_dtype(dtype: Any) -> Any:
+    """A torch.dtype, a mapping of them by component, or None. ConfigError for others, names of dtypes included."""
+    for value in dtype.values() if isinstance(dtype, Mapping) else [dtype]:
+        if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+            raise ConfigError(f"dtype={value!r}: pass torch.float32, torch.bfloat16 or torch.float16.")
+    return dtype
+
+
+def _library(part: Any, name: str) -> str:
+    module = type(part).__module__
+    if name == "safety_checker":
+        return "stable_diffusion"
+    if name in ("feature_extractor", "image_encoder"):
+        return "transformers"
+    texts = ("transformers", "leandiffusion.modules.text", "leandiffusion.modules.tokenizer")
+    return "transformers" if module.startswith(texts) else "diffusers"

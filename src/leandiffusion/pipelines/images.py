@@ -1,0 +1,32 @@
+"""Decoded pictures in the form the caller asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..core.errors import ConfigError
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_output_type(output_type: str) -> None:
+    """ConfigError unless `output_type` is known."""
+    if output_type not in OUTPUT_TYPES:
+        raise ConfigError(f"output_type={output_type!r} is unknown: use {', '.join(map(repr, OUTPUT_TYPES))}.")
+
+
+def to_output(pictures: Tensor, output_type: str) -> Any:
+    """Pictures (B, 3, H, W) in [0, 1] -> 'pt' the same, 'np' an array (B, H, W, 3), 'pil' a list of Pillow pictures."""
+    if output_type == "pt":
+        return pictures
+    array = pictures.cpu().permute(0, 2, 3, 1).float().numpy()
+    return array if output_type == "np" else to_pil(array)
+
+
+def to_pil(array: np.ndarray) -> list[Image.Image]:
+    """(B, H, W, 3) in [0, 1] -> Pillow pictures."""
+    return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]

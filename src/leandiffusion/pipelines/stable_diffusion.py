@@ -1,0 +1,205 @@
+"""StableDiffusionPipeline: text to picture with SD1 and SD2 checkpoints (Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.output import Output
+from ..measure.clock import StageClock
+from . import inputs
+from .base import DiffusionPipeline
+from .images import check_output_type, to_output, to_pil
+from .stages import Conditioning, decode, encode_text, tokenize
+
+
+@dataclass(eq=False)
+class StableDiffusionPipelineOutput(Output):
+    """`images`: as `output_type` asked; `nsfw_content_detected`: one bool per picture, or None if unchecked."""
+
+    images: Any
+    nsfw_content_detected: list[bool] | None = None
+
+
+class StableDiffusionPipeline(DiffusionPipeline):
+    """Draws pictures from words. Call it; `.images` of the result holds them.
+
+    Components: `vae`, `text_encoder`, `tokenizer`, `unet`, `scheduler`, and optionally `safety_checker` with its
+    `feature_extractor`. Calls in several threads at once do not disturb each other.
+    """
+
+    component_names: ClassVar[tuple[str, ...]] = (
+        "vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor", "image_encoder",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = True,
+    ) -> None:
+        values = locals()
+        super().__init__(
+            {name: values[name] for name in self.component_names},
+            {"requires_safety_checker": requires_safety_checker},
+        )
+        inputs.refuse({"image_encoder": image_encoder}, "IP-Adapters are not supported, so it would have no effect")
+        if safety_checker is not None and feature_extractor is None:
+            inputs.refuse({"safety_checker": safety_checker}, "it needs a feature_extractor: pass both or neither")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
+        """Draw `prompt`, a text or a list of them (or `prompt_embeds` (B, T, C)), `num_images_per_prompt` times each.
+
+        `height`, `width`: pixels, divisible by 8; the model's own size unless given. `guidance_scale` above 1 pushes
+        away from `negative_prompt` (nothing, unless given) towards the prompt; `guidance_rescale` in [0, 1] tames its
+        contrast. `timesteps` or `sigmas` replace the schedule of `num_inference_steps`. `eta` in [0, 1] is DDIM's
+        noise. `generator`: one for all or a list with one per picture; the same seed gives the same picture.
+        `latents` (B, 4, h, w): starting noise of variance 1. `output_type`: 'pil', 'np' (B, H, W, 3), 'pt'
+        (B, 3, H, W), or 'latent'. `clip_skip`: text-encoder layers to leave out at the end.
+
+        `callback_on_step_end(pipe, step, timestep, tensors)` runs after each step with the tensors it names in
+        `callback_on_step_end_tensor_inputs` (`latents`, `prompt_embeds`, `negative_prompt_embeds`) and may return
+        changed ones.
+
+        Returns StableDiffusionPipelineOutput, or (images, nsfw_content_detected) when `return_dict` is False. Raises
+        ConfigError for wrong arguments before anything is computed, NonFiniteError instead of a black picture.
+        """
+        inputs.refuse(
+            {
+                "ip_adapter_image": ip_adapter_image,
+                "ip_adapter_image_embeds": ip_adapter_image_embeds,
+                "cross_attention_kwargs": cross_attention_kwargs or None,
+            },
+            "not supported, so it would have no effect: leave it out",
+        )
+        call = self._begin(guidance_scale, guidance_rescale)
+        height, width = self._check_call(height, width, num_inference_steps, guidance_scale, guidance_rescale, eta)
+        count = 1 if num_images_per_prompt is None else num_images_per_prompt
+        inputs.check_count("num_images_per_prompt", count)
+        inputs.check_one_of("prompt", prompt, "prompt_embeds", prompt_embeds)
+        names = callback_on_step_end_tensor_inputs or ["latents"]
+        inputs.check_callback(names, self.callback_tensors)
+        check_output_type(output_type)
+        texts = inputs.check_texts("prompt", prompt)
+        batch = (
+            len(texts) if texts is not None else len(inputs.check_embeddings("prompt_embeds", prompt_embeds))
+        ) * count
+        inputs.check_generators(generator, batch)
+
+        clock = StageClock(torch.cuda.synchronize if self.device.type == "cuda" else None)
+        with clock.stage("encode"):
+            positive, negative = call.encode_prompt(
+                prompt, self.device, count, call.do_classifier_free_guidance, negative_prompt,
+                prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, clip_skip=clip_skip,
+            )  # fmt: skip
+            conditioning = Conditioning(
+                positive if negative is None else torch.cat([negative, positive]), None, call._distilled_input(batch)
+            )
+        with clock.stage("denoise"):
+            result = call._denoise(
+                num_inference_steps,
+                {"timesteps": timesteps, "sigmas": sigmas},
+                conditioning,
+                lambda: call._prepare_latents(batch, height, width, positive.dtype, generator, latents),
+                step_arguments={"eta": eta, "generator": generator},
+                callback=callback_on_step_end,
+                callback_inputs=names,
+                tensors={} if negative is None else {"negative_prompt_embeds": negative},
+            )
+        flagged = None
+        with clock.stage("decode"):
+            images = result if output_type == "latent" else decode(self.vae, result)
+        if output_type != "latent":
+            if self.safety_checker is not None:
+                with clock.stage("safety"):
+                    images, flagged = self.run_safety_checker(images)
+            images = to_output(images, output_type)
+        self.last_times = dict(clock.seconds)
+        return StableDiffusionPipelineOutput(images, flagged) if return_dict else (images, flagged)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | str | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Words -> embeddings (B * num_images_per_prompt, T, C) with and, under guidance, without them (else None)."""
+        inputs.refuse({"lora_scale": lora_scale}, "LoRA weights are not supported, so it would have no effect")
+        texts = inputs.check_texts("prompt", prompt)
+        negative_texts = inputs.check_texts("negative_prompt", negative_prompt)
+        if texts is not None:
+            self._give_notice(texts)
+            prompt_embeds = self._encode(texts, None, clip_skip)
+        positive = inputs.check_embeddings("prompt_embeds", prompt_embeds)
+        negative = None
+        if do_classifier_free_guidance:
+            if negative_prompt_embeds is not None and negative_texts is not None:
+                inputs.check_one_of(
+                    "negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds
+                )
+            if negative_prompt_embeds is None:
+                matched = inputs.match_batch("negative_prompt", negative_texts, len(positive))
+                negative_prompt_embeds = self._encode(matched, positive.shape[1], clip_skip)
+            negative = inputs.check_embeddings("negative_prompt_embeds", negative_prompt_embeds)
+            inputs.check_same_shape("prompt_embeds", positive, "negative_prompt_embeds", negative)
+        place = torch.device(device) if device is not None else self.device
+        repeated = [
+            None if each is None else each.to(place, self.dtype).repeat_interleave(num_images_per_prompt, dim=0)
+            for each in (positive, negative)
+        ]
+        return repeated[0], repeated[1]  # type: ignore[return-value]
+
+    def _encode(self, texts: list[str], length: int | None, clip_skip: int | None) -> Tensor:
+        ids = tokenize(self.tokenizer, texts, length)
+        return encode_text(self.text_encoder, ids, clip_skip=clip_skip, penultimate=False)[0]
+
+    def run_safety_checker(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
+        """Pictures (B, 3, H, W) in [0, 1] -> the same with flagged ones black, and which were flagged."""
+        array = pictures.cpu().permute(0, 2, 3, 1).float().numpy()
+        pixels = self.feature_extractor(to_pil(array), return_tensors="pt").pixel_values
+        checked, flagged = self.safety_checker(
+            images=array, clip_input=pixels.to(self.safety_checker.device, self.safety_checker.dtype)
+        )
+        return torch.from_numpy(checked).permute(0, 3, 1, 2), list(flagged)

@@ -1,0 +1,203 @@
+"""The three stages of drawing as plain functions: encode the words, denoise latents, decode the picture.
+
+Nothing here keeps state or knows which techniques are on; the pipelines put the stages together.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, NonFiniteError
+from ..modules.blocks import sinusoid
+
+
+@dataclass
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022): `scale` 1 or less switches it off.
+
+    `rescale` in [0, 1] pulls the guided prediction's contrast back (Lin et al. 2023, sec. 3.4). `distilled` networks
+    take the scale as an input and are never run twice. All three may be changed between steps.
+    """
+
+    scale: float
+    rescale: float = 0.0
+    distilled: bool = False
+
+    @property
+    def doubles(self) -> bool:
+        """Whether each step predicts twice: without and with the words."""
+        return self.scale > 1 and not self.distilled
+
+
+@dataclass
+class Conditioning:
+    """What the UNet hears besides latents and time. Under guidance each batch is doubled: without words, with words.
+
+    `embeds` (B, T, C); `added` is SDXL's pooled text and sizes; `timestep_cond` (B, D) a distilled model's guidance.
+    """
+
+    embeds: Tensor
+    added: Mapping[str, Tensor] | None = None
+    timestep_cond: Tensor | None = None
+
+
+AfterStep = Callable[[int, Tensor, Tensor], Tensor]
+"""(step index, timestep, latents) -> latents to go on with."""
+
+
+# -- encode ----------------------------------------------------------------------------------------------------------
+
+
+def tokenize(tokenizer: Any, texts: list[str], length: int | None = None) -> Tensor:
+    """Texts -> ids (B, T), padded and cut to `length` (the tokenizer's own unless given), warning of what was cut."""
+    length = length or tokenizer.model_max_length
+    ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    for text in texts:
+        whole = tokenizer([text], padding=False, truncation=False)["input_ids"][0]
+        if len(whole) > length:
+            lost = tokenizer.decode(whole[length - 1 : -1])
+            warnings.warn(
+                f"the prompt has {len(whole)} tokens and the text encoder reads {length}: this part was cut off and "
+                f"has no effect: {lost!r}",
+                stacklevel=2,
+            )
+    return ids
+
+
+def encode_text(text_encoder: Any, ids: Tensor, *, clip_skip: int | None, penultimate: bool) -> tuple[Tensor, Any]:
+    """Ids (B, T) -> embeddings (B, T, C), and the encoder's first output (pooled where it projects).
+
+    SD1 and SD2 read the last layer's normalised output, or with `clip_skip` an earlier layer's, normalised too; SDXL
+    (`penultimate`) the layer before the last as it is, counting `clip_skip` from there.
+    """
+    layers = getattr(text_encoder.config, "num_hidden_layers", None)
+    if clip_skip is not None and not 0 <= clip_skip <= (layers or clip_skip) - penultimate:
+        raise ConfigError(f"clip_skip={clip_skip}: pass 0 to {layers - penultimate}, layers to leave out at the end.")
+    ids = ids.to(text_encoder.device)
+    if not penultimate and clip_skip is None:
+        output = text_encoder(ids)
+        return output[0], output[0]
+    output = text_encoder(ids, output_hidden_states=True)
+    hidden = output.hidden_states[-(clip_skip or 0) - 1 - penultimate]
+    if penultimate:
+        return hidden, output[0]
+    body = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no inner text_model
+    return body.final_layer_norm(hidden), output[0]
+
+
+def embed_guidance(scale: float, count: int, dim: int, dtype: torch.dtype) -> Tensor:
+    """Guidance scale as an input of a distilled network, (count, dim): Meng et al. 2023, sec. 3.1."""
+    w = torch.full((count,), 1000 * (scale - 1))
+    return sinusoid(w, dim, flip_sin_to_cos=False, freq_shift=1).to(dtype)
+
+
+# -- denoise ---------------------------------------------------------------------------------------------------------
+
+
+def set_timesteps(
+    scheduler: Any, steps: int, device: torch.device, *, timesteps: list[int] | None, sigmas: list[float] | None
+) -> Tensor:
+    """Lay out the schedule: `steps`, or the caller's own `timesteps` or `sigmas`. Returns the timesteps."""
+    own = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
+    if len(own) == 2:
+        raise ConfigError("timesteps and sigmas both lay out the schedule: pass one of them.")
+    for name in own:
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ConfigError(f"{type(scheduler).__name__} takes no {name}: leave it out or choose another scheduler.")
+    if own:
+        scheduler.set_timesteps(**own, device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)
+    return scheduler.timesteps
+
+
+def predict(unet: Any, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: Guidance) -> Tensor:
+    """One guided prediction for scaled latents x (B, C, h, w) at timestep t -> (B, C, h, w)."""
+    doubled = guidance.doubles
+    optional = {"timestep_cond": conditioning.timestep_cond, "added_cond_kwargs": conditioning.added}
+    inputs = {name: value for name, value in optional.items() if value is not None}  # foreign UNets may take none
+    output = unet(torch.cat([x, x]) if doubled else x, t, encoder_hidden_states=conditioning.embeds, **inputs)
+    prediction = output.sample if hasattr(output, "sample") else output[0]
+    if not doubled:
+        return prediction
+    without, with_words = prediction.chunk(2)
+    guided = without + guidance.scale * (with_words - without)
+    return rescale_contrast(guided, with_words, guidance.rescale) if guidance.rescale > 0 else guided
+
+
+def rescale_contrast(guided: Tensor, reference: Tensor, amount: float) -> Tensor:
+    """Bring `guided` (B, ...) towards the standard deviation of `reference`: Lin et al. 2023, equations 15 and 16."""
+    axes = list(range(1, guided.ndim))
+    matched = guided * (reference.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
+    return amount * matched + (1 - amount) * guided
+
+
+def denoise(
+    unet: Any,
+    scheduler: Any,
+    timesteps: Tensor,
+    latents: Tensor,
+    conditioning: Conditioning,
+    guidance: Guidance,
+    *,
+    step_arguments: Mapping[str, Any],
+    after_step: AfterStep,
+    stop: Callable[[], bool] = lambda: False,
+) -> Tensor:
+    """Noise (B, C, h, w), scaled by the scheduler's init_noise_sigma -> latents.
+
+    `scheduler` is this run's own. `step_arguments` (eta, generator) reach those schedulers whose `step` takes them.
+    `after_step` may replace the latents, and through its closure conditioning and guidance. When `stop` turns true,
+    the remaining steps are left out.
+    """
+    accepted = inspect.signature(scheduler.step).parameters
+    arguments = {name: value for name, value in step_arguments.items() if name in accepted}
+    for i, t in enumerate(timesteps):
+        if stop():
+            break
+        prediction = predict(unet, scheduler.scale_model_input(latents, t), t, conditioning, guidance)
+        dtype = latents.dtype
+        latents = scheduler.step(prediction, t, latents, **arguments, return_dict=False)[0].to(dtype)
+        latents = after_step(i, t, latents)
+    if not torch.isfinite(latents).all():
+        raise NonFiniteError(
+            f"the denoised latents hold NaN or infinity ({latents.dtype}): the UNet's numbers left the range of its "
+            "dtype. Use dtype=torch.bfloat16 or torch.float32, or a lower guidance_scale."
+        )
+    return latents
+
+
+# -- decode ----------------------------------------------------------------------------------------------------------
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [0, 1].
+
+    A VAE that says force_upcast (SDXL's: its activations overflow float16) decodes in float32, and so does one whose
+    half-precision result is not finite. The VAE itself is left as it is. NonFiniteError if float32 does not help.
+    """
+    z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    overflows = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    picture = None if overflows else vae.decode(z.to(vae.dtype), return_dict=False)[0]
+    if picture is None or (vae.dtype != torch.float32 and not torch.isfinite(picture).all()):
+        picture = _float32(vae).decode(z.float(), return_dict=False)[0]
+    if not torch.isfinite(picture).all():
+        raise NonFiniteError(
+            "the decoded picture holds NaN or infinity even in float32: the VAE's weights are damaged, or the latents "
+            "are far outside the range it was trained on."
+        )
+    return (picture.float() / 2 + 0.5).clamp(0, 1)
+
+
+def _float32(vae: Any) -> Any:
+    """A float32 copy of what decoding needs."""
+    unneeded = [getattr(vae, name, None) for name in ("encoder", "quant_conv")]
+    return copy.deepcopy(vae, {id(part): None for part in unneeded if part is not None}).float()

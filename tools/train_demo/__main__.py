@@ -1,0 +1,41 @@
+"""Steps of making the demo model, each resumable: vae, then unet, then export and score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+RUNS = Path("runs")
+Seed = Annotated[int, typer.Option(help="Seed of weights, scenes, captions and noise.")]
+Threads = Annotated[int, typer.Option(help="CPU threads to use.")]
+
+
+def _threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+@app.command()
+def vae(seed: Seed = 1, threads: Threads = 2) -> None:
+    """Train the autoencoder into runs/vae, resuming if it is there."""
+    from .vae import train_vae
+
+    _threads(threads)
+    train_vae(RUNS / "vae", seed)
+
+
+@app.command()
+def unet(seed: Seed = 1, threads: Threads = 2) -> None:
+    """Train UNet and text model into runs/unet, resuming if it is there."""
+    from .unet import train_unet
+
+    _threads(threads)
+    train_unet(RUNS / "unet", RUNS / "vae", seed)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,55 @@
+"""Scenes drawn and encoded once, so that the UNet's training spends its time on the UNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from leandiffusion import AutoencoderKL
+from leandiffusion.demo.render import render
+from leandiffusion.demo.scenes import Scene, sample_scene
+
+from .run import average_of
+from .settings import VAE_CONFIG
+
+_CHUNK = 32
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The averaged autoencoder of a run, for inference."""
+    vae = AutoencoderKL.from_config(VAE_CONFIG)
+    vae.load_state_dict(dict(average_of(folder)))
+    return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+class Pool:
+    """`count` training scenes and the means of their latents, (count, 4, 16, 16), in `path` for the next start.
+
+    `scale` brings the latents to unit variance: the VAE's scaling_factor.
+    """
+
+    def __init__(self, path: Path, vae_folder: Path, count: int, seed: int) -> None:
+        rng = np.random.default_rng([seed, 11])
+        self.scenes: list[Scene] = [sample_scene(rng) for _ in range(count)]
+        if path.exists():
+            self.latents: Tensor = torch.load(path, weights_only=True)
+        else:
+            self.latents = self._encode(load_vae(vae_folder))
+            torch.save(self.latents, path)
+        if len(self.latents) != count:
+            raise ValueError(f"{path} holds {len(self.latents)} latents, expected {count}: delete it to encode anew.")
+        self.scale = round(1 / float(self.latents[:4096].float().std()), 5)
+
+    @torch.inference_mode()
+    def _encode(self, vae: AutoencoderKL) -> Tensor:
+        chunks = []
+        for start in trange(0, len(self.scenes), _CHUNK, desc="encode scenes", mininterval=10):
+            pictures = np.stack([render(scene) for scene in self.scenes[start : start + _CHUNK]])
+            x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().to(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16):
+                chunks.append(vae.encode(x / 127.5 - 1).latent_dist.mean.to(torch.float16).contiguous())
+        return torch.cat(chunks)
