@@ -86,8 +86,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path).removeprefix("/api/models").strip("/")
-        owner, name, kind, revision, *rest = [*path.split("/"), "revision", "main"][: max(4, path.count("/") + 1)]
-        name, file = f"{owner}/{name}", "/".join(rest)
+        parts = path.split("/")
+        name, file = "/".join(parts[:2]), "/".join(parts[4:])
+        kind, revision = parts[2:4] or ("revision", "main")
         self.hub.requests.append(path)
         if not any(repository == name for repository, _ in self.hub.repositories):
             return self.fail("RepoNotFound")
@@ -158,6 +159,22 @@ def test_only_what_is_needed_is_fetched(hub: Hub, tmp_path: Path) -> None:
     assert folder.name == hub.commit("some/model", "main")
     by_branch = {request for request in hub.requests if "/main/" in request}
     assert by_branch == {"some/model/resolve/main/model_index.json"}, "one file resolves the branch for all others"
+
+
+def test_a_branch_that_moves_meanwhile(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is opened is one commit, though the branch got a new one between two requests."""
+    from huggingface_hub import HfApi
+
+    original = HfApi.model_info
+
+    def moved(api: HfApi, name: str, *, revision: str | None, **options: object) -> object:
+        info = original(api, name, revision=revision, **options)  # type: ignore[arg-type]
+        if revision is None:
+            info.sha, info.siblings = "0" * 40, info.siblings[:6]  # type: ignore[index]
+        return info
+
+    monkeypatch.setattr(HfApi, "model_info", moved)
+    assert (locate_checkpoint("some/model", cache_dir=tmp_path) / f"vae/{STEM}.safetensors").is_file()
 
 
 def test_a_variant_where_it_exists(hub: Hub, tmp_path: Path) -> None:
