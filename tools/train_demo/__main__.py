@@ -37,5 +37,31 @@ def unet(seed: Seed = 1, threads: Threads = 2) -> None:
     train_unet(RUNS / "unet", RUNS / "vae", seed)
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Where the pipeline folder goes.")] = RUNS / "model", seed: Seed = 1
+) -> None:
+    """Write what is trained so far as a pipeline folder in float16."""
+    from .export import export
+
+    export(RUNS / "unet", RUNS / "vae", folder, seed)
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="A pipeline folder.")] = RUNS / "model",
+    count: Annotated[int, typer.Option(help="Held-out prompts, half of one thing, half of two.")] = 300,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 4.0,
+    sheet: Annotated[Path | None, typer.Option(help="Save a contact sheet here.")] = None,
+    threads: Threads = 2,
+) -> None:
+    """Draw held-out prompts and judge them by their pixels."""
+    from .score import Scoring, draw_and_score
+
+    _threads(threads)
+    print(draw_and_score(folder, Scoring(count, steps, guidance), sheet).table())
+
+
 if __name__ == "__main__":
     app()

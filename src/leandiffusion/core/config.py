@@ -74,7 +74,7 @@ class Configurable:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from a config mapping. Keys that start with '_' are notes of the writer and are carried along.
+        """Build from a config mapping. Keys that start with '_' are notes of the writer and are left out.
 
         Raises ConfigError for keys this class does not understand: a setting is never ignored in silence.
         """

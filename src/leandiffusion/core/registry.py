@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Generic, TypeVar
@@ -30,7 +31,9 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str | None = None) -> None:
         self.kind = kind
         self._package = package
+        self._loading = False
         self._entries: dict[str, T] = {}
+        self._lock = threading.RLock()  # re-entrant: the files register themselves while they are imported
 
     def add(self, name: str, entry: T) -> T:
         """Register `entry` under `name`. A second entry of the same name is a programming error: ValueError."""
@@ -66,8 +69,16 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def _load(self) -> None:
-        package, self._package = self._package, None
-        if package is None:
+        if self._package is None:
             return
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
+        with self._lock:
+            package, loading = self._package, self._loading
+            if package is None or loading:
+                return
+            self._loading = True
+            try:
+                for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+                    importlib.import_module(f"{package}.{module.name}")
+                self._package = None
+            finally:
+                self._loading = False

@@ -69,8 +69,8 @@ class Network(Configurable, nn.Module):
     ) -> Self:
         """Open a checkpoint: a local folder or a hub id, or a `subfolder` of one, such as 'unet'.
 
-        `dtype` (or its older name `torch_dtype`) is the type the tensors get on their way from the file; None keeps
-        the file's. The network comes back in eval mode.
+        `dtype` (or its older name `torch_dtype`) is the type the tensors get on their way from the file: float32
+        unless given. The network comes back in eval mode.
 
         Raises ConfigError for a bad config or contradicting dtypes, and WeightsError's kinds for everything that can
         be wrong with the files.
@@ -92,7 +92,7 @@ class Network(Configurable, nn.Module):
         return open_network(
             cls,
             folder / subfolder if subfolder else folder,
-            dtype=dtype if dtype is not None else torch_dtype,
+            dtype=dtype or torch_dtype or torch.float32,
             device=device,
             variant=variant,
             use_safetensors=use_safetensors,

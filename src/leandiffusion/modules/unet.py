@@ -1,4 +1,4 @@
-"""UNet2DConditionModel: the text-conditioned noise predictor of SD1, SD2 and SDXL (Rombach et al. 2022; Podell et al. 2023).
+"""UNet2DConditionModel: the text-conditioned denoiser of SD1, SD2 and SDXL (Rombach et al. 2022; Podell et al. 2023).
 
 Parameter names are those of diffusers checkpoints.
 """
@@ -123,7 +123,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Resnets that each take one skip in, transformers where the level has cross-attention, then doubling unless last."""
+    """Resnets that each take one skip in, a transformer after each under cross-attention, doubling unless last."""
 
     def __init__(
         self, in_channels: int, level: Level, skip_channels: Sequence[int], shared: Shared, *, cross: bool, last: bool

@@ -107,15 +107,13 @@ class Assembly:
     ) -> Self:
         """Open a local folder, a hub id, or 'demo', the small model in this package.
 
-        `dtype` (older name `torch_dtype`) is the type weights get on their way from the file; None keeps the file's.
+        `dtype` (older name `torch_dtype`) is the type weights get on their way from the file: float32 unless given.
         `device` is where they go, without a copy on the CPU. `variant="fp16"` chooses files; `revision` a branch, tag
         or commit of a hub id. A component by name replaces the checkpoint's, None leaves it out. Loading never takes
         much more memory than the weights, whatever `low_cpu_mem_usage` says.
 
         Raises ConfigError for wrong arguments, WeightsError's kinds for what is wrong with the files.
         """
-        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
-            raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} mean the same thing: give one of them.")
         settings = {name: components.pop(name) for name in cls._setting_names() if name in components}
         cls._refuse_unknown(components)
         found = find_checkpoint(
@@ -123,7 +121,7 @@ class Assembly:
             local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
         )  # fmt: skip
         opened = open_folder(
-            found.folder, dtype=_check_dtype(dtype if dtype is not None else torch_dtype), device=device,
+            found.folder, dtype=_check_dtype(dtype, torch_dtype), device=device,
             variant=found.variant, use_safetensors=use_safetensors, components=components,
         )  # fmt: skip
         index = read_index(found.folder)
@@ -158,7 +156,7 @@ class Assembly:
         """
         cls._refuse_unknown(components)
         opened = open_single_file(
-            path, dtype=_check_dtype(dtype if dtype is not None else torch_dtype), device=device,
+            path, dtype=_check_dtype(dtype, torch_dtype), device=device,
             components=components, prediction_type=prediction_type, config=config, original_config=original_config,
         )  # fmt: skip
         cls._check_fit(path, opened, components, "checkpoint of another kind")
@@ -231,12 +229,18 @@ def packaged(path_or_id: str | Path) -> str | Path:
     return model_folder()
 
 
-def _check_dtype(dtype: Any) -> Any:
-    """A torch.dtype, a mapping of them by component, or None. ConfigError for others, names of dtypes included."""
-    for value in dtype.values() if isinstance(dtype, Mapping) else [dtype]:
+def _check_dtype(dtype: Any, torch_dtype: Any) -> Any:
+    """The dtype to load at, or a mapping of them by component; float32 unless given, as scripts expect.
+
+    ConfigError for anything else, names of dtypes included, and for two that contradict each other.
+    """
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} mean the same thing: give one of them.")
+    chosen = torch_dtype if dtype is None else dtype
+    for value in chosen.values() if isinstance(chosen, Mapping) else [chosen]:
         if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
             raise ConfigError(f"dtype={value!r}: pass torch.float32, torch.bfloat16 or torch.float16.")
-    return dtype
+    return torch.float32 if chosen is None else chosen
 
 
 def _library(part: Any, name: str) -> str:
