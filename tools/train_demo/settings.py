@@ -62,7 +62,7 @@ class VaeTraining:
 
     crop_steps: int = 3000
     crop_batch: int = 32
-    whole_steps: int = 1000
+    whole_steps: int = 400
     whole_batch: int = 8
     rate: float = 1.2e-3
     kl_weight: float = 1e-4

@@ -66,10 +66,11 @@ def test_saves_and_reopens(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["architectures"] == ["CLIPTextModelWithProjection"]
     assert (written["model_type"], written["torch_dtype"]) == ("clip_text_model", "bfloat16")
-    opened = CLIPTextModelWithProjection.from_pretrained(tmp_path)
+    opened = CLIPTextModelWithProjection.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert dict(opened.config) == dict(model.config)
     assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), model.parameters(), strict=True))
     assert opened.dtype == torch.bfloat16
+    assert CLIPTextModelWithProjection.from_pretrained(tmp_path).dtype == torch.float32
 
 
 def test_building_on_meta_then_assigning() -> None:
