@@ -51,10 +51,11 @@ def open_single_file(
     path = Path(path).expanduser()
     tensors = read_header(path).tensors
     kind = families.get(family) if family else detect(tensors, path)
+    settled = False
     if config is not None:
-        kind = _configured(kind, Path(config).expanduser())
+        kind, settled = _configured(kind, Path(config).expanduser())
     prediction = prediction_type or _original_prediction(original_config)
-    kind = _predicting(kind, tensors, path, prediction, settled=config is not None)
+    kind = _predicting(kind, tensors, path, prediction, settled)
     given = dict(components or {})
     opened: dict[str, Any] = dict.fromkeys(kind.absent)
     for name, part in kind.parts.items():
@@ -94,8 +95,11 @@ def _open_part(
     return fill_network(cls, part.config, entries, source=name, dtype=dtype, device=device, skip=skip)
 
 
-def _configured(kind: Family, folder: Path) -> Family:
-    """The family with the settings of a pipeline folder in place of its own, component by component."""
+def _configured(kind: Family, folder: Path) -> tuple[Family, bool]:
+    """The family with the settings of a pipeline folder in place of its own, component by component.
+
+    True with it when a scheduler was among them: then what the UNet predicts is known.
+    """
     if not folder.is_dir():
         raise CheckpointNotFound(
             f"config={str(folder)!r} is not a local folder: it must hold the folders of components."
@@ -108,7 +112,7 @@ def _configured(kind: Family, folder: Path) -> Family:
     if scheduler.is_file():
         values = read_json(scheduler)
         kind = kind.replaced_scheduler(values.get("_class_name", kind.scheduler[0]), values)
-    return kind
+    return kind, scheduler.is_file()
 
 
 def _original_prediction(path: str | Path | None) -> str | None:
@@ -125,7 +129,7 @@ def _original_prediction(path: str | Path | None) -> str | None:
     )
 
 
-def _predicting(kind: Family, tensors: Tensors, path: Path, prediction: str | None, *, settled: bool) -> Family:
+def _predicting(kind: Family, tensors: Tensors, path: Path, prediction: str | None, settled: bool) -> Family:
     """The family with the scheduler that fits what the UNet predicts: as asked, as the file tells, or as is usual."""
     if prediction is not None:
         if prediction not in PREDICTIONS:
