@@ -30,9 +30,9 @@ class _WeightsOnMeta(TorchFunctionMode):
 def build_empty(build: Callable[[], N]) -> N:
     """Run a network's constructor with its weights on the meta device.
 
-    Buffers that the constructor computes hold their values. Plain `torch.device("meta")` would lose those too.
+    Buffers that the constructor computes hold their values, on the CPU. Plain `torch.device("meta")` would lose those too.
     """
-    with _WeightsOnMeta():
+    with torch.device("cpu"), _WeightsOnMeta():
         network = build()
     made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # weights made by ones or zeros; ties between them stay
     for module in network.modules():

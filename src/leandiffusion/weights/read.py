@@ -25,7 +25,7 @@ class TensorReader:
     def __init__(self, dtype: torch.dtype | None, device: torch.device) -> None:
         self.dtype = dtype
         self.device = device
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def read_all(self, entries: dict[str, TensorEntry]) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) for every entry, in the order of the files' bytes.
@@ -66,7 +66,7 @@ class TensorReader:
 
     def _bytes(self, count: int) -> Tensor:
         if self._buffer.numel() < count:
-            self._buffer = torch.empty(count, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            self._buffer = torch.empty(count, dtype=torch.uint8, device="cpu", pin_memory=self.device.type == "cuda")
         return self._buffer[:count]
 
 

@@ -99,6 +99,14 @@ def test_no_random_number_is_drawn(saved: tuple[Path, Net], monkeypatch: pytest.
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_default_device_changes_nothing(saved: tuple[Path, Net], dtype: torch.dtype | None) -> None:
+    with torch.device("meta"):
+        opened = open_network(Net, saved[0], dtype=dtype)
+    assert torch.equal(opened.scale, saved[1].scale.to(dtype or torch.float32))
+    assert opened.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+
+
 def test_mixed_dtypes_in_the_file(saved: tuple[Path, Net]) -> None:
     folder, net = saved
     edit(folder, scale=net.scale.detach().half())
