@@ -30,7 +30,7 @@ class _WeightsOnMeta(TorchFunctionMode):
 def build_empty(build: Callable[[], N]) -> N:
     """Run a network's constructor with its weights on the meta device.
 
-    Buffers that the constructor computes hold their values, on the CPU. Plain `torch.device("meta")` would lose those too.
+    Buffers that the constructor computes hold their values, on the CPU: plain `torch.device("meta")` would lose them.
     """
     with torch.device("cpu"), _WeightsOnMeta():
         network = build()
