@@ -75,7 +75,7 @@ class UnetTraining:
 
     steps: int = 20_000
     batch: int = 64
-    pool: int = 60_000
+    pool: int = 40_000
     """Scenes encoded and kept; each is met many times, with fresh captions, noise and timesteps."""
     rate: float = 1e-3
     decay: float = 0.2
