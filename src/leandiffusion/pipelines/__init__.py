@@ -22,7 +22,7 @@ def open_pipeline(
     from ..core.errors import ConfigError
     from ..families.folder import read_index
     from ..weights.locate import locate_checkpoint
-    from .base import packaged
+    from .assembly import packaged
     from .stable_diffusion import StableDiffusionPipeline
     from .stable_diffusion_xl import StableDiffusionXLPipeline
 

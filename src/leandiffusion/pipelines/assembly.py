@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
 
 from ..core.config import Config, write_json
-from ..core.errors import ConfigError
+from ..core.errors import BackendUnavailable, ConfigError
 from ..core.registry import did_you_mean
+from ..families.base import detect
 from ..families.folder import open_folder, read_index
 from ..families.single_file import open_single_file
+from ..weights.header import read_header
+from ..weights.load import load_part
 from ..weights.locate import find_checkpoint
-
-_OPENING = ("dtype", "torch_dtype", "device", "variant", "revision", "use_safetensors", "local_files_only", "cache_dir")
 
 
 class Assembly:
@@ -47,43 +47,47 @@ class Assembly:
     def _networks(self) -> dict[str, torch.nn.Module]:
         return {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
 
-    def _first_parameter(self) -> Tensor:
-        for name in ("unet", *self.component_names):
+    def _told_by_networks(self, what: str) -> Any:
+        """'device' or 'dtype' of the UNet's weights; where it has none, what it says itself, or the next network's."""
+        for name in ("unet", "text_encoder", *self.component_names):
             part = getattr(self, name, None)
-            tensors = part.parameters() if isinstance(part, torch.nn.Module) else ()
-            for parameter in tensors:
-                if parameter.is_floating_point():
-                    return parameter
-        return torch.empty(0)
+            if isinstance(part, torch.nn.Module):
+                own = next((p for p in part.parameters() if p.is_floating_point()), part)
+                if isinstance(getattr(own, what, None), torch.device | torch.dtype):
+                    return getattr(own, what)
+        return getattr(torch.empty(0), what)
 
     @property
     def device(self) -> torch.device:
         """Where the UNet's weights lie; where another network's do when the UNet is a foreign object without any."""
-        return self._first_parameter().device
+        return self._told_by_networks("device")
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the UNet's weights; of another network's when the UNet is a foreign object without any."""
-        return self._first_parameter().dtype
+        return self._told_by_networks("dtype")
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move and cast every network: a device, a dtype, or both, also as `device=` and `dtype=`. Returns itself.
 
-        diffusers' keywords `torch_device=`, `torch_dtype=` and `silence_dtype_warnings=` are understood.
+        diffusers' keywords `torch_device=`, `torch_dtype=` and `silence_dtype_warnings=` are understood. Raises
+        ConfigError for anything else and BackendUnavailable for a device that is not there, before anything moves.
         """
         kwargs.pop("silence_dtype_warnings", None)
-        named = {key.removeprefix("torch_"): value for key, value in kwargs.items()}
-        unknown = set(named) - {"device", "dtype"}
-        if unknown:
-            raise ConfigError(f"to() does not know {sorted(unknown)}: pass a device, a dtype, or both.")
-        for value in args:
-            named.setdefault("dtype" if isinstance(value, torch.dtype) else "device", value)
-        try:
-            named = {key: torch.device(value) if key == "device" else value for key, value in named.items() if value}
-        except RuntimeError as error:
-            raise ConfigError(f"{named['device']!r} is no device: use 'cpu', 'cuda' or 'cuda:1'. ({error})") from None
+        wanted = [("dtype" if isinstance(value, torch.dtype) else "device", value) for value in args]
+        wanted += [(key.removeprefix("torch_"), value) for key, value in kwargs.items()]
+        wanted = [(key, value) for key, value in wanted if value is not None]
+        chosen: dict[str, Any] = dict(wanted)
+        if len(chosen) < len(wanted) or not chosen.keys() <= {"device", "dtype"}:
+            raise ConfigError(
+                f"to({', '.join(f'{key}={value}' for key, value in wanted)}): pass a device, a dtype, or both."
+            )
+        if "dtype" in chosen:
+            _check_dtype(chosen["dtype"], None)
+        if "device" in chosen:
+            chosen["device"] = _check_device(chosen["device"])
         for network in self._networks().values():
-            network.to(**named)
+            network.to(**chosen)
         return self
 
     # -- opening and saving ------------------------------------------------------------------------------------------
@@ -114,20 +118,22 @@ class Assembly:
 
         Raises ConfigError for wrong arguments, WeightsError's kinds for what is wrong with the files.
         """
-        settings = {name: components.pop(name) for name in cls._setting_names() if name in components}
-        cls._refuse_unknown(components)
+        settings = cls._take_settings(components, cls.from_pretrained)
+        chosen = _check_dtype(dtype, torch_dtype)
+        device = None if device is None else _check_device(device)
         found = find_checkpoint(
             packaged(path_or_id), revision=revision, variant=variant, use_safetensors=use_safetensors,
             local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
         )  # fmt: skip
-        opened = open_folder(
-            found.folder, dtype=_check_dtype(dtype, torch_dtype), device=device,
-            variant=found.variant, use_safetensors=use_safetensors, components=components,
-        )  # fmt: skip
         index = read_index(found.folder)
-        settings = {**{k: v for k, v in index.settings.items() if k in cls._setting_names()}, **settings}
-        cls._check_fit(path_or_id, opened, components, index.pipeline)
-        pipe = cls(**{name: opened.get(name) for name in cls.component_names}, **settings)
+        cls._check_fit(f"{path_or_id}, a {index.pipeline or 'pipeline'},", index.components, components)
+        opened = open_folder(
+            found.folder, dtype=chosen, device=device, variant=found.variant, use_safetensors=use_safetensors,
+            components=components,
+        )  # fmt: skip
+        stored = {name: value for name, value in index.settings.items() if name in cls._setting_names()}
+        parts: dict[str, Any] = {name: opened.get(name) for name in cls.component_names}
+        pipe = cls(**parts, **{**stored, **settings})
         if packaged(path_or_id) != path_or_id:
             from ..demo import notice
 
@@ -154,30 +160,30 @@ class Assembly:
         `config` is a local pipeline folder whose settings replace the built-in ones. Components as in
         `from_pretrained`.
         """
-        cls._refuse_unknown(components)
+        settings = cls._take_settings(components, cls.from_single_file)
+        chosen = _check_dtype(dtype, torch_dtype)
+        family = detect(read_header(Path(path).expanduser()).tensors, path)
+        there = dict.fromkeys([*family.parts, *family.tokenizers, "scheduler"], "")
+        cls._check_fit(f"{path}, a {family.title} checkpoint,", there, components)
         opened = open_single_file(
-            path, dtype=_check_dtype(dtype, torch_dtype), device=device,
-            components=components, prediction_type=prediction_type, config=config, original_config=original_config,
+            path, dtype=chosen, device=None if device is None else _check_device(device), components=components,
+            prediction_type=prediction_type, config=config, original_config=original_config,
         )  # fmt: skip
-        cls._check_fit(path, opened, components, "checkpoint of another kind")
-        return cls(**{name: opened.get(name) for name in cls.component_names})
+        parts: dict[str, Any] = {name: opened.get(name) for name in cls.component_names}
+        return cls(**parts, **settings)
 
     @classmethod
-    def _required(cls) -> list[str]:
-        """Components without which the class can not draw."""
+    def _check_fit(cls, source: str, there: Mapping[str, str | None], given: Mapping[str, Any]) -> None:
+        """ConfigError when the components that are there, by name, are more or less than this class runs."""
         parameters = inspect.signature(cls.__init__).parameters
-        return [name for name in cls.component_names if parameters[name].default is inspect.Parameter.empty]
-
-    @classmethod
-    def _check_fit(cls, source: object, opened: Mapping[str, Any], given: Mapping[str, Any], kind: str) -> None:
-        """ConfigError when what was opened is more or less than this class runs."""
-        surplus = [name for name, part in opened.items() if name not in cls.component_names and part is not None]
-        missing = [name for name in cls._required() if opened.get(name) is None and name not in given]
+        needed = [name for name in cls.component_names if parameters[name].default is inspect.Parameter.empty]
+        surplus = [name for name, part in there.items() if part is not None and name not in cls.component_names]
+        missing = [name for name in needed if name not in there and name not in given]
         if surplus or missing:
             wrong = f"has {', '.join(surplus)}" if surplus else f"lacks {', '.join(missing)}"
             raise ConfigError(
-                f"{source} is a {kind or 'pipeline'} that {wrong}, which {cls.__name__} can not run: open it with "
-                "leandiffusion.pipelines.open_pipeline, which picks the class, or pass the components by name."
+                f"{source} {wrong}, so {cls.__name__} can not run it: open it with leandiffusion.pipelines."
+                "open_pipeline, which picks the class, or pass the components by name."
             )
 
     @classmethod
@@ -186,33 +192,40 @@ class Assembly:
         return [name for name in parameters if name != "self" and name not in cls.component_names]
 
     @classmethod
-    def _refuse_unknown(cls, components: Mapping[str, Any]) -> None:
-        known = [*cls.component_names, *_OPENING, *cls._setting_names()]
+    def _take_settings(cls, components: dict[str, Any], opening: Callable[..., Any]) -> dict[str, Any]:
+        """The plain settings, taken out of the keywords that `opening` got. ConfigError unless components remain."""
+        settings = {name: components.pop(name) for name in cls._setting_names() if name in components}
+        known = [*cls.component_names, *inspect.signature(opening).parameters, *cls._setting_names()]
         for name in components:
             if name not in cls.component_names:
                 raise ConfigError(
                     f"{cls.__name__} does not know the argument {name!r}.{did_you_mean(name, known)} "
                     f"Its components: {', '.join(cls.component_names)}."
                 )
+        return settings
 
     def save_pretrained(
         self, folder: str | Path, *, variant: str | None = None, max_shard_size: int | str = "10GB"
     ) -> None:
-        """Write a pipeline folder that diffusers opens too: model_index.json and one folder per component."""
+        """Write a pipeline folder that diffusers opens too: model_index.json and one folder per component.
+
+        Parts that opening left out, because drawing does not need them, are read from where the weights came from:
+        WeightsError when they are no longer there.
+        """
         folder = Path(folder)
-        unready = [name for name, part in self._networks().items() if getattr(part, "encoder", part) is None]
-        if unready:
-            raise ConfigError(
-                f"{', '.join(unready)} was opened without its encoder, so that the saved folder would lack it: open "
-                "it whole with AutoencoderKL.from_pretrained(…, subfolder='vae') and pass it as vae=."
-            )
+        for name, part in self.components.items():
+            if part is not None and not hasattr(part, "save_pretrained"):
+                raise ConfigError(f"{name} is a {type(part).__name__}, which has no save_pretrained: replace it first.")
+        networks = self._networks()
+        for network in networks.values():
+            load_part(network)
+        folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": "0.30.0", **self._settings}
         for name, part in self.components.items():
             index[name] = [None, None] if part is None else [_library(part, name), type(part).__name__]
-            if isinstance(part, torch.nn.Module):
-                part.save_pretrained(folder / name, variant=variant, max_shard_size=max_shard_size)
-            elif part is not None:
-                part.save_pretrained(folder / name)
+            options = {"variant": variant, "max_shard_size": max_shard_size} if name in networks else {}
+            if part is not None:
+                part.save_pretrained(folder / name, **options)
         write_json(folder / "model_index.json", index)
 
     def __repr__(self) -> str:
@@ -240,7 +253,23 @@ def _check_dtype(dtype: Any, torch_dtype: Any) -> Any:
     for value in chosen.values() if isinstance(chosen, Mapping) else [chosen]:
         if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
             raise ConfigError(f"dtype={value!r}: pass torch.float32, torch.bfloat16 or torch.float16.")
+    if isinstance(chosen, Mapping):
+        return {"default": torch.float32, **chosen}
     return torch.float32 if chosen is None else chosen
+
+
+def _check_device(device: Any) -> torch.device:
+    """`device` as torch names it. ConfigError for what is none, BackendUnavailable for one that is not there."""
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r} is no device: use 'cpu', 'cuda' or 'cuda:1'. ({error})") from None
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackendUnavailable(f"device {str(place)!r} can not be used on this machine: {reason}.") from None
+    return place
 
 
 def _library(part: Any, name: str) -> str:

@@ -1,10 +1,11 @@
-"""What the pipelines share in running: checks of common arguments, this call's own state, the denoising loop."""
+"""What the pipelines share in running: this call's own state, checks against the model, the denoising loop."""
 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -13,9 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.errors import ConfigError
+from ..measure.clock import StageClock
 from ..schedulers import randn
 from . import inputs
 from .assembly import Assembly
+from .request import Request
 from .stages import Conditioning, Guidance, denoise, embed_guidance, set_timesteps
 
 
@@ -28,32 +31,25 @@ class DiffusionPipeline(Assembly):
     scheduler: Any
     _guidance_scale: float
     _guidance_rescale: float
-    _num_timesteps: int
+    _timesteps: Tensor
+    _latent_shape: tuple[int, int, int, int]
 
     def __init__(self, components: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         super().__init__(components, settings)
         self.last_times: dict[str, float] = {}
         self._progress: dict[str, Any] = {}
         self._interrupt = False
+        self._origin: DiffusionPipeline | None = None  # the pipeline that this is one call's view of
+        # Outlives a UNet that is replaced by an object without a config.
+        self._sample_size = getattr(getattr(self.unet, "config", None), "sample_size", None) or 64
 
-    def set_progress_bar_config(self, **settings: Any) -> None:
-        """Arguments for tqdm, such as `disable=True`, `desc=` or `leave=False`."""
-        self._progress = settings
+    # -- settings of the running call, for callbacks -----------------------------------------------------------------
 
     @property
     def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop after that step and decode what there is."""
-        return self._interrupt
-
-    def _begin(self, guidance_scale: float, guidance_rescale: float) -> Self:
-        """This call's own view of the pipeline: shared weights, private scheduler and settings.
-
-        It is what callbacks receive, so that they may change it without touching calls in other threads.
-        """
-        call = copy.copy(self)
-        call.scheduler = self.scheduler.clone() if hasattr(self.scheduler, "clone") else copy.deepcopy(self.scheduler)
-        call._guidance_scale, call._guidance_rescale, call._interrupt = guidance_scale, guidance_rescale, False
-        return call
+        """Whether to stop after this step and decode what there is. A callback sets `_interrupt = True` of the
+        pipeline it is given; set on the pipeline itself it stops every call under way."""
+        return self._interrupt or (self._origin is not None and self._origin._interrupt)
 
     @property
     def guidance_scale(self) -> float:
@@ -61,116 +57,167 @@ class DiffusionPipeline(Assembly):
         return self._guidance_scale
 
     @property
+    def guidance_rescale(self) -> float:
+        """Guidance rescale of the running call; callbacks may set `_guidance_rescale`."""
+        return self._guidance_rescale
+
+    @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the running call predicts with and without the words."""
-        return self._guidance_scale > 1 and not self._distilled
+        return self._guidance.doubles
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the running call."""
-        return self._num_timesteps
+        """Timesteps of the running call."""
+        return len(self._timesteps)
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels per latent along a side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        """Pixels per latent along a side; 8 where there is no VAE to ask."""
+        return 8 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def _default_size(self) -> tuple[int, int]:
-        size = getattr(getattr(self.unet, "config", None), "sample_size", None) or 64
-        height, width = (size, size) if isinstance(size, int) else size
-        return height * self.vae_scale_factor, width * self.vae_scale_factor
+    def set_progress_bar_config(self, **settings: Any) -> None:
+        """Arguments for tqdm, such as `disable=True`, `desc=` or `leave=False`."""
+        self._progress = settings
 
-    def _check_call(
-        self, height: Any, width: Any, steps: Any, guidance_scale: Any, guidance_rescale: Any, eta: Any
-    ) -> tuple[int, int]:
-        """The picture's height and width. ConfigError for numbers out of their ranges."""
-        own_height, own_width = self._default_size()
-        height, width = own_height if height is None else height, own_width if width is None else width
-        inputs.check_size(height, width, self.vae_scale_factor)
-        inputs.check_count("num_inference_steps", steps)
-        inputs.check_number("guidance_scale", guidance_scale, -1000, 1000)
-        inputs.check_number("guidance_rescale", guidance_rescale, 0, 1)
-        inputs.check_number("eta", eta, 0, 1)
-        return height, width
+    @contextmanager
+    def progress_bar(self, total: int) -> Iterator[tqdm]:
+        """A tqdm bar over `total` steps, as `set_progress_bar_config` configured it; closed on errors too."""
+        with tqdm(total=total, **self._progress) as bar:
+            yield bar
+
+    # -- one call ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, request: Request) -> Self:
+        """This call's own view of the pipeline: shared weights, private scheduler and settings.
+
+        It is what callbacks receive, so that they may change it without touching calls in other threads. ConfigError
+        when the model can not do what is asked.
+        """
+        self._require("unet", "scheduler")
+        if request.output_type != "latent":
+            self._require("vae", otherwise="ask for output_type='latent'")
+        inputs.check_names("callback_on_step_end_tensor_inputs", request.callback_inputs, self.callback_tensors)
+        call = copy.copy(self)
+        call.scheduler = self.scheduler.clone() if hasattr(self.scheduler, "clone") else copy.deepcopy(self.scheduler)
+        call._guidance_scale, call._guidance_rescale = request.guidance_scale, request.guidance_rescale
+        call._origin, call._interrupt, self._interrupt = self, False, False
+        call._latent_shape = self._shape_latents(request)
+        inputs.check_latents(request.latents, call._latent_shape)
+        self._check_width(request.prompt_embeds)
+        call._timesteps = set_timesteps(
+            call.scheduler, request.num_inference_steps, self.device,
+            timesteps=request.timesteps, sigmas=request.sigmas, end=request.denoising_end,
+        )  # fmt: skip
+        return call
+
+    def _require(self, *names: str, otherwise: str = "") -> None:
+        """ConfigError unless these components are there. `otherwise` says how to do without."""
+        missing = [name for name in names if getattr(self, name) is None]
+        if missing:
+            fix = f"set pipe.{missing[0]} = …{', or ' * bool(otherwise)}{otherwise}"
+            raise ConfigError(f"this pipeline has no {' and no '.join(missing)}, which this needs: {fix}.")
+
+    def _shape_latents(self, request: Request) -> tuple[int, int, int, int]:
+        """Shape (B, C, h, w) of the latents for the size asked for, the model's own unless given."""
+        factor, own = self.vae_scale_factor, self._sample_size
+        own_height, own_width = (own, own) if isinstance(own, int) else own
+        height = own_height * factor if request.height is None else request.height
+        width = own_width * factor if request.width is None else request.width
+        inputs.check_size(height, width, factor)
+        channels = getattr(getattr(self.unet, "config", None), "in_channels", None) or self.unet.in_channels
+        latent = channels if self.vae is None else getattr(self.vae.config, "latent_channels", channels)
+        if channels != latent:
+            raise ConfigError(
+                f"the UNet takes {channels} channels and the VAE's latents have {latent}: this is an inpainting or "
+                "depth model, which needs more than a text to draw. Open a text-to-image model."
+            )
+        return request.batch, channels, height // factor, width // factor
+
+    @property
+    def _picture_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the running call's pictures."""
+        _, _, h, w = self._latent_shape
+        return h * self.vae_scale_factor, w * self.vae_scale_factor
+
+    def _check_width(self, prompt_embeds: Tensor | None) -> None:
+        """ConfigError for embeddings of another text encoder than the UNet was trained with."""
+        width = getattr(getattr(self.unet, "config", None), "cross_attention_dim", None)
+        if prompt_embeds is not None and isinstance(width, int) and prompt_embeds.shape[-1] != width:
+            raise ConfigError(
+                f"prompt_embeds has {prompt_embeds.shape[-1]} channels and this UNet reads {width}: encode the prompt "
+                "with this pipeline's encode_prompt."
+            )
 
     def _give_notice(self, texts: Sequence[str]) -> None:
         """Warn of what this model does not know in `texts`, if it came with a way to tell."""
         notices = [self.notice(text) for text in texts] if self.notice is not None else []
         for notice in dict.fromkeys(filter(None, notices)):
-            warnings.warn(notice, stacklevel=5)
+            warnings.warn(notice, stacklevel=5)  # the caller of `__call__`, past torch.no_grad's wrapper
 
-    def _distilled_input(self, batch: int) -> Tensor | None:
-        """The guidance scale as an input (B, D) of a distilled UNet; None for others."""
-        if not self._distilled:
-            return None
-        dim = self.unet.config.time_cond_proj_dim
-        return embed_guidance(self._guidance_scale, batch, dim, self.dtype).to(self.device)
+    def _spread(self, device: torch.device | str | None, count: int, *embeddings: Tensor | None) -> list[Any]:
+        """Each of the embeddings `count` times per prompt, on the device and at the pipeline's dtype."""
+        place = self.device if device is None else torch.device(device)
+        return [e if e is None else e.to(place, self.dtype).repeat_interleave(count, dim=0) for e in embeddings]
 
-    def _prepare_latents(
-        self, batch: int, height: int, width: int, dtype: torch.dtype, generator: Any, latents: Any
-    ) -> Tensor:
-        """Starting noise at the scheduler's scale, drawn as diffusers draws it, or the caller's at that scale."""
-        channels = getattr(getattr(self.unet, "config", None), "in_channels", None) or self.unet.in_channels
-        if channels != self.vae.config.latent_channels:
-            raise ConfigError(
-                f"the UNet takes {channels} channels and the VAE makes latents of {self.vae.config.latent_channels}: "
-                "this is an inpainting or depth model, which text-to-image can not run."
-            )
-        shape = (batch, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        inputs.check_latents(latents, shape)
-        if latents is None:
-            latents = randn(shape, generator=generator, device=self.device, dtype=dtype)
-        return latents.to(self.device, dtype) * self.scheduler.init_noise_sigma
-
-    def _denoise(
-        self,
-        steps: int,
-        own_schedule: Mapping[str, Any],
-        conditioning: Conditioning,
-        latents: Callable[[], Tensor],
-        *,
-        step_arguments: Mapping[str, Any],
-        callback: Callable[..., Any] | None,
-        callback_inputs: list[str],
-        tensors: dict[str, Tensor],
-        until: Callable[[Tensor], Tensor] = lambda timesteps: timesteps,
-    ) -> Tensor:
-        """Run the denoising loop with progress bar and callback. `tensors` are those that the callback may ask for."""
-        timesteps = until(set_timesteps(self.scheduler, steps, self.device, **own_schedule))
-        self._num_timesteps = len(timesteps)
-        guidance = Guidance(self._guidance_scale, self._guidance_rescale, self._distilled)
-        noise = latents()
-
-        with self.progress_bar(total=len(timesteps) // getattr(self.scheduler, "order", 1)) as bar:
-            every = max(len(timesteps) // max(bar.total, 1), 1)
-
-            def after_step(i: int, t: Tensor, latents: Tensor) -> Tensor:
-                if callback is not None:
-                    tensors.update(latents=latents, prompt_embeds=conditioning.embeds)
-                    changed = callback(self, i, t, {name: tensors[name] for name in callback_inputs}) or {}
-                    tensors.update(changed)
-                    latents = tensors["latents"]
-                    self._take_changes(conditioning, tensors)
-                    guidance.scale = self._guidance_scale
-                if (i + 1) % every == 0:
-                    bar.update()
-                return latents
-
-            return denoise(
-                self.unet, self.scheduler, timesteps, noise, conditioning, guidance,
-                step_arguments=step_arguments, after_step=after_step, stop=lambda: self._interrupt,
-            )  # fmt: skip
-
-    def _take_changes(self, conditioning: Conditioning, tensors: Mapping[str, Tensor]) -> None:
-        """What a callback returned besides latents."""
-        conditioning.embeds = tensors["prompt_embeds"]
+    def _clock(self) -> StageClock:
+        return StageClock(torch.cuda.synchronize if self.device.type == "cuda" else None)
 
     @property
     def _distilled(self) -> bool:
         return getattr(getattr(self.unet, "config", None), "time_cond_proj_dim", None) is not None
 
-    @contextmanager
-    def progress_bar(self, total: int) -> Iterator[tqdm]:
-        """A tqdm bar over the steps, configured by `set_progress_bar_config`; cleared of half lines on errors."""
-        with tqdm(total=total, **self._progress) as bar:
-            yield bar
+    @property
+    def _guidance(self) -> Guidance:
+        return Guidance(self._guidance_scale, self._guidance_rescale, self._distilled)
+
+    def _guidance_input(self) -> Tensor | None:
+        """The guidance scale as an input (B, D) of a distilled UNet; None for others."""
+        if not self._distilled:
+            return None
+        dim = self.unet.config.time_cond_proj_dim
+        return embed_guidance(self._guidance_scale, self._latent_shape[0], dim, self.dtype).to(self.device)
+
+    def _noise(self, request: Request) -> Tensor:
+        """Starting noise at the scheduler's scale, drawn as diffusers draws it, or the caller's at that scale."""
+        noise = request.latents
+        if noise is None:
+            noise = randn(self._latent_shape, generator=request.generator, device=self.device, dtype=self.dtype)
+        return noise.to(self.device, self.dtype) * self.scheduler.init_noise_sigma
+
+    def _denoise(self, request: Request, conditioning: Conditioning, tensors: dict[str, Tensor | None]) -> Tensor:
+        """Run the denoising loop with progress bar and callback. `tensors` are those that the callback may ask for."""
+        order = getattr(self.scheduler, "order", 1)
+        last = len(self._timesteps) - 1
+
+        with self.progress_bar(total=math.ceil(len(self._timesteps) / order)) as bar:
+
+            def after_step(i: int, t: Tensor, latents: Tensor) -> Tensor:
+                if request.callback_on_step_end is not None:
+                    tensors.update(latents=latents, prompt_embeds=conditioning.embeds)
+                    seen = {name: tensors[name] for name in request.callback_inputs}
+                    changed = self._check_changes(request.callback_on_step_end(self, i, t, seen))
+                    tensors.update(changed)
+                    latents = changed.get("latents", latents)
+                    self._take_changes(conditioning, tensors)
+                if (i + 1) % order == 0 or i == last:
+                    bar.update()
+                return latents
+
+            return denoise(
+                self.unet, self.scheduler, self._timesteps, self._noise(request), conditioning, lambda: self._guidance,
+                step_arguments={"eta": request.eta, "generator": request.generator},
+                after_step=after_step, stop=lambda: self.interrupt,
+            )  # fmt: skip
+
+    def _check_changes(self, changed: Any) -> Mapping[str, Tensor]:
+        """What a callback returned, if it is nothing or a dict of tensors that it may change."""
+        changed = {} if changed is None else changed
+        if not isinstance(changed, Mapping):
+            raise ConfigError(f"the callback returned a {type(changed).__name__}: return a dict of tensors, or None.")
+        inputs.check_names("what the callback returned", changed, self.callback_tensors)
+        return changed
+
+    def _take_changes(self, conditioning: Conditioning, tensors: Mapping[str, Any]) -> None:
+        """Go on with what a callback changed besides latents."""
+        conditioning.embeds = tensors["prompt_embeds"]

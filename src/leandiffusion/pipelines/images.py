@@ -20,13 +20,10 @@ def check_output_type(output_type: str) -> None:
 
 
 def to_output(pictures: Tensor, output_type: str) -> Any:
-    """Pictures (B, 3, H, W) in [0, 1] -> 'pt' the same, 'np' an array (B, H, W, 3), 'pil' a list of Pillow pictures."""
-    if output_type == "pt":
+    """Pictures (B, 3, H, W) in [0, 1] -> 'np' an array (B, H, W, 3), 'pil' a list of Pillow pictures, others as is."""
+    if output_type in ("pt", "latent"):
         return pictures
     array = pictures.cpu().permute(0, 2, 3, 1).float().numpy()
-    return array if output_type == "np" else to_pil(array)
-
-
-def to_pil(array: np.ndarray) -> list[Image.Image]:
-    """(B, H, W, 3) in [0, 1] -> Pillow pictures."""
+    if output_type == "np":
+        return array
     return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]

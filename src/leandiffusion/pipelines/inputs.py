@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 
+BothTexts = tuple[list[str], list[str]]
+"""Texts for the first and for the second text encoder, equally many."""
+
 
 def check_size(height: Any, width: Any, multiple: int) -> None:
     """Pixels must be whole, positive and divisible by `multiple`, the pixels per latent."""
@@ -56,12 +59,27 @@ def match_batch(name: str, texts: list[str] | None, batch: int) -> list[str]:
     return texts
 
 
+def check_negative(texts: Any, embeds: Any, batch: int) -> list[str] | None:
+    """The negative texts of a batch, or None when embeddings (batch, T, C) stand for them. Not both."""
+    given = check_texts("negative_prompt", texts)
+    if embeds is None:
+        return match_batch("negative_prompt", given, batch)
+    if given is not None:
+        raise _twice("negative_prompt", "negative_prompt_embeds")
+    check_embeddings("negative_prompt_embeds", embeds, batch=batch)
+    return None
+
+
 def check_one_of(first: str, a: Any, second: str, b: Any) -> None:
     """Exactly one of two arguments that say the same thing."""
     if a is not None and b is not None:
-        raise ConfigError(f"{first} and {second} say the same thing in two ways: pass one of them.")
+        raise _twice(first, second)
     if a is None and b is None:
         raise ConfigError(f"nothing to draw: pass {first}, or {second} if you have encoded it yourself.")
+
+
+def _twice(first: str, second: str) -> ConfigError:
+    return ConfigError(f"{first} and {second} say the same thing in two ways: pass one of them.")
 
 
 def check_same_shape(first: str, a: Tensor | None, second: str, b: Tensor | None) -> None:
@@ -93,20 +111,49 @@ def check_latents(latents: Any, shape: Sequence[int]) -> None:
         raise ConfigError(f"latents must be a tensor of shape {tuple(shape)} for this size and batch, found {found}.")
 
 
-def check_embeddings(name: str, value: Any, ndim: int = 3) -> Tensor:
-    """`value` if it is a tensor (B, T, C), or (B, C) for `ndim` 2."""
-    if not isinstance(value, Tensor) or value.ndim != ndim:
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        axes = "(batch, tokens, channels)" if ndim == 3 else "(batch, channels)"
-        raise ConfigError(f"{name} must be a tensor {axes}, found {found}.")
+def check_embeddings(name: str, value: Any, *, ndim: int = 3, batch: int | None = None) -> Tensor:
+    """`value` if it is a tensor (B, T, C), or (B, C) for `ndim` 2, with B equal to `batch` where that is given."""
+    axes = f"({'batch' if batch is None else batch}, {'tokens, ' * (ndim == 3)}channels)"
+    if not isinstance(value, Tensor) or value.ndim != ndim or batch not in (None, len(value)):
+        found = tuple(value.shape) if isinstance(value, Tensor) else "none" if value is None else type(value).__name__
+        raise ConfigError(f"{name} must be a tensor {axes}, found {found}: pass what encode_prompt returns.")
     return value
 
 
-def check_callback(inputs: Collection[str], known: Collection[str]) -> None:
-    """Names that a callback asks for must be known."""
-    unknown = [name for name in inputs if name not in known]
+def check_pair(name: str, value: Any) -> None:
+    """A size or a corner: (height, width) or (top, left)."""
+    numbers = list(value) if isinstance(value, tuple | list) else []
+    if len(numbers) != 2 or not all(isinstance(n, Real) and not isinstance(n, bool) for n in numbers):
+        raise ConfigError(f"{name}={value!r}: pass a pair of numbers, (height, width) or (top, left) in pixels.")
+
+
+def check_both_texts(prompt: Any, prompt_2: Any, embeds: Any, pooled: Any) -> BothTexts | None:
+    """The texts for both encoders, or None when embeddings (B, T, C) and pooled ones (B, P) stand for them."""
+    check_one_of("prompt", prompt, "prompt_embeds", embeds)
+    first, second = check_texts("prompt", prompt), check_texts("prompt_2", prompt_2)
+    if first is not None:
+        return first, match_batch("prompt_2", second or first, len(first))
+    refuse({"prompt_2": prompt_2}, "prompt_embeds says the same thing: pass one of them")
+    batch = len(check_embeddings("prompt_embeds", embeds))
+    check_embeddings("pooled_prompt_embeds", pooled, ndim=2, batch=batch)
+    return None
+
+
+def check_both_negatives(negative: Any, negative_2: Any, embeds: Any, pooled: Any, batch: int) -> BothTexts | None:
+    """The negative texts of both encoders, or None when embeddings stand for them."""
+    first, second = check_negative(negative, embeds, batch), check_texts("negative_prompt_2", negative_2)
+    if first is not None:
+        return first, match_batch("negative_prompt_2", second or first, batch)
+    refuse({"negative_prompt_2": second}, "negative_prompt_embeds says the same thing: pass one of them")
+    check_embeddings("negative_pooled_prompt_embeds", pooled, ndim=2, batch=batch)
+    return None
+
+
+def check_names(what: str, names: Collection[str], known: Collection[str]) -> None:
+    """ConfigError unless all `names` are known."""
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"callback_on_step_end_tensor_inputs has {unknown!r}: known are {sorted(known)!r}.")
+        raise ConfigError(f"{what} has {', '.join(map(repr, unknown))}: known are {', '.join(map(repr, known))}.")
 
 
 def refuse(arguments: dict[str, Any], why: str) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..core.output import Output
-from ..measure.clock import StageClock
 from . import inputs
 from .base import DiffusionPipeline
-from .images import check_output_type, to_output, to_pil
-from .stages import Conditioning, decode, encode_text, tokenize
+from .images import to_output
+from .request import Request
+from .stages import Conditioning, check_clip_skip, decode, doubled, encode_text, tokenize
 
 
 @dataclass(eq=False)
@@ -36,6 +36,12 @@ class StableDiffusionPipeline(DiffusionPipeline):
         "vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor", "image_encoder",
     )  # fmt: skip
 
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    safety_checker: Any
+    feature_extractor: Any
+
     def __init__(
         self,
         vae: Any,
@@ -48,9 +54,17 @@ class StableDiffusionPipeline(DiffusionPipeline):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        values = locals()
         super().__init__(
-            {name: values[name] for name in self.component_names},
+            {
+                "vae": vae,
+                "text_encoder": text_encoder,
+                "tokenizer": tokenizer,
+                "unet": unet,
+                "scheduler": scheduler,
+                "safety_checker": safety_checker,
+                "feature_extractor": feature_extractor,
+                "image_encoder": image_encoder,
+            },
             {"requires_safety_checker": requires_safety_checker},
         )
         inputs.refuse({"image_encoder": image_encoder}, "IP-Adapters are not supported, so it would have no effect")
@@ -108,49 +122,32 @@ class StableDiffusionPipeline(DiffusionPipeline):
             },
             "not supported, so it would have no effect: leave it out",
         )
-        call = self._begin(guidance_scale, guidance_rescale)
-        height, width = self._check_call(height, width, num_inference_steps, guidance_scale, guidance_rescale, eta)
-        count = 1 if num_images_per_prompt is None else num_images_per_prompt
-        inputs.check_count("num_images_per_prompt", count)
-        inputs.check_one_of("prompt", prompt, "prompt_embeds", prompt_embeds)
-        names = callback_on_step_end_tensor_inputs or ["latents"]
-        inputs.check_callback(names, self.callback_tensors)
-        check_output_type(output_type)
-        texts = inputs.check_texts("prompt", prompt)
-        batch = (
-            len(texts) if texts is not None else len(inputs.check_embeddings("prompt_embeds", prompt_embeds))
-        ) * count
-        inputs.check_generators(generator, batch)
-
-        clock = StageClock(torch.cuda.synchronize if self.device.type == "cuda" else None)
+        request = Request(
+            prompt=prompt, prompt_embeds=prompt_embeds, height=height, width=width,
+            num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas,
+            guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
+            num_images_per_prompt=num_images_per_prompt, eta=eta, generator=generator, latents=latents,
+            output_type=output_type, callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        call, clock = self._begin(request), self._clock()
         with clock.stage("encode"):
             positive, negative = call.encode_prompt(
-                prompt, self.device, count, call.do_classifier_free_guidance, negative_prompt,
+                prompt, self.device, request.images_per_prompt, call.do_classifier_free_guidance, negative_prompt,
                 prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, clip_skip=clip_skip,
             )  # fmt: skip
-            conditioning = Conditioning(
-                positive if negative is None else torch.cat([negative, positive]), None, call._distilled_input(batch)
-            )
         with clock.stage("denoise"):
-            result = call._denoise(
-                num_inference_steps,
-                {"timesteps": timesteps, "sigmas": sigmas},
-                conditioning,
-                lambda: call._prepare_latents(batch, height, width, positive.dtype, generator, latents),
-                step_arguments={"eta": eta, "generator": generator},
-                callback=callback_on_step_end,
-                callback_inputs=names,
-                tensors={} if negative is None else {"negative_prompt_embeds": negative},
-            )
+            conditioning = Conditioning(doubled(negative, positive), None, call._guidance_input())
+            images = call._denoise(request, conditioning, {"negative_prompt_embeds": negative})
         flagged = None
-        with clock.stage("decode"):
-            images = result if output_type == "latent" else decode(self.vae, result)
         if output_type != "latent":
+            with clock.stage("decode"):
+                images = decode(self.vae, images)
             if self.safety_checker is not None:
                 with clock.stage("safety"):
                     images, flagged = self.run_safety_checker(images)
-            images = to_output(images, output_type)
-        self.last_times = dict(clock.seconds)
+        images = to_output(images, output_type)
+        self.last_times = clock.seconds
         return StableDiffusionPipelineOutput(images, flagged) if return_dict else (images, flagged)
 
     def encode_prompt(
@@ -165,41 +162,37 @@ class StableDiffusionPipeline(DiffusionPipeline):
         lora_scale: float | None = None,
         clip_skip: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Words -> embeddings (B * num_images_per_prompt, T, C) with and, under guidance, without them (else None)."""
-        inputs.refuse({"lora_scale": lora_scale}, "LoRA weights are not supported, so it would have no effect")
-        texts = inputs.check_texts("prompt", prompt)
-        negative_texts = inputs.check_texts("negative_prompt", negative_prompt)
-        if texts is not None:
-            self._give_notice(texts)
-            prompt_embeds = self._encode(texts, None, clip_skip)
-        positive = inputs.check_embeddings("prompt_embeds", prompt_embeds)
-        negative = None
-        if do_classifier_free_guidance:
-            if negative_prompt_embeds is not None and negative_texts is not None:
-                inputs.check_one_of(
-                    "negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds
-                )
-            if negative_prompt_embeds is None:
-                matched = inputs.match_batch("negative_prompt", negative_texts, len(positive))
-                negative_prompt_embeds = self._encode(matched, positive.shape[1], clip_skip)
-            negative = inputs.check_embeddings("negative_prompt_embeds", negative_prompt_embeds)
-            inputs.check_same_shape("prompt_embeds", positive, "negative_prompt_embeds", negative)
-        place = torch.device(device) if device is not None else self.device
-        repeated = [
-            None if each is None else each.to(place, self.dtype).repeat_interleave(num_images_per_prompt, dim=0)
-            for each in (positive, negative)
-        ]
-        return repeated[0], repeated[1]  # type: ignore[return-value]
+        """Words -> embeddings (B * num_images_per_prompt, T, C) with and, under guidance, without them (else None).
 
-    def _encode(self, texts: list[str], length: int | None, clip_skip: int | None) -> Tensor:
-        ids = tokenize(self.tokenizer, texts, length)
-        return encode_text(self.text_encoder, ids, clip_skip=clip_skip, penultimate=False)[0]
+        `clip_skip` is of the words alone: the embeddings without them are always the last layer's.
+        """
+        inputs.refuse({"lora_scale": lora_scale}, "LoRA weights are not supported, so it would have no effect")
+        inputs.check_one_of("prompt", prompt, "prompt_embeds", prompt_embeds)
+        texts = inputs.check_texts("prompt", prompt)
+        batch = len(texts or inputs.check_embeddings("prompt_embeds", prompt_embeds))
+        negatives = None
+        if do_classifier_free_guidance:
+            negatives = inputs.check_negative(negative_prompt, negative_prompt_embeds, batch)
+        if texts or negatives:
+            self._require("text_encoder", "tokenizer", otherwise="pass prompt_embeds and negative_prompt_embeds")
+            check_clip_skip(clip_skip, self.text_encoder, penultimate=False)
+
+        if texts:
+            self._give_notice(texts)
+            prompt_embeds, _ = encode_text(self.text_encoder, tokenize(self.tokenizer, texts), clip_skip=clip_skip)
+        positive = inputs.check_embeddings("prompt_embeds", prompt_embeds)
+        if negatives:
+            ids = tokenize(self.tokenizer, negatives, positive.shape[1], "negative_prompt")
+            negative_prompt_embeds, _ = encode_text(self.text_encoder, ids)
+        negative = negative_prompt_embeds if do_classifier_free_guidance else None
+        inputs.check_same_shape("prompt_embeds", positive, "negative_prompt_embeds", negative)
+        positive, negative = self._spread(device, num_images_per_prompt, positive, negative)
+        return positive, negative
 
     def run_safety_checker(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
         """Pictures (B, 3, H, W) in [0, 1] -> the same with flagged ones black, and which were flagged."""
-        array = pictures.cpu().permute(0, 2, 3, 1).float().numpy()
-        pixels = self.feature_extractor(to_pil(array), return_tensors="pt").pixel_values
+        pixels = self.feature_extractor(to_output(pictures, "pil"), return_tensors="pt").pixel_values
         checked, flagged = self.safety_checker(
-            images=array, clip_input=pixels.to(self.safety_checker.device, self.safety_checker.dtype)
+            images=pictures, clip_input=pixels.to(self.safety_checker.device, self.safety_checker.dtype)
         )
-        return torch.from_numpy(checked).permute(0, 3, 1, 2), list(flagged)
+        return checked, [bool(each) for each in flagged]

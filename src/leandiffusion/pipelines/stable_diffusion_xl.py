@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..core.output import Output
-from ..measure.clock import StageClock
 from . import inputs
 from .base import DiffusionPipeline
-from .images import check_output_type, to_output
-from .stages import Conditioning, decode, encode_text, tokenize
+from .images import to_output
+from .request import Request
+from .stages import Conditioning, check_clip_skip, decode, doubled, encode_text, tokenize
 
 Size = tuple[int, int]
 
@@ -42,6 +43,12 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         "negative_pooled_prompt_embeds", "negative_add_time_ids",
     )  # fmt: skip
 
+    vae: Any
+    text_encoder: Any
+    text_encoder_2: Any
+    tokenizer: Any
+    tokenizer_2: Any
+
     def __init__(
         self,
         vae: Any,
@@ -56,9 +63,18 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
     ) -> None:
-        values = locals()
         super().__init__(
-            {name: values[name] for name in self.component_names},
+            {
+                "vae": vae,
+                "text_encoder": text_encoder,
+                "text_encoder_2": text_encoder_2,
+                "tokenizer": tokenizer,
+                "tokenizer_2": tokenizer_2,
+                "unet": unet,
+                "scheduler": scheduler,
+                "image_encoder": image_encoder,
+                "feature_extractor": feature_extractor,
+            },
             {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt},
         )
         inputs.refuse({"image_encoder": image_encoder}, "IP-Adapters are not supported, so it would have no effect")
@@ -120,64 +136,48 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
             },
             "not supported, so it would have no effect: leave it out",
         )
-        call = self._begin(guidance_scale, guidance_rescale)
-        height, width = self._check_call(height, width, num_inference_steps, guidance_scale, guidance_rescale, eta)
-        count = 1 if num_images_per_prompt is None else num_images_per_prompt
-        inputs.check_count("num_images_per_prompt", count)
-        inputs.check_one_of("prompt", prompt, "prompt_embeds", prompt_embeds)
-        names = callback_on_step_end_tensor_inputs or ["latents"]
-        inputs.check_callback(names, self.callback_tensors)
-        check_output_type(output_type)
-        texts = inputs.check_texts("prompt", prompt)
-        given = None if texts is not None else inputs.check_embeddings("prompt_embeds", prompt_embeds)
-        batch = (len(texts) if texts is not None else len(given)) * count  # type: ignore[arg-type]
-        inputs.check_generators(generator, batch)
-        if denoising_end is not None:
-            inputs.check_number("denoising_end", denoising_end, 0, 1)
-        own = (height, width)
-        sizes = (original_size or own, crops_coords_top_left, target_size or own)
-        if negative_original_size is not None and negative_target_size is not None:
-            negative_sizes = (negative_original_size, negative_crops_coords_top_left, negative_target_size)
-        else:
-            negative_sizes = sizes
-
-        clock = StageClock(torch.cuda.synchronize if self.device.type == "cuda" else None)
+        request = Request(
+            prompt=prompt, prompt_embeds=prompt_embeds, height=height, width=width,
+            num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas, denoising_end=denoising_end,
+            guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
+            num_images_per_prompt=num_images_per_prompt, eta=eta, generator=generator, latents=latents,
+            output_type=output_type, callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        call, clock = self._begin(request), self._clock()
+        own = call._picture_size
+        time_ids = call._time_ids("", original_size or own, crops_coords_top_left, target_size or own)
+        negative_ids = call._negative_time_ids(
+            time_ids, negative_original_size, negative_crops_coords_top_left, negative_target_size
+        )
         with clock.stage("encode"):
             positive, negative, pooled, negative_pooled = call.encode_prompt(
-                prompt, prompt_2, self.device, count, call.do_classifier_free_guidance, negative_prompt,
-                negative_prompt_2, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds,
+                prompt, prompt_2, self.device, request.images_per_prompt, call.do_classifier_free_guidance,
+                negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds,
                 negative_pooled_prompt_embeds, clip_skip=clip_skip,
             )  # fmt: skip
-            time_ids = _time_ids(sizes, batch).to(self.device, positive.dtype)
-            negative_ids = _time_ids(negative_sizes, batch).to(self.device, positive.dtype)
-            if negative is not None and negative_pooled is not None:
-                embeds = torch.cat([negative, positive])
-                added = {"text_embeds": torch.cat([negative_pooled, pooled])}
-                added["time_ids"] = torch.cat([negative_ids, time_ids])
-            else:
-                embeds, added = positive, {"text_embeds": pooled, "time_ids": time_ids}
-        named = {
-            "negative_prompt_embeds": negative,
-            "add_text_embeds": added["text_embeds"],
-            "add_time_ids": added["time_ids"],
-            "negative_pooled_prompt_embeds": negative_pooled,
-            "negative_add_time_ids": negative_ids,
-        }
         with clock.stage("denoise"):
-            result = call._denoise(
-                num_inference_steps,
-                {"timesteps": timesteps, "sigmas": sigmas},
-                Conditioning(embeds, added, call._distilled_input(batch)),
-                lambda: call._prepare_latents(batch, height, width, positive.dtype, generator, latents),
-                step_arguments={"eta": eta, "generator": generator},
-                callback=callback_on_step_end,
-                callback_inputs=names,
-                tensors={name: tensor for name, tensor in named.items() if tensor is not None},
-                until=lambda steps: call._until(steps, denoising_end),
+            added = {
+                "text_embeds": doubled(negative_pooled, pooled),
+                "time_ids": time_ids if negative is None else torch.cat([negative_ids, time_ids]),
+            }
+            conditioning = Conditioning(doubled(negative, positive), added, call._guidance_input())
+            images = call._denoise(
+                request,
+                conditioning,
+                {
+                    "negative_prompt_embeds": negative,
+                    "add_text_embeds": added["text_embeds"],
+                    "add_time_ids": added["time_ids"],
+                    "negative_pooled_prompt_embeds": negative_pooled,
+                    "negative_add_time_ids": negative_ids,
+                },
             )
-        with clock.stage("decode"):
-            images = result if output_type == "latent" else to_output(decode(self.vae, result), output_type)
-        self.last_times = dict(clock.seconds)
+        if output_type != "latent":
+            with clock.stage("decode"):
+                images = decode(self.vae, images, upcast=bool(getattr(self.vae.config, "force_upcast", False)))
+        images = to_output(images, output_type)
+        self.last_times = clock.seconds
         return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)
 
     def encode_prompt(
@@ -201,67 +201,81 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         B counts `num_images_per_prompt` pictures for each prompt; the two without words are None unless guidance asks.
         """
         inputs.refuse({"lora_scale": lora_scale}, "LoRA weights are not supported, so it would have no effect")
-        texts = inputs.check_texts("prompt", prompt)
-        negatives = inputs.check_texts("negative_prompt", negative_prompt)
-        if texts is not None:
-            self._give_notice(texts)
-            texts_2 = inputs.match_batch("prompt_2", inputs.check_texts("prompt_2", prompt_2) or texts, len(texts))
-            prompt_embeds, pooled_prompt_embeds = self._encode(texts, texts_2, None, clip_skip)
-        positive = inputs.check_embeddings("prompt_embeds", prompt_embeds)
-        pooled = inputs.check_embeddings("pooled_prompt_embeds", pooled_prompt_embeds, ndim=2)
+        words = inputs.check_both_texts(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds)
+        batch = len(words[0] if words else prompt_embeds)  # type: ignore[arg-type]
+        guided, wordless = do_classifier_free_guidance, None
+        zeros = negative_prompt is None and negative_prompt_embeds is None and self.config.force_zeros_for_empty_prompt
+        if guided and zeros:
+            inputs.refuse({"negative_prompt_2": negative_prompt_2}, "pass negative_prompt too, '' for nothing")
+        elif guided:
+            wordless = inputs.check_both_negatives(
+                negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds, batch
+            )
+        if words or wordless:
+            self._check_encoders(clip_skip)
 
-        if do_classifier_free_guidance and negative_prompt_embeds is None:
-            if negatives is None and self.config.force_zeros_for_empty_prompt:
-                negative_prompt_embeds, negative_pooled_prompt_embeds = torch.zeros_like(positive), pooled * 0
-            else:
-                matched = inputs.match_batch("negative_prompt", negatives, len(positive))
-                second = inputs.check_texts("negative_prompt_2", negative_prompt_2) or matched
-                matched_2 = inputs.match_batch("negative_prompt_2", second, len(positive))
-                negative_prompt_embeds, negative_pooled_prompt_embeds = self._encode(
-                    matched, matched_2, positive.shape[1], clip_skip=None
-                )
-        if do_classifier_free_guidance:
-            inputs.check_embeddings("negative_prompt_embeds", negative_prompt_embeds)
-            inputs.check_embeddings("negative_pooled_prompt_embeds", negative_pooled_prompt_embeds, ndim=2)
-            inputs.check_same_shape("prompt_embeds", positive, "negative_prompt_embeds", negative_prompt_embeds)
-        else:
+        if words:
+            self._give_notice(words[0])
+            prompt_embeds, pooled = self._encode("prompt", words, None, clip_skip)
+            pooled_prompt_embeds = pooled if pooled_prompt_embeds is None else pooled_prompt_embeds
+        assert prompt_embeds is not None
+        assert pooled_prompt_embeds is not None
+        if not guided:
             negative_prompt_embeds = negative_pooled_prompt_embeds = None
-        place = torch.device(device) if device is not None else self.device
-        repeated = [
-            None if each is None else each.to(place, self.dtype).repeat_interleave(num_images_per_prompt, dim=0)
-            for each in (positive, negative_prompt_embeds, pooled, negative_pooled_prompt_embeds)
-        ]
-        return tuple(repeated)  # type: ignore[return-value]
+        elif zeros:
+            negative_prompt_embeds = torch.zeros_like(prompt_embeds)
+            negative_pooled_prompt_embeds = torch.zeros_like(pooled_prompt_embeds)
+        elif wordless:
+            negative_prompt_embeds, pooled = self._encode("negative_prompt", wordless, prompt_embeds.shape[1], None)
+            negative_pooled_prompt_embeds = (
+                pooled if negative_pooled_prompt_embeds is None else negative_pooled_prompt_embeds
+            )
+        pairs = (prompt_embeds, negative_prompt_embeds), (pooled_prompt_embeds, negative_pooled_prompt_embeds)
+        for name, (positive, negative) in zip(("prompt_embeds", "pooled_prompt_embeds"), pairs, strict=True):
+            inputs.check_same_shape(name, positive, f"negative_{name}", negative)
+        return tuple(self._spread(device, num_images_per_prompt, *pairs[0], *pairs[1]))  # type: ignore[return-value]
+
+    def _check_encoders(self, clip_skip: int | None) -> None:
+        """ConfigError when prompts can not be encoded. SDXL may go without its first text encoder."""
+        otherwise = "pass prompt_embeds, pooled_prompt_embeds and their negative_ ones"
+        self._require("text_encoder_2", "tokenizer_2", otherwise=otherwise)
+        check_clip_skip(clip_skip, self.text_encoder_2, penultimate=True)
+        if self.text_encoder is not None:
+            self._require("tokenizer", otherwise=otherwise)
+            check_clip_skip(clip_skip, self.text_encoder, penultimate=True)
 
     def _encode(
-        self, texts: list[str], texts_2: list[str], length: int | None, clip_skip: int | None
+        self, name: str, words: inputs.BothTexts, length: int | None, clip_skip: int | None
     ) -> tuple[Tensor, Tensor]:
         """Both encoders' embeddings side by side (B, T, C1 + C2), and the second's pooled output (B, P)."""
-        encoders = ((self.tokenizer, self.text_encoder, texts), (self.tokenizer_2, self.text_encoder_2, texts_2))
+        encoders = ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
         hidden, pooled = [], None
-        for tokenizer, text_encoder, words in encoders:
-            if text_encoder is None:
-                continue
-            ids = tokenize(tokenizer, words, length)
-            embeds, pooled = encode_text(text_encoder, ids, clip_skip=clip_skip, penultimate=True)
-            hidden.append(embeds)
-        return torch.cat(hidden, dim=-1), inputs.check_embeddings("the second text encoder's output", pooled, ndim=2)
+        for (tokenizer, text_encoder), texts, suffix in zip(encoders, words, ("", "_2"), strict=True):
+            if text_encoder is not None:
+                ids = tokenize(tokenizer, texts, length, name + suffix)
+                embeds, pooled = encode_text(text_encoder, ids, clip_skip=clip_skip, penultimate=True)
+                hidden.append(embeds)
+        return torch.cat(hidden, dim=-1), inputs.check_embeddings("the output of text_encoder_2", pooled, ndim=2)
 
-    def _until(self, timesteps: Tensor, denoising_end: float | None) -> Tensor:
-        """The timesteps down to the share `denoising_end` of the training schedule."""
-        if denoising_end is None or denoising_end in (0, 1):
-            return timesteps
-        train = self.scheduler.config.num_train_timesteps
-        cutoff = round(train * (1 - denoising_end))
-        return timesteps[: int((timesteps >= cutoff).sum())]
-
-    def _take_changes(self, conditioning: Conditioning, tensors: dict[str, Tensor]) -> None:
+    def _take_changes(self, conditioning: Conditioning, tensors: Mapping[str, Any]) -> None:
         super()._take_changes(conditioning, tensors)
         conditioning.added = {"text_embeds": tensors["add_text_embeds"], "time_ids": tensors["add_time_ids"]}
 
+    def _time_ids(self, prefix: str, original: Size, corner: Size, target: Size) -> Tensor:
+        """Original size, crop corner and target size as one row per picture: (B, 6)."""
+        named = {"original_size": original, "crops_coords_top_left": corner, "target_size": target}
+        for name, pair in named.items():
+            inputs.check_pair(f"{prefix}{name}", pair)
+        row = torch.tensor([[float(value) for pair in named.values() for value in pair]])
+        return row.repeat(self._latent_shape[0], 1).to(self.device, self.dtype)
 
-def _time_ids(sizes: tuple[Size, Size, Size], batch: int) -> Tensor:
-    """Original size, crop corner and target size as one row per picture: (B, 6)."""
-    if any(len(size) != 2 for size in sizes):
-        raise inputs.ConfigError(f"sizes and crop corners are pairs (height, width): found {sizes}.")
-    return torch.tensor([[float(value) for size in sizes for value in size]]).repeat(batch, 1)
+    def _negative_time_ids(self, positive: Tensor, original: Size | None, corner: Size, target: Size | None) -> Tensor:
+        """The rows of the sizes to steer away from, which are the positive ones unless given."""
+        if original is None and target is None and tuple(corner) == (0, 0):
+            return positive
+        if original is None or target is None:
+            raise ConfigError(
+                f"negative_original_size={original}, negative_target_size={target}: pass both, also when "
+                "negative_crops_coords_top_left is given."
+            )
+        return self._time_ids("negative_", original, corner, target)

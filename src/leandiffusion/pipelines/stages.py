@@ -19,12 +19,12 @@ from ..core.errors import ConfigError, NonFiniteError
 from ..modules.blocks import sinusoid
 
 
-@dataclass
+@dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022): `scale` 1 or less switches it off.
 
     `rescale` in [0, 1] pulls the guided prediction's contrast back (Lin et al. 2023, sec. 3.4). `distilled` networks
-    take the scale as an input and are never run twice. All three may be changed between steps.
+    take the scale as an input and are never run twice.
     """
 
     scale: float
@@ -56,31 +56,37 @@ AfterStep = Callable[[int, Tensor, Tensor], Tensor]
 # -- encode ----------------------------------------------------------------------------------------------------------
 
 
-def tokenize(tokenizer: Any, texts: list[str], length: int | None = None) -> Tensor:
+def tokenize(tokenizer: Any, texts: list[str], length: int | None = None, name: str = "prompt") -> Tensor:
     """Texts -> ids (B, T), padded and cut to `length` (the tokenizer's own unless given), warning of what was cut."""
-    length = length or tokenizer.model_max_length
-    ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    length = int(length or tokenizer.model_max_length)
     for text in texts:
         whole = tokenizer([text], padding=False, truncation=False)["input_ids"][0]
         if len(whole) > length:
             lost = tokenizer.decode(whole[length - 1 : -1])
             warnings.warn(
-                f"the prompt has {len(whole)} tokens and the text encoder reads {length}: this part was cut off and "
-                f"has no effect: {lost!r}",
+                f"{name} has {len(whole)} tokens and the text encoder reads {length}: this part was cut off and has "
+                f"no effect: {lost!r}",
                 stacklevel=2,
             )
-    return ids
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
-def encode_text(text_encoder: Any, ids: Tensor, *, clip_skip: int | None, penultimate: bool) -> tuple[Tensor, Any]:
-    """Ids (B, T) -> embeddings (B, T, C), and the encoder's first output (pooled where it projects).
+def check_clip_skip(clip_skip: Any, text_encoder: Any, *, penultimate: bool) -> None:
+    """ConfigError unless `clip_skip` is None or a number of layers that the encoder can go without."""
+    most = text_encoder.config.num_hidden_layers - penultimate
+    whole = isinstance(clip_skip, int) and not isinstance(clip_skip, bool)
+    if clip_skip is not None and not (whole and 0 <= clip_skip <= most):
+        raise ConfigError(f"clip_skip={clip_skip!r}: pass 0 to {most}, the layers to leave out at the end.")
+
+
+def encode_text(
+    text_encoder: Any, ids: Tensor, *, clip_skip: int | None = None, penultimate: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) -> embeddings (B, T, C), and the encoder's first output: (B, P) of one that projects.
 
     SD1 and SD2 read the last layer's normalised output, or with `clip_skip` an earlier layer's, normalised too; SDXL
     (`penultimate`) the layer before the last as it is, counting `clip_skip` from there.
     """
-    layers = getattr(text_encoder.config, "num_hidden_layers", None)
-    if clip_skip is not None and not 0 <= clip_skip <= (layers or clip_skip) - penultimate:
-        raise ConfigError(f"clip_skip={clip_skip}: pass 0 to {layers - penultimate}, layers to leave out at the end.")
     ids = ids.to(text_encoder.device)
     if not penultimate and clip_skip is None:
         output = text_encoder(ids)
@@ -93,6 +99,11 @@ def encode_text(text_encoder: Any, ids: Tensor, *, clip_skip: int | None, penult
     return body.final_layer_norm(hidden), output[0]
 
 
+def doubled(without: Tensor | None, with_words: Tensor) -> Tensor:
+    """The batch of one step: both halves under guidance, else the words alone."""
+    return with_words if without is None else torch.cat([without, with_words])
+
+
 def embed_guidance(scale: float, count: int, dim: int, dtype: torch.dtype) -> Tensor:
     """Guidance scale as an input of a distilled network, (count, dim): Meng et al. 2023, sec. 3.1."""
     w = torch.full((count,), 1000 * (scale - 1))
@@ -103,20 +114,30 @@ def embed_guidance(scale: float, count: int, dim: int, dtype: torch.dtype) -> Te
 
 
 def set_timesteps(
-    scheduler: Any, steps: int, device: torch.device, *, timesteps: list[int] | None, sigmas: list[float] | None
+    scheduler: Any,
+    steps: int,
+    device: torch.device,
+    *,
+    timesteps: list[int] | None = None,
+    sigmas: list[float] | None = None,
+    end: float | None = None,
 ) -> Tensor:
-    """Lay out the schedule: `steps`, or the caller's own `timesteps` or `sigmas`. Returns the timesteps."""
+    """Lay out the schedule: `steps`, or the caller's own `timesteps` or `sigmas`. Returns the timesteps.
+
+    `end` in (0, 1) leaves out those past that share of the training schedule, for a second model to go on.
+    """
     own = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
-    if len(own) == 2:
-        raise ConfigError("timesteps and sigmas both lay out the schedule: pass one of them.")
     for name in own:
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
             raise ConfigError(f"{type(scheduler).__name__} takes no {name}: leave it out or choose another scheduler.")
-    if own:
-        scheduler.set_timesteps(**own, device=device)
-    else:
-        scheduler.set_timesteps(steps, device=device)
-    return scheduler.timesteps
+    scheduler.set_timesteps(**(own or {"num_inference_steps": steps}), device=device)
+    if end is None or end == 1:
+        return scheduler.timesteps
+    train = scheduler.config.num_train_timesteps
+    kept = int((scheduler.timesteps >= round(train - end * train)).sum())
+    if not kept:
+        raise ConfigError(f"denoising_end={end} leaves none of the {len(scheduler.timesteps)} steps: raise it.")
+    return scheduler.timesteps[:kept]
 
 
 def predict(unet: Any, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: Guidance) -> Tensor:
@@ -146,7 +167,7 @@ def denoise(
     timesteps: Tensor,
     latents: Tensor,
     conditioning: Conditioning,
-    guidance: Guidance,
+    guidance: Callable[[], Guidance],
     *,
     step_arguments: Mapping[str, Any],
     after_step: AfterStep,
@@ -155,17 +176,16 @@ def denoise(
     """Noise (B, C, h, w), scaled by the scheduler's init_noise_sigma -> latents.
 
     `scheduler` is this run's own. `step_arguments` (eta, generator) reach those schedulers whose `step` takes them.
-    `after_step` may replace the latents, and through its closure conditioning and guidance. When `stop` turns true,
-    the remaining steps are left out.
+    `guidance` is asked before each step. `after_step` may replace the latents, and through its closure the
+    conditioning. When `stop` turns true, the remaining steps are left out.
     """
     accepted = inspect.signature(scheduler.step).parameters
     arguments = {name: value for name, value in step_arguments.items() if name in accepted}
     for i, t in enumerate(timesteps):
         if stop():
             break
-        prediction = predict(unet, scheduler.scale_model_input(latents, t), t, conditioning, guidance)
-        dtype = latents.dtype
-        latents = scheduler.step(prediction, t, latents, **arguments, return_dict=False)[0].to(dtype)
+        prediction = predict(unet, scheduler.scale_model_input(latents, t), t, conditioning, guidance())
+        latents = scheduler.step(prediction, t, latents, **arguments, return_dict=False)[0].to(latents.dtype)
         latents = after_step(i, t, latents)
     if not torch.isfinite(latents).all():
         raise NonFiniteError(
@@ -178,14 +198,15 @@ def denoise(
 # -- decode ----------------------------------------------------------------------------------------------------------
 
 
-def decode(vae: Any, latents: Tensor) -> Tensor:
+def decode(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
     """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [0, 1].
 
-    A VAE that says force_upcast (SDXL's: its activations overflow float16) decodes in float32, and so does one whose
-    half-precision result is not finite. The VAE itself is left as it is. NonFiniteError if float32 does not help.
+    A half-precision VAE whose result is not finite decodes again in float32, and with `upcast` a float16 one does so
+    at once: SDXL's overflows, and says so as force_upcast. The VAE itself is left as it is. NonFiniteError if float32
+    does not help.
     """
     z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-    overflows = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    overflows = upcast and vae.dtype == torch.float16
     picture = None if overflows else vae.decode(z.to(vae.dtype), return_dict=False)[0]
     if picture is None or (vae.dtype != torch.float32 and not torch.isfinite(picture).all()):
         picture = _float32(vae).decode(z.float(), return_dict=False)[0]
@@ -198,6 +219,6 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _float32(vae: Any) -> Any:
-    """A float32 copy of what decoding needs."""
+    """A float32 copy of what decoding needs; calls in other threads go on using the VAE as it is."""
     unneeded = [getattr(vae, name, None) for name in ("encoder", "quant_conv")]
-    return copy.deepcopy(vae, {id(part): None for part in unneeded if part is not None}).float()
+    return copy.deepcopy(vae, {id(part): torch.nn.Identity() for part in unneeded if part is not None}).float()
