@@ -29,22 +29,29 @@ def vae(seed: Seed = 1, threads: Threads = 2) -> None:
 
 
 @app.command()
-def unet(seed: Seed = 1, threads: Threads = 2) -> None:
+def unet(
+    seed: Seed = 1,
+    vae: Annotated[Path, typer.Option(help="A VAE run, or a pipeline ('demo' is the packaged one).")] = RUNS / "vae",
+    start: Annotated[Path | None, typer.Option(help="A pipeline ('demo') whose weights to begin with.")] = None,
+    threads: Threads = 2,
+) -> None:
     """Train UNet and text model into runs/unet, resuming if it is there."""
     from .unet import train_unet
 
     _threads(threads)
-    train_unet(RUNS / "unet", RUNS / "vae", seed)
+    train_unet(RUNS / "unet", vae, seed, start)
 
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="Where the pipeline folder goes.")] = RUNS / "model", seed: Seed = 1
+    folder: Annotated[Path, typer.Argument(help="Where the pipeline folder goes.")] = RUNS / "model",
+    seed: Seed = 1,
+    vae: Annotated[Path, typer.Option(help="A VAE run, or a pipeline ('demo' is the packaged one).")] = RUNS / "vae",
 ) -> None:
     """Write what is trained so far as a pipeline folder in float16."""
-    from .export import export
+    from .export import export as write
 
-    export(RUNS / "unet", RUNS / "vae", folder, seed)
+    write(RUNS / "unet", vae, folder, seed)
 
 
 @app.command()
@@ -61,6 +68,19 @@ def score(
 
     _threads(threads)
     print(draw_and_score(folder, Scoring(count, steps, guidance), sheet).table())
+
+
+@app.command()
+def grid(
+    path: Annotated[Path, typer.Argument(help="The picture to write.")] = Path("docs/images/demo-grid.png"),
+    model: Annotated[str, typer.Option(help="'demo' or a pipeline folder.")] = "demo",
+    threads: Threads = 2,
+) -> None:
+    """Draw the README's grid of pictures."""
+    from .grid import draw_grid
+
+    _threads(threads)
+    draw_grid(Path(model), path)
 
 
 if __name__ == "__main__":

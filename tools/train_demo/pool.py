@@ -12,6 +12,7 @@ from tqdm import trange
 from leandiffusion import AutoencoderKL
 from leandiffusion.demo.render import render
 from leandiffusion.demo.scenes import Scene, sample_scene
+from leandiffusion.pipelines.assembly import packaged
 
 from .run import average_of
 from .settings import VAE_CONFIG
@@ -19,30 +20,34 @@ from .settings import VAE_CONFIG
 _CHUNK = 32
 
 
-def load_vae(folder: Path) -> AutoencoderKL:
-    """The averaged autoencoder of a run, for inference."""
-    vae = AutoencoderKL.from_config(VAE_CONFIG)
-    vae.load_state_dict(dict(average_of(folder)))
+def open_vae(source: Path) -> AutoencoderKL:
+    """The autoencoder of a run folder (its averaged weights) or of a pipeline folder, whole, for inference."""
+    if (source / "checkpoint.pt").exists():
+        vae = AutoencoderKL.from_config(VAE_CONFIG)
+        vae.load_state_dict(dict(average_of(source)))
+    else:
+        vae = AutoencoderKL.from_pretrained(packaged(source), subfolder="vae")
     return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 class Pool:
     """`count` training scenes and the means of their latents, (count, 4, 16, 16), in `path` for the next start.
 
-    `scale` brings the latents to unit variance: the VAE's scaling_factor.
+    `scale` brings the latents to unit variance: the VAE's scaling_factor, measured here where it has none yet.
     """
 
-    def __init__(self, path: Path, vae_folder: Path, count: int, seed: int) -> None:
+    def __init__(self, path: Path, vae: AutoencoderKL, count: int, seed: int) -> None:
         rng = np.random.default_rng([seed, 11])
         self.scenes: list[Scene] = [sample_scene(rng) for _ in range(count)]
         if path.exists():
             self.latents: Tensor = torch.load(path, weights_only=True)
         else:
-            self.latents = self._encode(load_vae(vae_folder))
+            self.latents = self._encode(vae)
             torch.save(self.latents, path)
         if len(self.latents) != count:
             raise ValueError(f"{path} holds {len(self.latents)} latents, expected {count}: delete it to encode anew.")
-        self.scale = round(1 / float(self.latents[:4096].float().std()), 5)
+        measured = round(1 / float(self.latents[:4096].float().std()), 5)
+        self.scale = measured if vae.config.scaling_factor == 1 else vae.config.scaling_factor
 
     @torch.inference_mode()
     def _encode(self, vae: AutoencoderKL) -> Tensor:

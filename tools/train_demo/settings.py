@@ -17,6 +17,7 @@ VAE_CONFIG: dict[str, Any] = {
     "norm_num_groups": 4,  # few groups: the norms of narrow layers cost more than their convolutions
     "sample_size": 128,
     "force_upcast": False,
+    "scaling_factor": 1.0,  # until the latents have been measured
 }
 
 UNET_CONFIG: dict[str, Any] = {

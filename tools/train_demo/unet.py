@@ -7,12 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from leandiffusion import CLIPTextModel, CLIPTokenizer, DDIMScheduler, UNet2DConditionModel
+from leandiffusion import (
+    AutoencoderKL,
+    CLIPTextModel,
+    CLIPTokenizer,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from leandiffusion.attention import backends
 from leandiffusion.demo.scenes import caption
 from leandiffusion.modules.transformer import Attention
 
-from .pool import Pool
+from .pool import Pool, open_vae
 from .run import Run
 from .settings import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, UnetTraining
 from .tokenizer import train_tokenizer
@@ -33,14 +40,26 @@ class Denoiser(nn.Module):
         return self.unet(x, t, self.text_encoder(ids).last_hidden_state).sample
 
 
-def train_unet(folder: Path, vae_folder: Path, seed: int, settings: UnetTraining | None = None) -> None:
-    """Train in `folder`, going on from its checkpoint if there is one; or from `folder`/start.pt, shipped weights."""
+def open_pool(folder: Path, vae: AutoencoderKL, seed: int, settings: UnetTraining | None = None) -> Pool:
+    """The encoded scenes of a run, encoding them if this is its first start."""
+    count = (settings or UnetTraining()).pool
+    return Pool(folder / f"latents-{count}.pt", vae, count, seed)
+
+
+def train_unet(
+    folder: Path, vae_source: Path, seed: int, start: Path | None = None, settings: UnetTraining | None = None
+) -> None:
+    """Train in `folder`, going on from its checkpoint if there is one, else from the pipeline `start`, else afresh."""
     settings = settings or UnetTraining()
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(seed)
-    pool = Pool(folder / f"latents-{settings.pool}.pt", vae_folder, settings.pool, seed)
+    pool = open_pool(folder, open_vae(vae_source), seed, settings)
     model = Denoiser(tokenizer)
+    if start is not None:
+        begun = StableDiffusionPipeline.from_pretrained(start)
+        model.unet.load_state_dict(begun.unet.state_dict())
+        model.text_encoder.load_state_dict(begun.text_encoder.state_dict())
     for module in model.modules():
         if isinstance(module, Attention):
             module.backend = backends.get("plain")  # on 64 tokens its backward is three times as fast as the fused one

@@ -79,7 +79,10 @@ def _split(state: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
 def _write(path: Path, shard: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode  # as the user's umask wants it: the library leaves files that only the owner can read
     save_file(dict(_storable(shard)), path, metadata=_METADATA)
+    path.chmod(mode)
 
 
 def _storable(shard: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -119,3 +119,10 @@ def test_weights_without_data(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="meta device"):
         save_network(Net().to("meta"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_saved_weights_are_as_readable_as_other_files(tmp_path: Path) -> None:
+    save_network(nn.Linear(2, 2), tmp_path)
+    beside = tmp_path / "beside"
+    beside.touch()
+    assert (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_mode == beside.stat().st_mode
