@@ -28,7 +28,12 @@ _CLASSES = {
     "StableDiffusionSafetyChecker": "modules.safety",
     "CLIPImageProcessor": "modules.safety",
 }
-_FORMER_NAMES = {"CLIPFeatureExtractor": "CLIPImageProcessor", "CLIPTokenizerFast": "CLIPTokenizer"}
+_OTHER_NAMES = {
+    "CLIPFeatureExtractor": "CLIPImageProcessor",  # before transformers 4.26
+    "CLIPImageProcessorFast": "CLIPImageProcessor",
+    "CLIPImageProcessorPil": "CLIPImageProcessor",
+    "CLIPTokenizerFast": "CLIPTokenizer",
+}
 
 # What a task does not need of a component: prefixes of parameter names.
 UNNEEDED = {("text2img", "AutoencoderKL"): ("encoder.", "quant_conv.")}
@@ -126,14 +131,14 @@ def open_folder(
 
 def component_class(class_name: str) -> type[Any]:
     """Our class for a class name in a model_index.json; ConfigError for those that are not supported."""
-    name = _FORMER_NAMES.get(class_name, class_name)
+    name = _OTHER_NAMES.get(class_name, class_name)
     if name in _CLASSES:
         return getattr(importlib.import_module(f"leandiffusion.{_CLASSES[name]}"), name)
     from ..schedulers import schedulers
 
     if name in schedulers:
         return schedulers.get(name)
-    known = [*_CLASSES, *_FORMER_NAMES, *schedulers]
+    known = [*_CLASSES, *_OTHER_NAMES, *schedulers]
     raise ConfigError(f"{class_name!r} is not supported.{did_you_mean(name, known)} Supported: {', '.join(known)}.")
 
 
