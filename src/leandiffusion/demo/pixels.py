@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from leandiffusion.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from .layout import PICTURE, RADII
 from .scenes import COLOURS, PALETTE
 from .shapes import SHAPES, Floats

@@ -17,8 +17,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from leandiffusion.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from .layout import place_pair, place_single
 from .shapes import SHAPES
 

@@ -14,9 +14,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from leandiffusion.core.errors import ConfigError
-from leandiffusion.core.output import Output
-
+from ..core.errors import ConfigError
+from ..core.output import Output
 from .schedule import SPACINGS, check_choice, dynamic_threshold, make_betas, rescale_zero_terminal_snr
 from .settings import SchedulerSettings
 

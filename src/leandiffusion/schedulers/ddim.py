@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from leandiffusion.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from .base import Scheduler, finish, full_precision
 from .noise import Generators, randn
 from .schedule import spaced_timesteps

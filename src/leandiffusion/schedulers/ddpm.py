@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from leandiffusion.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from .base import Scheduler, finish, full_precision
 from .noise import Generators, randn
 from .schedule import check_choice, spaced_timesteps

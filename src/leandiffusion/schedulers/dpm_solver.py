@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from leandiffusion.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from .base import finish, full_precision
 from .noise import Generators, randn
 from .schedule import check_choice, dynamic_threshold, spaced_timesteps

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from leandiffusion.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from .base import finish, full_precision
 from .settings import schedulers
 from .sigma import SigmaScheduler

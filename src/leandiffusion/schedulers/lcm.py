@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from leandiffusion.core.errors import ConfigError
-from leandiffusion.core.output import Output
-
+from ..core.errors import ConfigError
+from ..core.output import Output
 from .base import Scheduler, full_precision
 from .ddpm import descending
 from .noise import Generators, randn

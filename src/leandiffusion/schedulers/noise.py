@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from leandiffusion.core.errors import ConfigError
+from ..core.errors import ConfigError
 
 Generators = torch.Generator | list[torch.Generator] | None
 

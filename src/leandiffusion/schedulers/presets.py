@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from leandiffusion.core.errors import ConfigError
-from leandiffusion.core.registry import did_you_mean
-
+from ..core.errors import ConfigError
+from ..core.registry import did_you_mean
 from .base import Scheduler
 from .settings import schedulers
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from leandiffusion.core.errors import ConfigError
-from leandiffusion.core.registry import did_you_mean
+from ..core.errors import ConfigError
+from ..core.registry import did_you_mean
 
 SPACINGS = ("leading", "linspace", "trailing")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 
-from leandiffusion.core.config import Config, Configurable, read_json, write_json
-from leandiffusion.core.errors import CheckpointNotFound, ConfigError
-from leandiffusion.core.registry import Registry, did_you_mean
+from ..core.config import Config, Configurable, read_json, write_json
+from ..core.errors import CheckpointNotFound, ConfigError
+from ..core.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
     from .base import Scheduler

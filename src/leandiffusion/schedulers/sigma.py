@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from leandiffusion.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from .base import Scheduler
 from .schedule import (
     beta_sigmas,
