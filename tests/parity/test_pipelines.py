@@ -314,7 +314,7 @@ def test_safety_checker(build_sd1: Callable[..., Any], tmp_path: Path) -> None:
         getattr(checker, f"{name}_weights").data.fill_(2)  # no cosine reaches that
     plain = draw(theirs, **arguments)[0]
 
-    pictures = [image for image in (plain * 255).round().astype(np.uint8)]
+    pictures = list((plain * 255).round().astype(np.uint8))
     embeds = checker.visual_projection(checker.vision_model(extractor(pictures, return_tensors="pt").pixel_values)[1])
     cosines = torch.nn.functional.normalize(embeds) @ torch.nn.functional.normalize(embeds).T
     checker.concept_embeds.data[4] = embeds[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leandiffusion import (
     AutoencoderKL,
@@ -60,9 +61,11 @@ def train_unet(
         begun = StableDiffusionPipeline.from_pretrained(start)
         model.unet.load_state_dict(begun.unet.state_dict())
         model.text_encoder.load_state_dict(begun.text_encoder.state_dict())
+    # Attention is written out, here and by SDPBackend.MATH in the text model: on so few tokens the backward pass of the
+    # fused kernels takes three times as long.
     for module in model.modules():
         if isinstance(module, Attention):
-            module.backend = backends.get("plain")  # on 64 tokens its backward is three times as fast as the fused one
+            module.backend = backends.get("plain")
     model.to(memory_format=torch.channels_last)
     run = Run(folder, model, peak=settings.rate, steps=settings.steps, decay=settings.decay)
     scheduler = DDIMScheduler.from_config(SCHEDULER_CONFIG)
@@ -75,6 +78,6 @@ def train_unet(
         texts = ["" if rng.random() < settings.caption_dropout else caption(pool.scenes[i], rng) for i in chosen]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         x = scheduler.add_noise(x0, noise, t).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             v = model(x, t, ids)
         run.update((v.float() - scheduler.get_velocity(x0, noise, t)).square().mean())

@@ -78,6 +78,7 @@ class Configurable:
 
         Raises ConfigError for keys this class does not understand: a setting is never ignored in silence.
         """
+        check_mapping(cls, config)
         values = {**config, **overrides}
         known = cls.config_keys()
         foreign = {key: value for key, value in values.items() if key not in known}
@@ -105,6 +106,15 @@ class Configurable:
         folder.mkdir(parents=True, exist_ok=True)
         written = {"_class_name": type(self).__name__, **{k: v for k, v in self.config.items() if k != "_class_name"}}
         write_json(folder / self.config_name, written)
+
+
+def check_mapping(cls: type, config: object) -> None:
+    """ConfigError unless `config` holds settings by name: a folder or hub id is opened by `from_pretrained`."""
+    if not isinstance(config, Mapping):
+        raise ConfigError(
+            f"{cls.__name__}.from_config takes a config (a mapping, such as `other.config`), found {config!r}: open a "
+            f"folder or hub id with {cls.__name__}.from_pretrained."
+        )
 
 
 def _recording(init: Any) -> Any:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile
 from ..core.registry import did_you_mean
+from ..weights.locate import INDEX_FILE
 
 if TYPE_CHECKING:
     import torch
-
-INDEX_FILE = "model_index.json"
 
 # Class names that a model_index.json may hold -> module of ours. Schedulers are looked up in their own registry.
 _CLASSES = {

@@ -54,7 +54,7 @@ class Network(Configurable, nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
@@ -66,45 +66,59 @@ class Network(Configurable, nn.Module):
         local_files_only: bool = False,
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
+        low_cpu_mem_usage: bool = True,
     ) -> Self:
         """Open a checkpoint: a local folder or a hub id, or a `subfolder` of one, such as 'unet'.
 
         `dtype` (or its older name `torch_dtype`) is the type the tensors get on their way from the file: float32
-        unless given. The network comes back in eval mode.
+        unless given. The network comes back in eval mode. Loading never takes much more memory than the weights,
+        whatever `low_cpu_mem_usage` says.
 
-        Raises ConfigError for a bad config or contradicting dtypes, and WeightsError's kinds for everything that can
-        be wrong with the files.
+        Raises ConfigError for a bad config or dtype, and WeightsError's kinds for everything that can be wrong with
+        the files.
         """
         from ..weights.load import open_network
-        from ..weights.locate import locate_checkpoint
+        from ..weights.locate import find_checkpoint
 
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} mean the same thing: give one of them.")
-        folder = locate_checkpoint(
-            path_or_id,
+        chosen = dtype or torch_dtype or torch.float32
+        if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+            raise ConfigError(f"dtype={chosen!r}: pass torch.float32, torch.bfloat16 or torch.float16.")
+        found = find_checkpoint(
+            pretrained_model_name_or_path,
             revision=revision,
             variant=variant,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             token=token,
+            use_safetensors=use_safetensors,
             subfolders=[subfolder] if subfolder else None,
         )
         return open_network(
             cls,
-            folder / subfolder if subfolder else folder,
-            dtype=dtype or torch_dtype or torch.float32,
+            found.folder / subfolder if subfolder else found.folder,
+            dtype=chosen,
             device=device,
-            variant=variant,
+            variant=found.variant,
             use_safetensors=use_safetensors,
         )
 
     def save_pretrained(
-        self, folder: str | Path, *, variant: str | None = None, max_shard_size: int | str = "10GB"
+        self,
+        save_directory: str | Path,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
     ) -> None:
-        """Write config.json and safetensors into `folder`, in shards no larger than `max_shard_size`.
+        """Write config.json and safetensors into a folder, in shards no larger than `max_shard_size`.
 
-        The folder opens in diffusers (networks) and transformers (text models) too.
+        The folder opens in diffusers (networks) and transformers (text models) too. Raises ConfigError for
+        `safe_serialization=False`, which asks for pickles.
         """
         from ..weights.save import save_network
 
-        save_network(self, Path(folder), variant=variant, max_shard_size=max_shard_size)
+        if not safe_serialization:
+            raise ConfigError("safe_serialization=False asks for pickled weights, which are not written: leave it out.")
+        save_network(self, Path(save_directory), variant=variant, max_shard_size=max_shard_size)

@@ -28,7 +28,7 @@ def quick_gelu(x: torch.Tensor) -> torch.Tensor:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 # What transformers writes into a config.json beside CLIP's settings: where it came from, and the settings of text
-# generators, which change nothing in an encoder.
+# generators and of training, which change nothing in an encoder.
 # fmt: off
 CONFIG_NOTES = frozenset([
     "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "dropout", "tokenizer_class",
@@ -40,7 +40,7 @@ CONFIG_NOTES = frozenset([
     "bad_words_ids", "id2label", "encoder_no_repeat_ngram_size", "num_return_sequences", "chunk_size_feed_forward",
     "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "label2id",
-    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "task_specific_params",
+    "gradient_checkpointing", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "task_specific_params",
 ])
 # fmt: on
 

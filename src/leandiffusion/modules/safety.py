@@ -213,7 +213,9 @@ class CLIPImageProcessor(Configurable):
     """
 
     config_name: ClassVar[str] = "preprocessor_config.json"
-    notes: ClassVar[frozenset[str]] = frozenset({"feature_extractor_type", "image_processor_type", "processor_class"})
+    notes: ClassVar[frozenset[str]] = frozenset(
+        {"feature_extractor_type", "image_processor_type", "processor_class", "data_format"}
+    )
 
     def __init__(
         self,
@@ -237,7 +239,9 @@ class CLIPImageProcessor(Configurable):
 
     @classmethod
     def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:
-        return super()._carry({key: value for key, value in foreign.items() if key not in cls.notes})
+        """Files of some versions of transformers list every option of any processor: those that are off ask nothing."""
+        asked = {key: value for key, value in foreign.items() if value is not None and value is not False}
+        return super()._carry({key: value for key, value in asked.items() if key not in cls.notes})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> Self:

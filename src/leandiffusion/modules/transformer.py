@@ -10,18 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import AttentionBackend, backends
+from ..core.errors import ConfigError
 
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) over tokens; `context` None means self-attention.
 
-    `backend` is the kernel that runs: replace it on the instance to change how, never what, is computed.
+    `backend` is the kernel that runs: replace it on the instance to change how, never what, is computed. ConfigError
+    for channels that do not divide into heads.
     """
 
     def __init__(
         self, channels: int, heads: int, context_dim: int | None = None, *, bias: bool = False, upcast: bool = False
     ) -> None:
         super().__init__()
+        if heads < 1 or channels % heads:
+            raise ConfigError(
+                f"{channels} channels do not divide into {heads} heads (attention_head_dim, which is their number): "
+                "the first must be a multiple of the second."
+            )
         self.heads = heads
         self.upcast = upcast
         self.backend: AttentionBackend = backends.get("sdpa")

@@ -255,9 +255,9 @@ class UNet2DConditionModel(Network):
         return [Level(*row) for row in zip(*columns, strict=True)]
 
     def _per_level(self, key: str) -> list[int]:
-        """A config value as one entry per level. ConfigError when a list has another length than the levels."""
+        """A config value as one entry per level. ConfigError for anything but whole numbers, or another count."""
         value, count = self.config[key], len(self.config.block_out_channels)
-        values = [value] * count if isinstance(value, int) else list(value)
+        values = [value] * count if isinstance(value, int) else list(value or ())
         if len(values) != count or not all(isinstance(v, int) for v in values):
             raise ConfigError(f"{key}={value!r} must be one whole number, or one for each of the {count} levels.")
         return values
@@ -295,7 +295,9 @@ class UNet2DConditionModel(Network):
 
     def _build_up(self, levels: list[Level], skip_channels: list[int], shared: Shared) -> nn.ModuleList:
         crosses = self._crosses("up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")
-        depths = self.config.reverse_transformer_layers_per_block or [level.depth for level in reversed(levels)]
+        depths = [level.depth for level in reversed(levels)]
+        if self.config.reverse_transformer_layers_per_block is not None:
+            depths = self._per_level("reverse_transformer_layers_per_block")
         blocks, in_channels, skips = nn.ModuleList(), levels[-1].channels, list(skip_channels)
         for i, (level, cross, depth) in enumerate(zip(reversed(levels), crosses, depths, strict=True)):
             up = Level(level.channels, level.heads, depth, level.context_dim, level.layers + 1)

@@ -261,7 +261,7 @@ def _check_dtype(dtype: Any, torch_dtype: Any) -> Any:
 def _check_device(device: Any) -> torch.device:
     """`device` as torch names it. ConfigError for what is none, BackendUnavailable for one that is not there."""
     try:
-        place = torch.device(device)
+        place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"device={device!r} is no device: use 'cpu', 'cuda' or 'cuda:1'. ({error})") from None
     try:

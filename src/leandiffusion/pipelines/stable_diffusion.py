@@ -14,7 +14,7 @@ from . import inputs
 from .base import DiffusionPipeline
 from .images import to_output
 from .request import Request
-from .stages import Conditioning, check_clip_skip, decode, doubled, encode_text, tokenize
+from .stages import Conditioning, both_halves, check_clip_skip, decode, encode_text, tokenize
 
 
 @dataclass(eq=False)
@@ -137,7 +137,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
                 prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, clip_skip=clip_skip,
             )  # fmt: skip
         with clock.stage("denoise"):
-            conditioning = Conditioning(doubled(negative, positive), None, call._guidance_input())
+            conditioning = Conditioning(both_halves(negative, positive), None, call._guidance_input())
             images = call._denoise(request, conditioning, {"negative_prompt_embeds": negative})
         flagged = None
         if output_type != "latent":

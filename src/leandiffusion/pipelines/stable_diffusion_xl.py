@@ -15,7 +15,7 @@ from . import inputs
 from .base import DiffusionPipeline
 from .images import to_output
 from .request import Request
-from .stages import Conditioning, check_clip_skip, decode, doubled, encode_text, tokenize
+from .stages import Conditioning, both_halves, check_clip_skip, decode, encode_text, tokenize
 
 Size = tuple[int, int]
 
@@ -158,10 +158,10 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
             )  # fmt: skip
         with clock.stage("denoise"):
             added = {
-                "text_embeds": doubled(negative_pooled, pooled),
+                "text_embeds": both_halves(negative_pooled, pooled),
                 "time_ids": time_ids if negative is None else torch.cat([negative_ids, time_ids]),
             }
-            conditioning = Conditioning(doubled(negative, positive), added, call._guidance_input())
+            conditioning = Conditioning(both_halves(negative, positive), added, call._guidance_input())
             images = call._denoise(
                 request,
                 conditioning,

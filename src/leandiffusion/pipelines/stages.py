@@ -99,7 +99,7 @@ def encode_text(
     return body.final_layer_norm(hidden), output[0]
 
 
-def doubled(without: Tensor | None, with_words: Tensor) -> Tensor:
+def both_halves(without: Tensor | None, with_words: Tensor) -> Tensor:
     """The batch of one step: both halves under guidance, else the words alone."""
     return with_words if without is None else torch.cat([without, with_words])
 
@@ -141,8 +141,17 @@ def set_timesteps(
 
 
 def predict(unet: Any, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: Guidance) -> Tensor:
-    """One guided prediction for scaled latents x (B, C, h, w) at timestep t -> (B, C, h, w)."""
+    """One guided prediction for scaled latents x (B, C, h, w) at timestep t -> (B, C, h, w).
+
+    ConfigError when `conditioning` is not for B pictures, twice that under guidance.
+    """
     doubled = guidance.doubles
+    rows = len(x) * (1 + doubled)
+    if len(conditioning.embeds) != rows:
+        raise ConfigError(
+            f"prompt_embeds has {len(conditioning.embeds)} rows and this step predicts {rows}: a callback that "
+            "switches guidance off keeps the second half of prompt_embeds (and of SDXL's add_text_embeds, add_time_ids)."
+        )
     optional = {"timestep_cond": conditioning.timestep_cond, "added_cond_kwargs": conditioning.added}
     inputs = {name: value for name, value in optional.items() if value is not None}  # foreign UNets may take none
     output = unet(torch.cat([x, x]) if doubled else x, t, encoder_hidden_states=conditioning.embeds, **inputs)
@@ -205,17 +214,21 @@ def decode(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
     at once: SDXL's overflows, and says so as force_upcast. The VAE itself is left as it is. NonFiniteError if float32
     does not help.
     """
-    z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     overflows = upcast and vae.dtype == torch.float16
-    picture = None if overflows else vae.decode(z.to(vae.dtype), return_dict=False)[0]
+    picture = None if overflows else vae.decode(_unscaled(vae, latents, vae.dtype), return_dict=False)[0]
     if picture is None or (vae.dtype != torch.float32 and not torch.isfinite(picture).all()):
-        picture = _float32(vae).decode(z.float(), return_dict=False)[0]
+        picture = _float32(vae).decode(_unscaled(vae, latents, torch.float32), return_dict=False)[0]
     if not torch.isfinite(picture).all():
         raise NonFiniteError(
             "the decoded picture holds NaN or infinity even in float32: the VAE's weights are damaged, or the latents "
             "are far outside the range it was trained on."
         )
     return (picture.float() / 2 + 0.5).clamp(0, 1)
+
+
+def _unscaled(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """Latents as the VAE made them, from those of unit variance that the UNet works on."""
+    return latents.to(dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
 
 
 def _float32(vae: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 
-from ..core.config import Config, Configurable, read_json, write_json
+from ..core.config import Config, Configurable, check_mapping, read_json, write_json
 from ..core.errors import CheckpointNotFound, ConfigError
 from ..core.registry import Registry, did_you_mean
 
@@ -43,6 +43,7 @@ class SchedulerSettings(Configurable):
         that the other scheduler had left at its default take this class's default. Keys that no scheduler knows give
         a warning. Raises ConfigError for an override that this class does not have.
         """
+        check_mapping(cls, config)
         own = cls.config_keys()
         for key in overrides:
             if key not in own:
@@ -74,7 +75,7 @@ class SchedulerSettings(Configurable):
         Raises CheckpointNotFound when there is none, MalformedFile when it is no JSON object.
         """
         name = "/".join([*filter(None, [subfolder]), cls.config_name])
-        folder = Path(pretrained_model_name_or_path)
+        folder = Path(pretrained_model_name_or_path).expanduser()
         if folder.exists():
             path = folder / name
             if not path.is_file():

@@ -91,8 +91,11 @@ def convert_vae(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor
 
 
 def convert_clip(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
-    """CLIP as transformers names it, which is how the original files hold CLIP-L: nothing to do."""
-    return dict(tensors)
+    """CLIP as transformers names it, which is how the original files hold CLIP-L.
+
+    What some tools save beside the text model, because they hold all of CLIP, is left out.
+    """
+    return {name: entry for name, entry in tensors.items() if name not in ("logit_scale", "text_projection.weight")}
 
 
 def convert_open_clip(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
