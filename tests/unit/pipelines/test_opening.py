@@ -1,0 +1,210 @@
+"""Opening and saving whole pipelines: the class that fits, wrong arguments, what is left out and read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from leandiffusion import (
+    AutoencoderKL,
+    BackendUnavailable,
+    CheckpointNotFound,
+    ConfigError,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    WeightsError,
+)
+from leandiffusion.pipelines import assembly, open_pipeline
+
+Draw = Callable[..., torch.Tensor]
+Folders = dict[str, Path]
+CLASSES = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+
+
+# -- what fits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_the_folder_says_which_class(folders: Folders, build: Any, draw: Draw, family: str) -> None:
+    pipe = build["quiet"](open_pipeline(folders[family]))
+    assert type(pipe) is CLASSES[family]
+    assert torch.equal(draw(pipe), draw(build[family]()))
+    assert torch.equal(draw(build["quiet"](CLASSES[family].from_pretrained(str(folders[family])))), draw(pipe))
+
+
+@pytest.mark.parametrize(("opened", "cls"), [("sd1", StableDiffusionXLPipeline), ("sdxl", StableDiffusionPipeline)])
+def test_the_wrong_class_reads_no_weights(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, opened: str, cls: Any
+) -> None:
+    monkeypatch.setattr(assembly, "open_folder", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(ConfigError, match=rf"{CLASSES[opened].__name__}.* (has|lacks) text_encoder_2.*open_pipeline"):
+        cls.from_pretrained(folders[opened])
+
+
+def test_a_pipeline_that_is_not_supported(folders: Folders, tmp_path: Path) -> None:
+    shutil.copytree(folders["sd1"], tmp_path / "video")
+    index = tmp_path / "video" / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "TextToVideoSDPipeline"))
+    with pytest.raises(ConfigError, match="asks for 'TextToVideoSDPipeline'; supported are StableDiffusionPipeline"):
+        open_pipeline(tmp_path / "video")
+
+
+def test_an_inpainting_folder_opens_and_says_why_it_can_not_draw(build: Any, tmp_path: Path) -> None:
+    build["sd1"](unet=build["unet"](in_channels=9)).save_pretrained(tmp_path)
+    pipe = open_pipeline(tmp_path)
+    assert pipe.unet.config.in_channels == 9
+    with pytest.raises(ConfigError, match="9 channels .* inpainting .* Open a text-to-image model"):
+        pipe("a cat")
+
+
+def test_a_single_file_goes_to_the_class_it_was_made_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Told from the names and shapes of its tensors; nothing else of the file is read for that."""
+    from safetensors.torch import save_file
+
+    prefix = "model.diffusion_model."
+    tensors = {f"{prefix}input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)}
+    tensors[f"{prefix}input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"] = torch.zeros(320, 768)
+    save_file(tensors, tmp_path / "sd1.safetensors")
+    called: list[Any] = []
+    for cls in CLASSES.values():
+        monkeypatch.setattr(
+            cls, "from_single_file", classmethod(lambda cls, path, **kw: called.append((cls, path, kw)))
+        )
+    open_pipeline(tmp_path / "sd1.safetensors", dtype=torch.float16, vae=None)
+    assert called == [
+        (StableDiffusionPipeline, tmp_path / "sd1.safetensors", {"dtype": torch.float16, "device": None, "vae": None})
+    ]
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"Stable Diffusion 1 checkpoint, lacks text_encoder_2.*open_pipeline"):
+        StableDiffusionXLPipeline.from_single_file(tmp_path / "sd1.safetensors")
+    with pytest.raises(ConfigError, match="'vea'. Did you mean 'vae'"):
+        StableDiffusionPipeline.from_single_file(tmp_path / "sd1.safetensors", vea=None)
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"safety_cheker": None}, "'safety_cheker'. Did you mean 'safety_checker'"),
+        ({"torch_dtpe": None}, "Did you mean 'torch_dtype'"),
+        ({"tokenizer_2": None}, "'tokenizer_2'.*Its components: vae, text_encoder"),
+        ({"dtype": "float16"}, "dtype='float16': pass torch.float32"),
+        ({"dtype": torch.int8}, "dtype=torch.int8"),
+        ({"dtype": {"unet": "half"}}, "dtype='half'"),
+        ({"dtype": torch.float16, "torch_dtype": torch.float32}, "mean the same thing: give one"),
+        ({"device": "warp"}, "device='warp' is no device"),
+        ({"use_safetensors": False}, "pickled weights, which are refused"),
+        ({"image_encoder": object()}, "image_encoder"),
+    ],
+)
+def test_nonsense(folders: Folders, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StableDiffusionPipeline.from_pretrained(folders["sd1"], **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(folders: Folders) -> None:
+    with pytest.raises(BackendUnavailable, match="'cuda' can not be used"):
+        StableDiffusionPipeline.from_pretrained(folders["sd1"], device="cuda")
+
+
+@pytest.mark.parametrize("opening", [open_pipeline, StableDiffusionPipeline.from_pretrained])
+def test_nothing_there(opening: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFound, match="no such folder"):
+        opening(tmp_path / "nowhere")
+    with pytest.raises(CheckpointNotFound, match="no model_index.json, so it is not a pipeline folder"):
+        opening(tmp_path)
+
+
+def test_dtypes(folders: Folders) -> None:
+    opened = StableDiffusionPipeline.from_pretrained(folders["sd1"])
+    assert {opened.unet.dtype, opened.vae.dtype, opened.text_encoder.dtype} == {torch.float32}
+    opened = StableDiffusionPipeline.from_pretrained(folders["sd1"], torch_dtype=torch.bfloat16)
+    assert {opened.unet.dtype, opened.vae.dtype, opened.text_encoder.dtype} == {torch.bfloat16}
+    opened = StableDiffusionPipeline.from_pretrained(folders["sd1"], dtype={"unet": torch.float16})
+    assert (opened.unet.dtype, opened.vae.dtype, opened.text_encoder.dtype) == (torch.float16, *[torch.float32] * 2)
+
+
+def test_components_by_name(folders: Folders, build: Any, draw: Draw) -> None:
+    unet, scheduler = build["unet"](), EulerDiscreteScheduler()
+    pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"], unet=unet, scheduler=scheduler, vae=None)
+    assert pipe.unet is unet
+    assert pipe.scheduler is scheduler
+    assert pipe.vae is None
+    assert draw(build["quiet"](pipe), output_type="latent").shape == (1, 4, 8, 8)
+    twin = StableDiffusionPipeline.from_pretrained(folders["sd1"], **pipe.components)
+    assert twin.components == pipe.components
+
+
+def test_settings_of_the_folder_and_of_the_caller(folders: Folders, build: Any, tmp_path: Path) -> None:
+    assert open_pipeline(folders["sd1"]).config.requires_safety_checker is False
+    assert open_pipeline(folders["sd1"], requires_safety_checker=True).config.requires_safety_checker is True
+    build["sdxl"](force_zeros_for_empty_prompt=False).save_pretrained(tmp_path)
+    assert open_pipeline(tmp_path).config["force_zeros_for_empty_prompt"] is False
+
+
+# -- saving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_saving_brings_back_what_drawing_does_not_need(
+    folders: Folders, build: Any, draw: Draw, tmp_path: Path, family: str
+) -> None:
+    pipe = build["quiet"](open_pipeline(folders[family], dtype=torch.float16))
+    assert pipe.vae.encoder is None
+    pipe.save_pretrained(tmp_path, variant="fp16", max_shard_size="100KB")
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").is_file()
+    again = build["quiet"](open_pipeline(tmp_path, variant="fp16", dtype=torch.float32))
+    assert torch.equal(draw(again), draw(pipe.to(torch.float32)))
+    whole = AutoencoderKL.from_pretrained(tmp_path, subfolder="vae", variant="fp16", dtype=torch.float32)
+    original = AutoencoderKL.from_pretrained(folders[family], subfolder="vae", dtype=torch.float16).float()
+    picture = torch.randn(1, 3, 64, 64)
+    assert torch.equal(whole.encode(picture).latent_dist.mean, original.encode(picture).latent_dist.mean)
+    assert again.config == pipe.config
+
+
+def test_saving_over_itself_and_without_its_source(folders: Folders, build: Any, draw: Draw, tmp_path: Path) -> None:
+    shutil.copytree(folders["sd1"], tmp_path / "model")
+    pipe = build["quiet"](open_pipeline(tmp_path / "model"))
+    plain = draw(pipe)
+    pipe.save_pretrained(tmp_path / "model")
+    assert torch.equal(draw(build["quiet"](open_pipeline(tmp_path / "model"))), plain)
+    pipe = open_pipeline(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(WeightsError, match="has gone since"):
+        pipe.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_saving_notes_absent_parts(build: Any, draw: Draw, tmp_path: Path) -> None:
+    pipe = build["sd1"](vae=None)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["vae"] == [None, None]
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert index["text_encoder"] == ["transformers", "CLIPTextModel"]
+    again = build["quiet"](open_pipeline(tmp_path))
+    assert again.vae is None
+    assert torch.equal(draw(again, output_type="latent"), draw(pipe, output_type="latent"))
+
+
+def test_saving_what_can_not_be_saved(sd1: Any, tmp_path: Path) -> None:
+    sd1.unet = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="unet is a Identity, which has no save_pretrained"):
+        sd1.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_network_alone(folders: Folders, sd1: Any) -> None:
+    unet = UNet2DConditionModel.from_pretrained(folders["sd1"], subfolder="unet")
+    assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), sd1.unet.parameters(), strict=True))
