@@ -326,6 +326,18 @@ def test_the_other_components(write: Any) -> None:
     assert opened["text_encoder_2"] is None
 
 
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_the_rest_of_clip_beside_the_text_model(write: Any, kind: str) -> None:
+    """Some tools save CLIP-L's projection and logit scale with it, which Stable Diffusion does not use."""
+    prefix = families.get(kind).parts["text_encoder"].prefix
+    extra = {f"{prefix}text_projection.weight": torch.zeros(2, 2), f"{prefix}logit_scale": torch.zeros(())}
+    path, configs, state = write(kind, **extra)
+    key = "text_model.final_layer_norm.weight"
+    assert torch.equal(
+        open_single_file(path, config=configs)["text_encoder"].state_dict()[key], state[f"{prefix}{key}"]
+    )
+
+
 def test_inpainting(write: Any) -> None:
     path, configs, _ = write("sd1", inside=9)
     assert open_single_file(path, config=configs)["unet"].config.in_channels == 9

@@ -40,7 +40,8 @@ CONFIG_NOTES = frozenset([
     "bad_words_ids", "id2label", "encoder_no_repeat_ngram_size", "num_return_sequences", "chunk_size_feed_forward",
     "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "label2id",
-    "gradient_checkpointing", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "task_specific_params",
+    "gradient_checkpointing",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "task_specific_params",
 ])
 # fmt: on
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.output import Output
 from .base import Network
-from .blocks import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, refuse_unsupported, silu, sinusoid
-from .transformer import Transformer2DModel
+from .blocks import TimestepEmbedding, refuse_unsupported, silu, sinusoid
+from .unet_blocks import DownBlock, Level, MidBlock, Shared, UpBlock
 
 # Keys of config.json that other architectures vary and this one does not.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -49,105 +49,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "cross_attention_norm": (None,),
     "addition_embed_type_num_heads": (64,),
 }
-
-
-@dataclass(frozen=True)
-class Level:
-    """What one resolution level is made of."""
-
-    channels: int
-    heads: int
-    depth: int
-    context_dim: int
-    layers: int
-
-    def transformer(self, shared: Shared) -> Transformer2DModel:
-        return Transformer2DModel(
-            self.channels, self.heads, self.depth, self.context_dim,
-            groups=shared.groups, linear=shared.linear, upcast=shared.upcast,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all levels have in common."""
-
-    temb_channels: int
-    groups: int
-    eps: float
-    linear: bool
-    upcast: bool
-
-    def resnet(self, in_channels: int, out_channels: int) -> ResnetBlock2D:
-        return ResnetBlock2D(in_channels, out_channels, self.temb_channels, self.groups, self.eps)
-
-
-class DownBlock(nn.Module):
-    """Resnets, each followed by a transformer where the level has cross-attention, then halving unless last."""
-
-    def __init__(self, in_channels: int, level: Level, shared: Shared, *, cross: bool, last: bool) -> None:
-        super().__init__()
-        ins = [in_channels] + [level.channels] * (level.layers - 1)
-        self.resnets = nn.ModuleList(shared.resnet(c_in, level.channels) for c_in in ins)
-        if cross:
-            self.attentions = nn.ModuleList(level.transformer(shared) for _ in ins)
-        if not last:
-            self.downsamplers = nn.ModuleList([Downsample2D(level.channels)])
-
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, C_in, H, W) -> (B, C, H/2, W/2) and the skips for the way up, in order of making."""
-        skips = []
-        attentions = getattr(self, "attentions", None)
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
-            x = x if attentions is None else attentions[i](x, context)
-            skips.append(x)
-        for downsampler in getattr(self, "downsamplers", ()):
-            x = downsampler(x)
-            skips.append(x)
-        return x, skips
-
-
-class MidBlock(nn.Module):
-    """resnet, transformer, resnet at the lowest resolution."""
-
-    def __init__(self, level: Level, shared: Shared) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(shared.resnet(level.channels, level.channels) for _ in range(2))
-        self.attentions = nn.ModuleList([level.transformer(shared)])
-
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        x = self.attentions[0](self.resnets[0](x, temb), context)
-        return self.resnets[1](x, temb)
-
-
-class UpBlock(nn.Module):
-    """Resnets that each take one skip in, a transformer after each under cross-attention, doubling unless last."""
-
-    def __init__(
-        self, in_channels: int, level: Level, skip_channels: Sequence[int], shared: Shared, *, cross: bool, last: bool
-    ) -> None:
-        super().__init__()
-        ins = [in_channels] + [level.channels] * (level.layers - 1)
-        self.resnets = nn.ModuleList(
-            shared.resnet(c_in + c_skip, level.channels) for c_in, c_skip in zip(ins, skip_channels, strict=True)
-        )
-        if cross:
-            self.attentions = nn.ModuleList(level.transformer(shared) for _ in ins)
-        if not last:
-            self.upsamplers = nn.ModuleList([Upsample2D(level.channels)])
-
-    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C, 2H, 2W). Takes its skips off the end of `skips`; the next one tells the size."""
-        attentions = getattr(self, "attentions", None)
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
-            x = x if attentions is None else attentions[i](x, context)
-        for upsampler in getattr(self, "upsamplers", ()):
-            H, W = skips[-1].shape[-2:]
-            x = upsampler(x, None if (H, W) == (2 * x.shape[-2], 2 * x.shape[-1]) else (H, W))
-        return x
 
 
 @dataclass(eq=False)
@@ -257,7 +158,7 @@ class UNet2DConditionModel(Network):
     def _per_level(self, key: str) -> list[int]:
         """A config value as one entry per level. ConfigError for anything but whole numbers, or another count."""
         value, count = self.config[key], len(self.config.block_out_channels)
-        values = [value] * count if isinstance(value, int) else list(value or ())
+        values: list[int] = [value] * count if isinstance(value, int) else list(value or ())
         if len(values) != count or not all(isinstance(v, int) for v in values):
             raise ConfigError(f"{key}={value!r} must be one whole number, or one for each of the {count} levels.")
         return values
@@ -327,8 +228,9 @@ class UNet2DConditionModel(Network):
         """Predict for noisy latents `sample` (B, in_channels, h, w) at `timestep` (scalar or (B,)).
 
         `encoder_hidden_states` (B, S, cross_attention_dim) is the encoded text; SDXL wants `added_cond_kwargs` with
-        `text_embeds` (B, P) and `time_ids` (B, 6). The `*_additional_residuals` are a ControlNet's. ConfigError for
-        inputs this network does not use: class labels, attention masks, attention arguments, adapter residuals.
+        `text_embeds` (B, P) and `time_ids` (B, 6). The `*_additional_residuals` are a ControlNet's, given together.
+        ConfigError for inputs this network does not use: class labels, attention masks, attention arguments, adapter
+        residuals.
         """
         refused = {
             "class_labels": class_labels,
@@ -340,6 +242,11 @@ class UNet2DConditionModel(Network):
         given = [name for name, value in refused.items() if value is not None]
         if given:
             raise ConfigError(f"this UNet makes no use of {', '.join(given)}: leave out what it would ignore.")
+        if (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
+            raise ConfigError(
+                "down_block_additional_residuals and mid_block_additional_residual are the two outputs of a "
+                "ControlNet: pass both. (An adapter's residuals are not supported.)"
+            )
 
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
         x = self.conv_in(sample)
@@ -348,7 +255,7 @@ class UNet2DConditionModel(Network):
             x, made = block(x, temb, encoder_hidden_states)
             skips += made
         if down_block_additional_residuals is not None:
-            skips = [skip + extra for skip, extra in zip(skips, down_block_additional_residuals, strict=True)]
+            skips = _with_residuals(skips, down_block_additional_residuals)
         if self.mid_block is not None:
             x = self.mid_block(x, temb, encoder_hidden_states)
         if mid_block_additional_residual is not None:
@@ -391,3 +298,13 @@ class UNet2DConditionModel(Network):
             freq_shift=self.config.freq_shift,
         ).reshape(time_ids.shape[0], -1)
         return torch.cat([added["text_embeds"], sizes.to(added["text_embeds"].dtype)], dim=-1).to(dtype)
+
+
+def _with_residuals(skips: list[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
+    """Skips (B, C, H, W) plus a ControlNet's outputs, one for each. ConfigError for another number of them."""
+    if len(residuals) != len(skips):
+        raise ConfigError(
+            f"{len(residuals)} down_block_additional_residuals for the {len(skips)} skips of this UNet: take them from "
+            "a ControlNet made for it."
+        )
+    return [skip + residual for skip, residual in zip(skips, residuals, strict=True)]

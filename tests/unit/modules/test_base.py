@@ -57,3 +57,20 @@ def test_opening_errors(tmp_path: Path) -> None:
         Line.from_pretrained(tmp_path, dtype=torch.float16, torch_dtype=torch.float32)
     with pytest.raises(CheckpointNotFound):
         Line.from_pretrained(tmp_path, subfolder="unet")
+    for dtype in ("float16", torch.int8):
+        with pytest.raises(ConfigError, match=r"pass torch\.float32"):
+            Line.from_pretrained(tmp_path, torch_dtype=dtype)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="use_safetensors=False asks for pickled"):
+        Line.from_pretrained(tmp_path, use_safetensors=False)
+    with pytest.raises(ConfigError, match=r"found 'some/model': .*Line\.from_pretrained"):
+        Line.from_config("some/model")  # type: ignore[arg-type]
+
+
+def test_the_keywords_of_diffusers_scripts(tmp_path: Path) -> None:
+    Line().save_pretrained(save_directory=tmp_path / "line", safe_serialization=True, variant="fp16")
+    opened = Line.from_pretrained(
+        pretrained_model_name_or_path=tmp_path / "line", revision="fp16", low_cpu_mem_usage=True, use_safetensors=True
+    )
+    assert opened.dtype == torch.float32, "revision 'fp16' chooses files, as the early branches of that name did"
+    with pytest.raises(ConfigError, match="safe_serialization=False asks for pickled"):
+        Line().save_pretrained(tmp_path, safe_serialization=False)

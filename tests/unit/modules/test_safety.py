@@ -99,6 +99,19 @@ def test_old_preprocessing_config(tmp_path: Path) -> None:
     assert exact(Image.new("RGB", (64, 64))).pixel_values.shape == (1, 3, 20, 30)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"use_square_size": False, "feature_extractor_type": "CLIPFeatureExtractor", "size": {"shortest_edge": 24}},
+        {"default_to_square": False, "data_format": "channels_first", "device": None, "do_pad": None, "pad_size": None,
+         "return_tensors": None, "image_processor_type": "CLIPImageProcessorFast", "size": {"shortest_edge": 24}},
+    ],
+    ids=["transformers 4.25", "transformers 4.50"],
+)  # fmt: skip
+def test_options_that_are_off_ask_nothing(written: dict[str, Any]) -> None:
+    assert CLIPImageProcessor.from_config(written).config.size == {"shortest_edge": 24}
+
+
 def test_preprocessing_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFound, match="preprocessor_config"):
         CLIPImageProcessor.from_pretrained(tmp_path)
