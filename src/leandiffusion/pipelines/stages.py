@@ -150,7 +150,7 @@ def predict(unet: Any, x: Tensor, t: Tensor, conditioning: Conditioning, guidanc
     if len(conditioning.embeds) != rows:
         raise ConfigError(
             f"prompt_embeds has {len(conditioning.embeds)} rows and this step predicts {rows}: a callback that "
-            "switches guidance off keeps the second half of prompt_embeds (and of SDXL's add_text_embeds, add_time_ids)."
+            "switches guidance off keeps the second half of it, and of SDXL's add_text_embeds and add_time_ids."
         )
     optional = {"timestep_cond": conditioning.timestep_cond, "added_cond_kwargs": conditioning.added}
     inputs = {name: value for name, value in optional.items() if value is not None}  # foreign UNets may take none

@@ -1,4 +1,4 @@
-"""Wrong arguments: a ConfigError that says value, rule and fix, before anything is computed; and the pipeline goes on."""
+"""Wrong arguments: a ConfigError that says value, rule and fix, before anything runs; and the pipeline goes on."""
 
 from __future__ import annotations
 

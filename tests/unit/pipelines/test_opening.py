@@ -61,7 +61,7 @@ def test_an_inpainting_folder_opens_and_says_why_it_can_not_draw(build: Any, tmp
     build["sd1"](unet=build["unet"](in_channels=9)).save_pretrained(tmp_path)
     pipe = open_pipeline(tmp_path)
     assert pipe.unet.config.in_channels == 9
-    with pytest.raises(ConfigError, match="9 channels .* inpainting .* Open a text-to-image model"):
+    with pytest.raises(ConfigError, match=r"9 channels .* inpainting .* Open a text-to-image model"):
         pipe("a cat")
 
 
@@ -85,7 +85,7 @@ def test_a_single_file_goes_to_the_class_it_was_made_for(monkeypatch: pytest.Mon
     monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"Stable Diffusion 1 checkpoint, lacks text_encoder_2.*open_pipeline"):
         StableDiffusionXLPipeline.from_single_file(tmp_path / "sd1.safetensors")
-    with pytest.raises(ConfigError, match="'vea'. Did you mean 'vae'"):
+    with pytest.raises(ConfigError, match=r"'vea'\. Did you mean 'vae'"):
         StableDiffusionPipeline.from_single_file(tmp_path / "sd1.safetensors", vea=None)
 
 
@@ -122,7 +122,7 @@ def test_a_device_that_is_not_there(folders: Folders) -> None:
 def test_nothing_there(opening: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFound, match="no such folder"):
         opening(tmp_path / "nowhere")
-    with pytest.raises(CheckpointNotFound, match="no model_index.json, so it is not a pipeline folder"):
+    with pytest.raises(CheckpointNotFound, match=r"no model_index\.json, so it is not a pipeline folder"):
         opening(tmp_path)
 
 
