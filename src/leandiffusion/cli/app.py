@@ -65,8 +65,13 @@ def generate(
     ] = None,
     seed: Seed = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures; each has the next seed.")] = 1,
-    dtype: Annotated[Any, typer.Option(parser=parse_dtype, metavar="fp32|fp16|bf16", help="Of the weights.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="Such as cpu, cuda, cuda:1, mps.")] = None,
+    dtype: Annotated[
+        Any,
+        typer.Option(parser=parse_dtype, metavar="fp32|fp16|bf16", help="Of the weights; fp16 on a GPU, else fp32."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Such as cpu, cuda:1, mps; a CUDA GPU if there is one.")
+    ] = None,
     like: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="Take everything not said here from this picture's record.")
     ] = None,

@@ -64,18 +64,10 @@ def to_order(wish: Wish, like: Path | None = None) -> Order:
     _check_scheduler(wish.scheduler)
     wish = wish.else_from({"model": DEMO})
     if wish.model == DEMO:
-        wish = _at_the_demo(wish)
+        from .. import demo
+
+        wish = wish.else_from({name: value for name, value in demo.DEFAULTS.items() if name != "seed"})
     return Order(**vars(wish.else_from({"seed": secrets.randbelow(2**32)})))
-
-
-def _at_the_demo(wish: Wish) -> Wish:
-    """`wish` with the demo model's own settings; a notice when the prompt has words that the model never learned."""
-    from .. import demo
-
-    notice = demo.notice(wish.prompt or "")
-    if notice:
-        say(f"Note: {notice}")
-    return wish.else_from({name: value for name, value in demo.DEFAULTS.items() if name != "seed"})
 
 
 def _read(like: Path) -> PictureRecord:

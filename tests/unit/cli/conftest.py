@@ -77,5 +77,4 @@ def studio(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Studio:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(generate, "open_model", studio.open)
     monkeypatch.setattr(demo, "DEFAULTS", DEFAULTS, raising=False)
-    monkeypatch.setattr(demo, "notice", lambda prompt: "it knows no cats." if "cat" in prompt else None, raising=False)
     return studio
