@@ -95,7 +95,7 @@ class Assembly:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         torch_dtype: Any = None,
         dtype: Any = None,
@@ -118,23 +118,24 @@ class Assembly:
 
         Raises ConfigError for wrong arguments, WeightsError's kinds for what is wrong with the files.
         """
+        name = pretrained_model_name_or_path
         settings = cls._take_settings(components, cls.from_pretrained)
         chosen = _check_dtype(dtype, torch_dtype)
         device = None if device is None else _check_device(device)
         found = find_checkpoint(
-            packaged(path_or_id), revision=revision, variant=variant, use_safetensors=use_safetensors,
+            packaged(name), revision=revision, variant=variant, use_safetensors=use_safetensors,
             local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
         )  # fmt: skip
         index = read_index(found.folder)
-        cls._check_fit(f"{path_or_id}, a {index.pipeline or 'pipeline'},", index.components, components)
+        cls._check_fit(f"{name}, a {index.pipeline or 'pipeline'},", index.components, components)
         opened = open_folder(
             found.folder, dtype=chosen, device=device, variant=found.variant, use_safetensors=use_safetensors,
             components=components,
         )  # fmt: skip
-        stored = {name: value for name, value in index.settings.items() if name in cls._setting_names()}
-        parts: dict[str, Any] = {name: opened.get(name) for name in cls.component_names}
+        stored = {key: value for key, value in index.settings.items() if key in cls._setting_names()}
+        parts: dict[str, Any] = {part: opened.get(part) for part in cls.component_names}
         pipe = cls(**parts, **{**stored, **settings})
-        if packaged(path_or_id) != path_or_id:
+        if packaged(name) != name:
             from ..demo import notice
 
             pipe.notice = notice
@@ -205,14 +206,21 @@ class Assembly:
         return settings
 
     def save_pretrained(
-        self, folder: str | Path, *, variant: str | None = None, max_shard_size: int | str = "10GB"
+        self,
+        save_directory: str | Path,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
     ) -> None:
         """Write a pipeline folder that diffusers opens too: model_index.json and one folder per component.
 
         Parts that opening left out, because drawing does not need them, are read from where the weights came from:
-        WeightsError when they are no longer there.
+        WeightsError when they are no longer there. ConfigError for safe_serialization=False, which asks for pickles.
         """
-        folder = Path(folder)
+        if not safe_serialization:
+            raise ConfigError("safe_serialization=False asks for pickled weights, which are refused: leave it out.")
+        folder = Path(save_directory)
         for name, part in self.components.items():
             if part is not None and not hasattr(part, "save_pretrained"):
                 raise ConfigError(f"{name} is a {type(part).__name__}, which has no save_pretrained: replace it first.")

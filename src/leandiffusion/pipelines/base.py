@@ -120,14 +120,15 @@ class DiffusionPipeline(Assembly):
 
     def _shape_latents(self, request: Request) -> tuple[int, int, int, int]:
         """Shape (B, C, h, w) of the latents for the size asked for, the model's own unless given."""
-        factor, own = self.vae_scale_factor, self._sample_size
+        config, factor = getattr(self.unet, "config", None), self.vae_scale_factor
+        own = getattr(config, "sample_size", None) or self._sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         height = own_height * factor if request.height is None else request.height
         width = own_width * factor if request.width is None else request.width
         inputs.check_size(height, width, factor)
-        channels = getattr(getattr(self.unet, "config", None), "in_channels", None) or self.unet.in_channels
-        latent = channels if self.vae is None else getattr(self.vae.config, "latent_channels", channels)
-        if channels != latent:
+        latent = getattr(getattr(self.vae, "config", None), "latent_channels", None)
+        channels = getattr(config, "in_channels", None) or getattr(self.unet, "in_channels", None) or latent or 4
+        if latent is not None and channels != latent:
             raise ConfigError(
                 f"the UNet takes {channels} channels and the VAE's latents have {latent}: this is an inpainting or "
                 "depth model, which needs more than a text to draw. Open a text-to-image model."

@@ -145,8 +145,7 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )  # fmt: skip
         call, clock = self._begin(request), self._clock()
-        own = call._picture_size
-        time_ids = call._time_ids("", original_size or own, crops_coords_top_left, target_size or own)
+        time_ids = call._time_ids("", original_size, crops_coords_top_left, target_size)
         negative_ids = call._negative_time_ids(
             time_ids, negative_original_size, negative_crops_coords_top_left, negative_target_size
         )
@@ -252,7 +251,7 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         hidden, pooled = [], None
         for (tokenizer, text_encoder), texts, suffix in zip(encoders, words, ("", "_2"), strict=True):
             if text_encoder is not None:
-                ids = tokenize(tokenizer, texts, length, name + suffix)
+                ids = tokenize(tokenizer, texts, length, name if texts == words[0] else name + suffix)
                 embeds, pooled = encode_text(text_encoder, ids, clip_skip=clip_skip, penultimate=True)
                 hidden.append(embeds)
         return torch.cat(hidden, dim=-1), inputs.check_embeddings("the output of text_encoder_2", pooled, ndim=2)
@@ -261,9 +260,14 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         super()._take_changes(conditioning, tensors)
         conditioning.added = {"text_embeds": tensors["add_text_embeds"], "time_ids": tensors["add_time_ids"]}
 
-    def _time_ids(self, prefix: str, original: Size, corner: Size, target: Size) -> Tensor:
-        """Original size, crop corner and target size as one row per picture: (B, 6)."""
-        named = {"original_size": original, "crops_coords_top_left": corner, "target_size": target}
+    def _time_ids(self, prefix: str, original: Size | None, corner: Size, target: Size | None) -> Tensor:
+        """Original size, crop corner and target size, each the picture's own if None, a row per picture: (B, 6)."""
+        own = self._picture_size
+        named = {
+            "original_size": own if original is None else original,
+            "crops_coords_top_left": corner,
+            "target_size": own if target is None else target,
+        }
         for name, pair in named.items():
             inputs.check_pair(f"{prefix}{name}", pair)
         row = torch.tensor([[float(value) for pair in named.values() for value in pair]])
@@ -271,7 +275,7 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
 
     def _negative_time_ids(self, positive: Tensor, original: Size | None, corner: Size, target: Size | None) -> Tensor:
         """The rows of the sizes to steer away from, which are the positive ones unless given."""
-        if original is None and target is None and tuple(corner) == (0, 0):
+        if original is None and target is None and corner in ((0, 0), [0, 0]):
             return positive
         if original is None or target is None:
             raise ConfigError(

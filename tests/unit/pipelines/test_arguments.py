@@ -91,6 +91,12 @@ XL = [
     ),
     ({"negative_prompt_embeds": tensor(1, 16, 72)}, ["negative_pooled_prompt_embeds", "none"]),
     ({"original_size": 64}, ["original_size=64", "pair"]),
+    ({"original_size": 0}, ["original_size=0", "pair"]),
+    ({"negative_crops_coords_top_left": 5}, ["negative_original_size=None", "pass both"]),
+    (
+        {"negative_original_size": (8, 8), "negative_target_size": (8, 8), "negative_crops_coords_top_left": 5},
+        ["negative_crops_coords_top_left=5", "pair"],
+    ),
     ({"crops_coords_top_left": (1, 2, 3)}, ["crops_coords_top_left", "pair"]),
     ({"target_size": ("a", "b")}, ["target_size", "pair"]),
     ({"negative_original_size": (8, 8)}, ["negative_target_size=None", "pass both"]),

@@ -115,6 +115,11 @@ def test_a_replaced_unet_keeps_size_and_dtype(build: Build, draw: Draw) -> None:
     assert draw(pipe).shape == (1, 3, 64, 128)
 
 
+def test_another_unet_brings_its_own_size(sd1: Any, build: Build, draw: Draw) -> None:
+    sd1.unet = build["unet"](sample_size=4)
+    assert draw(sd1).shape == (1, 3, 32, 32)
+
+
 def test_a_unet_that_returns_a_tuple(sd1: Any, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, forward = draw(sd1), sd1.unet.forward
     monkeypatch.setattr(sd1.unet, "forward", lambda *args, **kwargs: forward(*args, **kwargs, return_dict=False))

@@ -205,6 +205,12 @@ def test_saving_what_can_not_be_saved(sd1: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_no_pickles(sd1: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="safe_serialization=False asks for pickled weights"):
+        sd1.save_pretrained(tmp_path / "new", safe_serialization=False)
+    assert not (tmp_path / "new").exists()
+
+
 def test_one_network_alone(folders: Folders, sd1: Any) -> None:
     unet = UNet2DConditionModel.from_pretrained(folders["sd1"], subfolder="unet")
     assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), sd1.unet.parameters(), strict=True))
