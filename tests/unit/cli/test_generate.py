@@ -55,7 +55,7 @@ def test_the_demo_model_brings_its_own_settings(studio):
     assert studio.calls == [{"prompt": "a cat", "steps": 3, "guidance_scale": 3.0}]
     assert studio.opened[0].model == "demo"
     assert studio.run("generate", "a cat", "--model", "other").exit_code == 0
-    assert studio.calls[1] == {"prompt": "a cat"}
+    assert studio.calls[1] == {"prompt": "a cat", "steps": 50, "guidance_scale": 7.5}  # the pipeline's own
 
 
 def test_the_same_seed_repeats_and_another_does_not(studio):
