@@ -19,19 +19,24 @@ def parse_bytes(text: str | int) -> int:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes -> '3.20 GiB'; binary units, three significant digits."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1000 or unit == "GiB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
+    """Bytes -> '3.2 GiB'; binary units, three significant digits."""
+    unit, *larger = "B", "KiB", "MiB", "GiB", "TiB"
+    while abs(count) >= 999.5 and larger:
+        count, unit, *larger = count / 1024, *larger
+    return f"{count:.0f} B" if unit == "B" else f"{_three_digits(count)} {unit}"
 
 
 def format_seconds(seconds: float) -> str:
     """Seconds -> '850 ms', '3.21 s', '2 min 05 s'."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 60:
+    if seconds < 0.9995:
+        return f"{_three_digits(seconds * 1000)} ms"
+    if seconds < 59.95:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s"
+
+
+def _three_digits(value: float) -> str:
+    """'0.123', '12.3', '123', and '1234' rather than '1.23e+03'."""
+    text = f"{value:.3g}"
+    return text if "e" not in text else f"{value:.0f}"

@@ -230,14 +230,18 @@ class UNet2DConditionModel(Network):
         `encoder_hidden_states` (B, S, cross_attention_dim) is the encoded text; SDXL wants `added_cond_kwargs` with
         `text_embeds` (B, P) and `time_ids` (B, 6). The `*_additional_residuals` are a ControlNet's, given together.
         ConfigError for inputs this network does not use: class labels, attention masks, attention arguments, adapter
-        residuals.
+        residuals, and a `timestep_cond` or added conditions without a layer for them.
         """
+        heeded = () if self.add_embedding is None else ("text_embeds", "time_ids")
+        surplus = {f"added_cond_kwargs[{k!r}]": v for k, v in (added_cond_kwargs or {}).items() if k not in heeded}
         refused = {
             "class_labels": class_labels,
+            "timestep_cond": timestep_cond if self.time_embedding.cond_proj is None else None,
             "attention_mask": attention_mask,
             "cross_attention_kwargs": cross_attention_kwargs or None,
             "down_intrablock_additional_residuals": down_intrablock_additional_residuals,
             "encoder_attention_mask": encoder_attention_mask,
+            **surplus,
         }
         given = [name for name, value in refused.items() if value is not None]
         if given:

@@ -84,9 +84,7 @@ class PictureRecord:
         recipe = self.recipe
         settings = {
             "Steps": recipe.steps,
-            "Sampler": _A1111_SAMPLERS.get(
-                self.sampler, self.sampler.removesuffix("Scheduler").removesuffix("Discrete")
-            ),
+            "Sampler": self._a1111_sampler(),
             "Schedule type": "Karras" if self.karras else None,
             "CFG scale": f"{recipe.guidance_scale:g}",
             "Seed": recipe.seed,
@@ -99,6 +97,10 @@ class PictureRecord:
             lines.append(f"Negative prompt: {recipe.negative_prompt}")
         lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None))
         return "\n".join(lines)
+
+    def _a1111_sampler(self) -> str:
+        name = _A1111_SAMPLERS.get(self.sampler, self.sampler.removesuffix("Scheduler").removesuffix("Discrete"))
+        return f"{name} SDE" if "-sde" in (self.recipe.scheduler or "") else name
 
     def png_info(self) -> PngImagePlugin.PngInfo:
         """Both texts as PNG chunks, for Pillow's `save(..., pnginfo=)`."""

@@ -158,6 +158,13 @@ def test_what_it_would_ignore_is_refused() -> None:
                 unet(x, t, text, **{name: torch.zeros(2)})
     with pytest.raises(ConfigError, match="makes no use of cross_attention_kwargs"):
         unet(x, t, text, cross_attention_kwargs={"scale": 0.5})
+    with pytest.raises(ConfigError, match="makes no use of timestep_cond"):
+        unet(x, t, text, timestep_cond=torch.zeros(2, 8))
+    with pytest.raises(ConfigError, match=r"makes no use of added_cond_kwargs\['text_embeds'\]: leave out"):
+        unet(x, t, text, added_cond_kwargs={"text_embeds": torch.zeros(2, 5), "time_ids": None})
+    added = {"text_embeds": torch.zeros(2, 5), "time_ids": torch.zeros(2, 6), "image_embeds": torch.zeros(2, 5)}
+    with pytest.raises(ConfigError, match=r"makes no use of added_cond_kwargs\['image_embeds'\]: leave out"):
+        make(**SDXL)(x, t, text, added_cond_kwargs=added)
 
 
 @torch.no_grad()

@@ -79,6 +79,14 @@ def test_other_programs_find_the_whole_prompt(record):
             "Version: leandiffusion 1.2.3",
         ),
         (
+            {"scheduler": "dpm++-sde-karras"},
+            "DPMSolverMultistepScheduler",
+            True,
+            "a red circle\n"
+            "Steps: 20, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 7.5, Seed: 7, Size: 128x64, "
+            "Model: demo, Version: leandiffusion 1.2.3",
+        ),
+        (
             {
                 "prompt": "one\ntwo",
                 "negative_prompt": "blurry, dark",
