@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from .errors import ConfigError, MalformedFile
+from .errors import CheckpointNotFound, ConfigError, MalformedFile
+from .hub import settings_folder
 from .registry import did_you_mean
 
 
@@ -73,6 +74,36 @@ class Configurable:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
     @classmethod
+    def load_config(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> dict[str, Any]:
+        """The settings in a local folder or at a hub id, or in a `subfolder` of one, for `from_config`.
+
+        Raises CheckpointNotFound when there are none, MalformedFile when they are no JSON object.
+        """
+        folder = settings_folder(
+            pretrained_model_name_or_path,
+            [cls.config_name],
+            subfolder=subfolder,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        if not (folder / cls.config_name).is_file():
+            raise CheckpointNotFound(
+                f"{folder} has no {cls.config_name}: name a folder that holds one, with subfolder= if it lies deeper."
+            )
+        return read_json(folder / cls.config_name)
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
         """Build from a config mapping. Keys that start with '_' are notes of the writer and are left out.
 
@@ -109,11 +140,11 @@ class Configurable:
 
 
 def check_mapping(cls: type, config: object) -> None:
-    """ConfigError unless `config` holds settings by name: a folder or hub id is opened by `from_pretrained`."""
+    """ConfigError unless `config` holds settings by name: those of a folder or hub id have to be loaded first."""
     if not isinstance(config, Mapping):
         raise ConfigError(
-            f"{cls.__name__}.from_config takes a config (a mapping, such as `other.config`), found {config!r}: open a "
-            f"folder or hub id with {cls.__name__}.from_pretrained."
+            f"{cls.__name__}.from_config takes settings by name, found {config!r}. Of a folder or hub id, pass "
+            f"{cls.__name__}.load_config(…, subfolder=…), or open it with {cls.__name__}.from_pretrained."
         )
 
 

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from ..core.config import Configurable, read_json, write_json
-from ..core.errors import CheckpointNotFound, ConfigError
+from ..core.config import Configurable, write_json
+from ..core.errors import ConfigError
 from ..core.output import Batch, Output
 from .clip import CLIPEncoder, CLIPNetwork
 
@@ -244,12 +244,12 @@ class CLIPImageProcessor(Configurable):
         return super()._carry({key: value for key, value in asked.items() if key not in cls.notes})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> Self:
-        """Open a local folder. CheckpointNotFound when it has no preprocessor_config.json."""
-        path = Path(folder) / (subfolder or "") / cls.config_name
-        if not path.is_file():
-            raise CheckpointNotFound(f"no image preprocessing settings: {path} does not exist.")
-        return cls.from_config(read_json(path))
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **where: Any) -> Self:
+        """Open a local folder or a hub id; `where` are the keywords of `load_config`, such as `subfolder`.
+
+        CheckpointNotFound when there is no preprocessor_config.json.
+        """
+        return cls.from_config(cls.load_config(pretrained_model_name_or_path, **where))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write preprocessor_config.json as transformers reads it."""

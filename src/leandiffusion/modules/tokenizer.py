@@ -20,8 +20,9 @@ from tokenizers.models import BPE
 
 from ..core.config import write_json
 from ..core.errors import ConfigError
+from ..core.hub import settings_folder
 from ..core.output import Batch
-from .tokenizer_files import as_token, read_tokenizer_files
+from .tokenizer_files import FILES, as_token, read_tokenizer_files
 
 END_OF_WORD = "</w>"
 DEFAULT_LENGTH = 77
@@ -102,13 +103,27 @@ class CLIPTokenizer:
         return cls(vocab, merges, pad_token=pad_token, **settings)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None, **settings: Any) -> Self:
-        """Open a local folder with vocab.json and merges.txt, or with tokenizer.json, and the settings beside them.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Open a folder or hub id with vocab.json and merges.txt, or tokenizer.json, and the settings beside them.
 
         `settings` (the constructor's keywords) win over the files. Raises CheckpointNotFound for missing files and
         MalformedFile for broken ones.
         """
-        files = read_tokenizer_files(Path(folder) / (subfolder or ""))
+        folder = settings_folder(
+            pretrained_model_name_or_path, FILES, subfolder=subfolder, revision=revision, cache_dir=cache_dir,
+            local_files_only=local_files_only, token=token,
+        )  # fmt: skip
+        files = read_tokenizer_files(folder)
         length = files.settings.get("model_max_length", DEFAULT_LENGTH)
         known = {
             **{role: files.settings[role] for role in ROLES if files.settings.get(role) is not None},

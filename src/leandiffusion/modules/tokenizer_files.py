@@ -12,6 +12,12 @@ from tokenizers import AddedToken
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, MalformedFile
 
+FILES = (
+    "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+"""Every file that a tokenizer may consist of."""
+
 
 @dataclass(frozen=True)
 class TokenizerFiles:

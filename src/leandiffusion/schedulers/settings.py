@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 
-from ..core.config import Config, Configurable, check_mapping, read_json, write_json
-from ..core.errors import CheckpointNotFound, ConfigError
+from ..core.config import Config, Configurable, check_mapping, write_json
+from ..core.errors import ConfigError
 from ..core.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
@@ -74,30 +74,15 @@ class SchedulerSettings(Configurable):
 
         Raises CheckpointNotFound when there is none, MalformedFile when it is no JSON object.
         """
-        name = "/".join([*filter(None, [subfolder]), cls.config_name])
-        folder = Path(pretrained_model_name_or_path).expanduser()
-        if folder.exists():
-            path = folder / name
-            if not path.is_file():
-                raise CheckpointNotFound(f"{path} does not exist: name a folder that holds {cls.config_name}.")
-            return cls.from_config(read_json(path), **overrides)
-
-        from huggingface_hub import hf_hub_download  # costs a second to import and only hub ids need it
-
-        try:
-            found = hf_hub_download(
-                str(pretrained_model_name_or_path),
-                name,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                revision=revision,
-                token=token,
-            )
-        except (OSError, ValueError) as error:  # no such id, no such file, offline and not cached, not an id at all
-            raise CheckpointNotFound(
-                f"no folder {str(folder)!r} here, and the hub gave no {name} for that name: {error}"
-            ) from error
-        return cls.from_config(read_json(Path(found)), **overrides)
+        config = cls.load_config(
+            pretrained_model_name_or_path,
+            subfolder=subfolder,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls.from_config(config, **overrides)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write `save_directory`/scheduler_config.json, which diffusers reads too."""

@@ -6,22 +6,20 @@ Only what will be opened is fetched: configs, tokenizer files, and per component
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat
+from ..core.hub import HubRepository, check_hub_id
 from .files import choose_weights, variants_of
 from .header import CONVERT_PICKLE, PICKLE_SUFFIXES
-from .hub import HubRepository
 
 log = logging.getLogger(__name__)
 
 INDEX_FILE = "model_index.json"
 _STEMS = ("diffusion_pytorch_model", "model")
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _VARIANT_BRANCHES = ("fp16", "bf16")  # half-precision weights once lay on branches of these names
 
 
@@ -79,7 +77,8 @@ def find_checkpoint(
     if folder.is_dir():
         found = branch and any(variant_files(_names_in(folder, sub), branch) for sub in ("", *_subfolders(folder)))
         return Checkpoint(folder, variant or (branch if found else None))
-    _refuse_what_is_no_id(str(path_or_id), folder)
+    _refuse_files(folder)
+    check_hub_id(str(path_or_id))
     hub = HubRepository(str(path_or_id), cache_dir, token, local_files_only)
     wanted = None if subfolders is None else list(subfolders)
     if branch:
@@ -145,13 +144,11 @@ def _fetch(
     return folder
 
 
-def _refuse_what_is_no_id(name: str, path: Path) -> None:
+def _refuse_files(path: Path) -> None:
     if path.is_file():
         if path.suffix in PICKLE_SUFFIXES:
             raise UnsafeFormat(f"{path} is a pickle, which is refused. Convert a file that you trust: {CONVERT_PICKLE}")
         raise CheckpointNotFound(f"{path} is a file, expected a folder or a hub id: open a file with from_single_file.")
-    if not _HUB_ID.fullmatch(name):
-        raise CheckpointNotFound(f"no such folder: {path} (and {name!r} is not a hub id such as 'owner/model').")
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from leandiffusion.core.config import Config, Configurable, read_json, write_json
-from leandiffusion.core.errors import ConfigError, LeanError, MalformedFile
+from leandiffusion.core.errors import CheckpointNotFound, ConfigError, LeanError, MalformedFile
 
 
 class Lamp(Configurable):
@@ -54,7 +54,7 @@ def test_building_from_a_config() -> None:
     assert Lamp.from_config(lamp.config).config == lamp.config
     with pytest.raises(ConfigError, match=r"Lamp does not support the config keys volts=230, colr='red'\..*'colour'"):
         Lamp.from_config({"volts": 230, "colr": "red"})
-    with pytest.raises(ConfigError, match=r"found 'shop/lamp': open a folder or hub id with Lamp\.from_pretrained"):
+    with pytest.raises(ConfigError, match=r"found 'shop/lamp'\. .*Lamp\.load_config\("):
         Lamp.from_config("shop/lamp", subfolder="lamp")  # type: ignore[arg-type]
 
 
@@ -62,7 +62,11 @@ def test_saving(tmp_path: Path) -> None:
     Lamp(7, shades=("paper",)).save_config(tmp_path / "new" / "lamp")
     written = json.loads((tmp_path / "new/lamp/config.json").read_text())
     assert written == {"_class_name": "Lamp", "watts": 7, "colour": "white", "shades": ["paper"]}
-    assert Lamp.from_config(read_json(tmp_path / "new/lamp/config.json")).config.watts == 7
+    loaded = Lamp.load_config(tmp_path, subfolder="new/lamp")
+    assert loaded == written
+    assert Lamp.from_config(loaded).config.watts == 7
+    with pytest.raises(CheckpointNotFound, match=r"new has no config\.json: .*subfolder="):
+        Lamp.load_config(tmp_path / "new")
 
 
 @pytest.mark.parametrize(("text", "told"), [("{", "not valid JSON"), ("[1]", "JSON list"), ("\xff", "not valid JSON")])

@@ -76,7 +76,7 @@ def test_unknown_keys_are_named() -> None:
 
 
 def test_a_folder_is_no_config() -> None:
-    with pytest.raises(ConfigError, match=r"found 'some/model': .* UNet2DConditionModel\.from_pretrained"):
+    with pytest.raises(ConfigError, match=r"found 'some/model'\. .* UNet2DConditionModel\.from_pretrained"):
         UNet2DConditionModel.from_config("some/model")  # type: ignore[arg-type]
 
 

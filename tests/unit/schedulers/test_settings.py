@@ -159,9 +159,9 @@ def test_saved_and_opened_again(name: str, tmp_path: Path) -> None:
 
 
 def test_opening_errors(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointNotFound, match=r"name a folder that holds scheduler_config\.json"):
+    with pytest.raises(CheckpointNotFound, match=r"has no scheduler_config\.json: name a folder"):
         DDIMScheduler.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointNotFound, match="no folder"):
+    with pytest.raises(CheckpointNotFound, match="not a local folder, and offline and not cached"):
         DDIMScheduler.from_pretrained("nobody/nothing", local_files_only=True, cache_dir=tmp_path)
     (tmp_path / "scheduler_config.json").write_text("{")
     with pytest.raises(MalformedFile, match=r"scheduler_config\.json is not valid JSON"):

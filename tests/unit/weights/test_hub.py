@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError, UnsafeFormat
+from leandiffusion.modules.safety import CLIPImageProcessor
+from leandiffusion.modules.tokenizer import CLIPTokenizer
+from leandiffusion.modules.unet import UNet2DConditionModel
+from leandiffusion.schedulers import DDIMScheduler
 from leandiffusion.weights.locate import choose_files, find_checkpoint, locate_checkpoint
 
 INDEX = json.dumps(
@@ -57,6 +62,7 @@ class Hub:
     repositories: dict[tuple[str, str], list[str]]
     requests: list[str] = field(default_factory=list)
     cut: int = 0  # how many downloads to break off half-way
+    texts: dict[str, str] = field(default_factory=dict)  # what files hold, where it matters
 
     def commit(self, name: str, revision: str) -> str | None:
         for repository, branch in self.repositories:
@@ -69,7 +75,9 @@ class Hub:
         return next(f for (n, b), f in self.repositories.items() if self.commit(n, b) == commit)
 
     def content(self, file: str) -> bytes:
-        return INDEX.encode() if file == "model_index.json" else f"content of {file} ".encode() * 5000
+        if file == "model_index.json":
+            return INDEX.encode()
+        return self.texts[file].encode() if file in self.texts else f"content of {file} ".encode() * 5000
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -277,6 +285,37 @@ def test_what_is_not_there(hub: Hub, tmp_path: Path, name: str, options: dict[st
     hub.repositories["some/files", "main"] = ["model.safetensors", "README.md"]
     with pytest.raises(CheckpointNotFound, match=told):
         locate_checkpoint(name, cache_dir=tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_settings_alone(hub: Hub, tmp_path: Path) -> None:
+    """Schedulers, tokenizers and configs by hub id fetch their small files, and find them again offline."""
+    small = {
+        "scheduler/scheduler_config.json": '{"_class_name": "PNDMScheduler", "beta_end": 0.012}',
+        "unet/config.json": '{"attention_head_dim": 7}',
+        "tokenizer/vocab.json": '{"a</w>": 0, "<|startoftext|>": 1, "<|endoftext|>": 2, "a": 3}',
+        "tokenizer/merges.txt": "#version: 0.2\n",
+        "feature_extractor/preprocessor_config.json": '{"size": 24}',
+    }
+    hub.repositories["some/model", "main"] = sorted({*PIPELINE, *small})
+    hub.texts = small
+    for offline in (False, True):
+        where: dict[str, Any] = {"cache_dir": tmp_path, "local_files_only": offline}
+        asked = len(hub.requests)
+        assert DDIMScheduler.from_pretrained("some/model", subfolder="scheduler", **where).config.beta_end == 0.012
+        assert UNet2DConditionModel.load_config("some/model", subfolder="unet", **where) == {"attention_head_dim": 7}
+        tokenizer = CLIPTokenizer.from_pretrained("some/model", subfolder="tokenizer", model_max_length=9, **where)
+        assert (tokenizer("a").input_ids, tokenizer.model_max_length) == ([1, 0, 2], 9)
+        processor = CLIPImageProcessor.from_pretrained("some/model", subfolder="feature_extractor", **where)
+        assert processor.config.size == 24
+        assert (len(hub.requests) == asked) == offline
+    [folder] = (tmp_path / "models--some--model" / "snapshots").iterdir()
+    assert fetched(folder) == sorted(["model_index.json", *small])
+    with pytest.raises(CheckpointNotFound, match=r"has no scheduler_config\.json: name a folder"):
+        DDIMScheduler.from_pretrained("some/model", cache_dir=tmp_path)
+    with pytest.raises(CheckpointNotFound, match=r"no CLIP tokenizer in .*unet"):
+        CLIPTokenizer.from_pretrained("some/model", subfolder="unet", cache_dir=tmp_path)
+    with pytest.raises(CheckpointNotFound, match="not a hub id"):
+        DDIMScheduler.from_pretrained("./some/model")
 
 
 def test_pickles(hub: Hub, tmp_path: Path) -> None:

@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import CheckpointNotFound, WeightsError
+from .errors import CheckpointNotFound, WeightsError
 
 log = logging.getLogger(__name__)
 
 # Every checkpoint has one of these; asking for the first of them turns a revision into a commit.
 _FIRST_FILES = ("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json")
 _PATIENCE = 10.0  # seconds for the hub to answer, before the cache is used
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def check_hub_id(name: str) -> None:
+    """CheckpointNotFound for a name that is no local folder (which is for the caller to see) and can be no hub id."""
+    if not _HUB_ID.fullmatch(name):
+        raise CheckpointNotFound(
+            f"no such folder: {Path(name).expanduser()} (and {name!r} is not a hub id such as 'owner/model')."
+        )
+
+
+def settings_folder(
+    path_or_id: str | Path,
+    files: Iterable[str],
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """The folder with a component's small files: a local one as it is; of a hub id, those of `files` that it has.
+
+    Raises CheckpointNotFound and WeightsError for ids; whether the files are there is left to the caller.
+    """
+    folder, inside = Path(path_or_id).expanduser(), subfolder or ""
+    if not folder.is_dir():
+        check_hub_id(str(path_or_id))
+        hub = HubRepository(str(path_or_id), cache_dir, token, local_files_only)
+        folder, there = hub.open(revision, [inside] if inside else None)
+        wanted = {f"{inside}/{file}".lstrip("/") for file in files}
+        hub.fetch(folder, sorted(wanted.intersection(there)))
+    return folder / inside
 
 
 def _first_files(subfolders: list[str]) -> list[str]:
