@@ -114,11 +114,21 @@ class Assembly:
         `dtype` (older name `torch_dtype`) is the type weights get on their way from the file: float32 unless given.
         `device` is where they go, without a copy on the CPU. `variant="fp16"` chooses files; `revision` a branch, tag
         or commit of a hub id. A component by name replaces the checkpoint's, None leaves it out. Loading never takes
-        much more memory than the weights, whatever `low_cpu_mem_usage` says.
+        much more memory than the weights, whatever `low_cpu_mem_usage` says. `DiffusionPipeline.from_pretrained` opens
+        with the class that the checkpoint was made for.
 
         Raises ConfigError for wrong arguments, WeightsError's kinds for what is wrong with the files.
         """
         name = pretrained_model_name_or_path
+        if not cls.component_names:
+            from . import open_pipeline
+
+            options = {
+                "torch_dtype": torch_dtype, "dtype": dtype, "device": device, "variant": variant, "revision": revision,
+                "use_safetensors": use_safetensors, "cache_dir": cache_dir, "token": token,
+            }  # fmt: skip
+            given = {key: value for key, value in options.items() if value is not None}
+            return open_pipeline(name, local_files_only=local_files_only, **given, **components)
         settings = cls._take_settings(components, cls.from_pretrained)
         chosen = _check_dtype(dtype, torch_dtype)
         device = None if device is None else _check_device(device)

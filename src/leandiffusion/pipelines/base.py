@@ -23,7 +23,10 @@ from .stages import Conditioning, Guidance, denoise, embed_guidance, set_timeste
 
 
 class DiffusionPipeline(Assembly):
-    """Base of the pipelines. `last_times` holds the seconds per stage of the most recent finished call."""
+    """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
+
+    `last_times` holds the seconds per stage of the most recent finished call.
+    """
 
     callback_tensors: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
     unet: Any
@@ -222,3 +225,6 @@ class DiffusionPipeline(Assembly):
     def _take_changes(self, conditioning: Conditioning, tensors: Mapping[str, Any]) -> None:
         """Go on with what a callback changed besides latents."""
         conditioning.embeds = tensors["prompt_embeds"]
+
+
+AutoPipelineForText2Image = DiffusionPipeline

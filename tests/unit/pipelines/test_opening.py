@@ -16,6 +16,7 @@ from leandiffusion import (
     BackendUnavailable,
     CheckpointNotFound,
     ConfigError,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -37,6 +38,8 @@ def test_the_folder_says_which_class(folders: Folders, build: Any, draw: Draw, f
     pipe = build["quiet"](open_pipeline(folders[family]))
     assert type(pipe) is CLASSES[family]
     assert torch.equal(draw(pipe), draw(build[family]()))
+    half = DiffusionPipeline.from_pretrained(folders[family], torch_dtype=torch.bfloat16)
+    assert (type(half), half.dtype) == (CLASSES[family], torch.bfloat16)
     assert torch.equal(draw(build["quiet"](CLASSES[family].from_pretrained(str(folders[family])))), draw(pipe))
 
 
