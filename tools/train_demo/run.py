@@ -43,7 +43,7 @@ class Run:
     """A training that can be stopped at any moment: everything it needs to go on is in `folder`/checkpoint.pt."""
 
     def __init__(
-        self, folder: Path, network: nn.Module, *, peak: float, steps: int, decay: float = 1.0, save_every: int = 250
+        self, folder: Path, network: nn.Module, *, peak: float, steps: int, decay: float = 1.0, save_every: int = 100
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.network, self.steps, self.save_every = folder, network, steps, save_every
