@@ -111,9 +111,8 @@ def _is_soft_edge(patch: _Patch, larger: _Patch, back: Floats) -> bool:
 
 def _settle(picture: npt.NDArray[np.uint8], reach: int) -> tuple[Labels, int]:
     """The palette index of every pixel, edges resolved, and that of the background."""
-    distance = (_PALETTE**2).sum(1) - 2 * picture.astype(
-        np.float32
-    ) @ _PALETTE.T  # less |pixel|², alike for all colours
+    # Squared distances, less |pixel|², which is alike for all colours.
+    distance = (_PALETTE**2).sum(1) - 2 * picture.astype(np.float32) @ _PALETTE.T
     nearest = distance.argmin(2).astype(np.uint8)
     border = [nearest[:2].ravel(), nearest[-2:].ravel(), nearest[:, :2].ravel(), nearest[:, -2:].ravel()]
     background = int(np.bincount(np.concatenate(border)).argmax())

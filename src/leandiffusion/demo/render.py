@@ -26,10 +26,8 @@ def render(scene: Scene, side: int = PICTURE) -> npt.NDArray[np.uint8]:
 
 def _paint(picture: npt.NDArray[np.uint8], placed: Placed, scale: float) -> None:
     """Blend one shape over its bounding box: under + coverage * (colour - under)."""
-    shape, (x, y, r) = (
-        SHAPES[placed.thing.shape],
-        (scale * v for v in (placed.x, placed.y, placed.r)),
-    )
+    shape = SHAPES[placed.thing.shape]
+    x, y, r = (scale * v for v in (placed.x, placed.y, placed.r))
     left, right = _pixels(x - shape.side * r, x + shape.side * r, picture.shape[1])
     top, bottom = _pixels(y - shape.up * r, y + shape.down * r, picture.shape[0])
     columns = np.arange(left + 0.5 - x, right - x, dtype=np.float32)[None, :]

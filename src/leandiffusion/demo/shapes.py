@@ -40,10 +40,7 @@ class Shape:
 
 _SQUARE = 0.9  # half of a side
 _TRIANGLE = 1.2  # circumradius
-_STAR, _STAR_NOTCH = (
-    1.22,
-    1.22 * 0.45,
-)  # radii of the tips and of the notches between them
+_STAR, _STAR_NOTCH = 1.22, 1.22 * 0.45  # radii of the tips and of the notches between them
 _RING, _RING_HOLE = 1.05, 0.55  # outer and inner radius
 _CROSS, _CROSS_ARM = 1.05, 0.37  # half of the length and half of the width of an arm
 _SIN36, _COS36 = math.sin(math.pi / 5), math.cos(math.pi / 5)
@@ -89,20 +86,8 @@ def _cross(x: Floats, y: Floats, r: float) -> Floats:
 SHAPES: dict[str, Shape] = {
     "circle": Shape(_circle, 1.0, 1.0, 1.0, math.pi),
     "square": Shape(_square, _SQUARE, _SQUARE, _SQUARE, 4 * _SQUARE**2),
-    "triangle": Shape(
-        _triangle,
-        _TRIANGLE,
-        _TRIANGLE / 2,
-        _TRIANGLE * _SIN60,
-        1.5 * _SIN60 * _TRIANGLE**2,
-    ),
-    "star": Shape(
-        _star,
-        _STAR,
-        _STAR * _COS36,
-        _STAR * math.sin(0.4 * math.pi),
-        5 * _STAR * _STAR_NOTCH * _SIN36,
-    ),
+    "triangle": Shape(_triangle, _TRIANGLE, _TRIANGLE / 2, _TRIANGLE * _SIN60, 1.5 * _SIN60 * _TRIANGLE**2),
+    "star": Shape(_star, _STAR, _STAR * _COS36, _STAR * math.sin(0.4 * math.pi), 5 * _STAR * _STAR_NOTCH * _SIN36),
     "ring": Shape(_ring, _RING, _RING, _RING, math.pi * (_RING**2 - _RING_HOLE**2)),
     "cross": Shape(_cross, _CROSS, _CROSS, _CROSS, 4 * _CROSS_ARM * (2 * _CROSS - _CROSS_ARM)),
 }
