@@ -142,6 +142,11 @@ class UNet2DConditionModel(Network):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of `sample`; what replaces `pipe.unet` in tracing scripts carries this attribute too."""
+        return self.config.in_channels
+
     # -- construction ------------------------------------------------------------------------------------------------
 
     def _levels(self) -> list[Level]:
