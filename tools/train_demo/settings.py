@@ -74,12 +74,14 @@ class VaeTraining:
 class UnetTraining:
     """UNet and text model together, on latents encoded beforehand."""
 
-    steps: int = 20_000
+    steps: int = 13_000
     batch: int = 64
     pool: int = 40_000
     """Scenes encoded and kept; each is met many times, with fresh captions, noise and timesteps."""
     rate: float = 1e-3
     decay: float = 0.2
     """The last share of the steps, over which the rate falls: before it, `steps` may still be changed."""
+    middle: float = 0.5
+    """Share of timesteps drawn around the middle of the schedule; the rest are uniform."""
     caption_dropout: float = 0.1
     """Share of empty captions, which classifier-free guidance needs (Ho & Salimans 2022)."""
