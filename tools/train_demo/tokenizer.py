@@ -32,4 +32,4 @@ def train_tokenizer(seed: int) -> CLIPTokenizer:
     merged = dict.fromkeys(left + right for left, right in merges)  # two merges can spell the same token
     tokens = [*letters, *(token for token in merged if token not in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer.from_vocabulary(vocabulary, merges, model_max_length=TEXT_CONFIG["max_position_embeddings"])
+    return CLIPTokenizer(vocabulary, merges, model_max_length=TEXT_CONFIG["max_position_embeddings"])

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
 from ..core.config import Configurable
 from ..core.errors import ConfigError
+
+
+def check_dtype(dtype: object) -> torch.dtype:
+    """`dtype` if weights can have it; ConfigError for anything else, names of dtypes included."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype={dtype!r}: pass torch.float32, torch.bfloat16 or torch.float16.")
+    return dtype
+
+
+def either_dtype(dtype: Any, torch_dtype: Any) -> Any:
+    """The dtype to load at under its newer or older keyword, float32 unless given, as scripts expect.
+
+    A mapping of dtypes by component stays one. ConfigError for what is none, and for two that contradict each other.
+    """
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} mean the same thing: give one of them.")
+    chosen = torch_dtype if dtype is None else dtype
+    if isinstance(chosen, Mapping):
+        return {"default": torch.float32} | {name: check_dtype(value) for name, value in chosen.items()}
+    return torch.float32 if chosen is None else check_dtype(chosen)
 
 
 class Network(Configurable, nn.Module):
@@ -80,11 +101,7 @@ class Network(Configurable, nn.Module):
         from ..weights.load import open_network
         from ..weights.locate import find_checkpoint
 
-        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
-            raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} mean the same thing: give one of them.")
-        chosen = dtype or torch_dtype or torch.float32
-        if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-            raise ConfigError(f"dtype={chosen!r}: pass torch.float32, torch.bfloat16 or torch.float16.")
+        chosen = either_dtype(dtype, torch_dtype)
         found = find_checkpoint(
             pretrained_model_name_or_path,
             revision=revision,

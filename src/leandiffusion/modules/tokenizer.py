@@ -85,11 +85,6 @@ class CLIPTokenizer:
         return index
 
     @classmethod
-    def from_vocabulary(cls, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], **settings: Any) -> Self:
-        """A tokenizer from a vocabulary in memory; `settings` are the constructor's keywords."""
-        return cls(vocab, merges, **settings)
-
-    @classmethod
     def standard(cls, pad_token: str = "<|endoftext|>", **settings: Any) -> Self:
         """The vocabulary of 49408 tokens that OpenAI's CLIP and OpenCLIP share, which ships with this package.
 

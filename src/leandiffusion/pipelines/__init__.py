@@ -20,8 +20,8 @@ def open_pipeline(
     pipeline that is not supported; WeightsError's kinds for what is wrong with the files.
     """
     from ..core.errors import ConfigError
-    from ..families.folder import read_index
-    from ..weights.locate import locate_checkpoint
+    from ..core.hub import settings_folder
+    from ..families.folder import INDEX_FILE, read_index
     from .assembly import packaged
     from .stable_diffusion import StableDiffusionPipeline
     from .stable_diffusion_xl import StableDiffusionXLPipeline
@@ -35,8 +35,7 @@ def open_pipeline(
         cls = classes[detect(read_header(path).tensors, path).pipeline]
         return cls.from_single_file(path, dtype=dtype, device=device, **options)
     hub = {key: options[key] for key in ("revision", "cache_dir", "token") if key in options}
-    named = packaged(name_or_path)
-    folder = locate_checkpoint(named, local_files_only=local_files_only, subfolders=(), **hub)
+    folder = settings_folder(packaged(name_or_path), [INDEX_FILE], local_files_only=local_files_only, **hub)
     wanted = read_index(folder).pipeline
     if wanted not in classes:
         raise ConfigError(f"{name_or_path} asks for {wanted!r}; supported are {' and '.join(classes)}.")

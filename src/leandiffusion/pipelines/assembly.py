@@ -15,6 +15,7 @@ from ..core.registry import did_you_mean
 from ..families.base import detect
 from ..families.folder import open_folder, read_index
 from ..families.single_file import open_single_file
+from ..modules.base import check_dtype, either_dtype
 from ..weights.header import read_header
 from ..weights.load import load_part
 from ..weights.locate import find_checkpoint
@@ -83,7 +84,7 @@ class Assembly:
                 f"to({', '.join(f'{key}={value}' for key, value in wanted)}): pass a device, a dtype, or both."
             )
         if "dtype" in chosen:
-            _check_dtype(chosen["dtype"], None)
+            check_dtype(chosen["dtype"])
         if "device" in chosen:
             chosen["device"] = _check_device(chosen["device"])
         for network in self._networks().values():
@@ -130,7 +131,7 @@ class Assembly:
             given = {key: value for key, value in options.items() if value is not None}
             return open_pipeline(name, local_files_only=local_files_only, **given, **components)
         settings = cls._take_settings(components, cls.from_pretrained)
-        chosen = _check_dtype(dtype, torch_dtype)
+        chosen = either_dtype(dtype, torch_dtype)
         device = None if device is None else _check_device(device)
         found = find_checkpoint(
             packaged(name), revision=revision, variant=variant, use_safetensors=use_safetensors,
@@ -172,7 +173,7 @@ class Assembly:
         `from_pretrained`.
         """
         settings = cls._take_settings(components, cls.from_single_file)
-        chosen = _check_dtype(dtype, torch_dtype)
+        chosen = either_dtype(dtype, torch_dtype)
         family = detect(read_header(Path(path).expanduser()).tensors, path)
         there = dict.fromkeys([*family.parts, *family.tokenizers, "scheduler"], "")
         cls._check_fit(f"{path}, a {family.title} checkpoint,", there, components)
@@ -258,22 +259,6 @@ def packaged(path_or_id: str | Path) -> str | Path:
     from ..demo import model_folder
 
     return model_folder()
-
-
-def _check_dtype(dtype: Any, torch_dtype: Any) -> Any:
-    """The dtype to load at, or a mapping of them by component; float32 unless given, as scripts expect.
-
-    ConfigError for anything else, names of dtypes included, and for two that contradict each other.
-    """
-    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
-        raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} mean the same thing: give one of them.")
-    chosen = torch_dtype if dtype is None else dtype
-    for value in chosen.values() if isinstance(chosen, Mapping) else [chosen]:
-        if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
-            raise ConfigError(f"dtype={value!r}: pass torch.float32, torch.bfloat16 or torch.float16.")
-    if isinstance(chosen, Mapping):
-        return {"default": torch.float32, **chosen}
-    return torch.float32 if chosen is None else chosen
 
 
 def _check_device(device: Any) -> torch.device:

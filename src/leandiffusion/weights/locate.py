@@ -31,25 +31,6 @@ class Checkpoint:
     variant: str | None
 
 
-def locate_checkpoint(
-    path_or_id: str | Path,
-    *,
-    revision: str | None = None,
-    variant: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-    use_safetensors: bool | None = None,
-    subfolders: Iterable[str] | None = None,
-    without: Collection[str] = (),
-) -> Path:
-    """The folder of a checkpoint: that of `find_checkpoint`, which see."""
-    return find_checkpoint(
-        path_or_id, revision=revision, variant=variant, cache_dir=cache_dir, local_files_only=local_files_only,
-        token=token, use_safetensors=use_safetensors, subfolders=subfolders, without=without,
-    ).folder  # fmt: skip
-
-
 def find_checkpoint(
     path_or_id: str | Path,
     *,

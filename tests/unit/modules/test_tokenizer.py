@@ -149,7 +149,7 @@ def test_standard_vocabulary() -> None:
 def test_batches_and_tensors() -> None:
     import torch
 
-    tokenizer = CLIPTokenizer.from_vocabulary(vocabulary(), MERGES, model_max_length=8)
+    tokenizer = CLIPTokenizer(vocabulary(), MERGES, model_max_length=8)
     end = tokenizer.eos_token_id
     batch = tokenizer(["the cat", "the cat the the cat"], padding="max_length", truncation=True, return_tensors="pt")
     assert batch.input_ids.shape == batch["attention_mask"].shape == (2, 8)
@@ -201,7 +201,7 @@ def test_needs_no_torch() -> None:
     ],
 )
 def test_wrong_arguments(arguments: dict, word: str) -> None:
-    tokenizer = CLIPTokenizer.from_vocabulary(vocabulary(), MERGES)
+    tokenizer = CLIPTokenizer(vocabulary(), MERGES)
     with pytest.raises(ConfigError, match=word):
         tokenizer(**arguments)
 

@@ -28,7 +28,7 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 
 def tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer.from_vocabulary({t: i for i, t in enumerate(TOKENS)}, [], model_max_length=LENGTH)
+    return CLIPTokenizer({t: i for i, t in enumerate(TOKENS)}, [], model_max_length=LENGTH)
 
 
 def text_encoder(cls: type = CLIPTextModel, width: int = 32, **config: Any) -> Any:

@@ -19,7 +19,12 @@ from leandiffusion.modules.safety import CLIPImageProcessor
 from leandiffusion.modules.tokenizer import CLIPTokenizer
 from leandiffusion.modules.unet import UNet2DConditionModel
 from leandiffusion.schedulers import DDIMScheduler
-from leandiffusion.weights.locate import choose_files, find_checkpoint, locate_checkpoint
+from leandiffusion.weights.locate import choose_files, find_checkpoint
+
+
+def folder_of(*place: Any, **options: Any) -> Path:
+    return find_checkpoint(*place, **options).folder
+
 
 INDEX = json.dumps(
     {
@@ -162,7 +167,7 @@ def fetched(folder: Path) -> list[str]:
 
 
 def test_only_what_is_needed_is_fetched(hub: Hub, tmp_path: Path) -> None:
-    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    folder = folder_of("some/model", cache_dir=tmp_path)
     assert fetched(folder) == sorted([*SETTINGS, f"unet/{STEM}.safetensors", f"vae/{STEM}.safetensors"])
     assert folder.name == hub.commit("some/model", "main")
     by_branch = {request for request in hub.requests if "/main/" in request}
@@ -182,72 +187,72 @@ def test_a_branch_that_moves_meanwhile(hub: Hub, tmp_path: Path, monkeypatch: py
         return info
 
     monkeypatch.setattr(HfApi, "model_info", moved)
-    assert (locate_checkpoint("some/model", cache_dir=tmp_path) / f"vae/{STEM}.safetensors").is_file()
+    assert (folder_of("some/model", cache_dir=tmp_path) / f"vae/{STEM}.safetensors").is_file()
 
 
 def test_a_variant_where_it_exists(hub: Hub, tmp_path: Path) -> None:
-    folder = locate_checkpoint("some/model", variant="fp16", cache_dir=tmp_path, use_safetensors=True)
+    folder = folder_of("some/model", variant="fp16", cache_dir=tmp_path, use_safetensors=True)
     weights = [name for name in fetched(folder) if name not in SETTINGS]
     assert weights == sorted([*(n for n in PIPELINE if "fp16" in n), f"vae/{STEM}.safetensors"])
 
 
 def test_components_left_out(hub: Hub, tmp_path: Path) -> None:
-    folder = locate_checkpoint("some/model", cache_dir=tmp_path, without=["unet"])
+    folder = folder_of("some/model", cache_dir=tmp_path, without=["unet"])
     assert not (folder / "unet").exists()
-    folder = locate_checkpoint("some/model", cache_dir=tmp_path / "b", subfolders=["vae"])
+    folder = folder_of("some/model", cache_dir=tmp_path / "b", subfolders=["vae"])
     assert fetched(folder) == ["model_index.json", "vae/config.json", f"vae/{STEM}.safetensors"]
 
 
 def test_a_single_component(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["some/vae", "main"] = ["config.json", f"{STEM}.safetensors", f"{STEM}.bin", "README.md"]
-    folder = locate_checkpoint("some/vae", cache_dir=tmp_path)
+    folder = folder_of("some/vae", cache_dir=tmp_path)
     assert fetched(folder) == ["config.json", f"{STEM}.safetensors"]
 
 
 def test_cached_and_offline(hub: Hub, tmp_path: Path) -> None:
-    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    folder = folder_of("some/model", cache_dir=tmp_path)
     asked = len(hub.requests)
-    assert locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True) == folder
+    assert folder_of("some/model", cache_dir=tmp_path, local_files_only=True) == folder
     assert len(hub.requests) == asked, "local_files_only asks nobody"
     with pytest.raises(CheckpointNotFound, match=r"variant='fp16'.*plain weights") as caught:
-        locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True, variant="fp16")
+        folder_of("some/model", cache_dir=tmp_path, local_files_only=True, variant="fp16")
     assert str(tmp_path) in str(caught.value)
 
 
 def test_an_unreachable_hub_falls_back_to_the_cache(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    folder = folder_of("some/model", cache_dir=tmp_path)
     dead = "http://127.0.0.1:9"
     monkeypatch.setattr(constants, "ENDPOINT", dead)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", dead + "/{repo_id}/resolve/{revision}/{filename}")
-    assert locate_checkpoint("some/model", cache_dir=tmp_path) == folder
+    assert folder_of("some/model", cache_dir=tmp_path) == folder
     with pytest.raises(CheckpointNotFound, match=r"can not be reached and not cached: searched .*elsewhere"):
-        locate_checkpoint("some/model", cache_dir=tmp_path / "elsewhere")
+        folder_of("some/model", cache_dir=tmp_path / "elsewhere")
 
 
 def test_offline_and_not_cached(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     with pytest.raises(CheckpointNotFound, match=f"offline and not cached: searched {tmp_path}"):
-        locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True)
+        folder_of("some/model", cache_dir=tmp_path, local_files_only=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointNotFound, match="offline and not cached"):
-        locate_checkpoint("some/model", cache_dir=tmp_path)
+        folder_of("some/model", cache_dir=tmp_path)
     assert not hub.requests
 
 
 def test_partly_cached_and_offline(hub: Hub, tmp_path: Path) -> None:
-    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    folder = folder_of("some/model", cache_dir=tmp_path)
     (folder / f"vae/{STEM}.safetensors").unlink()
     with pytest.raises(CheckpointNotFound, match=r"offline.*vae has no safetensors"):
-        locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True)
-    locate_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True, without=["vae"])
+        folder_of("some/model", cache_dir=tmp_path, local_files_only=True)
+    folder_of("some/model", cache_dir=tmp_path, local_files_only=True, without=["vae"])
 
 
 def test_a_broken_download_is_resumed(hub: Hub, tmp_path: Path) -> None:
     hub.cut = 1
-    folder = locate_checkpoint("some/model", cache_dir=tmp_path)
+    folder = folder_of("some/model", cache_dir=tmp_path)
     for name in fetched(folder):
         assert (folder / name).read_bytes() == hub.content(name)
     assert hub.cut == 0
@@ -284,7 +289,7 @@ def test_what_is_not_there(hub: Hub, tmp_path: Path, name: str, options: dict[st
     hub.repositories["some/gated", "main"] = PIPELINE
     hub.repositories["some/files", "main"] = ["model.safetensors", "README.md"]
     with pytest.raises(CheckpointNotFound, match=told):
-        locate_checkpoint(name, cache_dir=tmp_path, **options)  # type: ignore[arg-type]
+        folder_of(name, cache_dir=tmp_path, **options)  # type: ignore[arg-type]
 
 
 def test_settings_alone(hub: Hub, tmp_path: Path) -> None:
@@ -321,13 +326,13 @@ def test_settings_alone(hub: Hub, tmp_path: Path) -> None:
 def test_pickles(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["some/old", "main"] = [name for name in PIPELINE if not name.endswith(".safetensors")]
     with pytest.raises(UnsafeFormat, match="unet has only pickled weights"):
-        locate_checkpoint("some/old", cache_dir=tmp_path)
+        folder_of("some/old", cache_dir=tmp_path)
     with pytest.raises(ConfigError, match="use_safetensors=False"):
-        locate_checkpoint("some/model", cache_dir=tmp_path, use_safetensors=False)
+        folder_of("some/model", cache_dir=tmp_path, use_safetensors=False)
 
 
 def test_local_folders_and_files(tmp_path: Path) -> None:
-    assert locate_checkpoint(tmp_path) == tmp_path
+    assert folder_of(tmp_path) == tmp_path
     assert find_checkpoint(tmp_path, variant="fp16").variant == "fp16"
     assert find_checkpoint(tmp_path, revision="fp16").variant is None
     (tmp_path / "vae").mkdir()
@@ -336,9 +341,9 @@ def test_local_folders_and_files(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.ckpt"):
         (tmp_path / name).touch()
     with pytest.raises(CheckpointNotFound, match="from_single_file"):
-        locate_checkpoint(tmp_path / "a.safetensors")
+        folder_of(tmp_path / "a.safetensors")
     with pytest.raises(UnsafeFormat, match="pickle"):
-        locate_checkpoint(tmp_path / "a.ckpt")
+        folder_of(tmp_path / "a.ckpt")
 
 
 def test_other_formats_are_left(tmp_path: Path) -> None:
