@@ -39,6 +39,8 @@ class Pool:
     def __init__(self, path: Path, vae: AutoencoderKL, count: int, seed: int) -> None:
         rng = np.random.default_rng([seed, 11])
         self.scenes: list[Scene] = [sample_scene(rng) for _ in range(count)]
+        self.pairs = np.array([i for i, scene in enumerate(self.scenes) if len(scene.placed) == 2])
+        self.singles = np.setdiff1d(np.arange(count), self.pairs)
         if path.exists():
             self.latents: Tensor = torch.load(path, weights_only=True)
         else:

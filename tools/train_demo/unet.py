@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -47,15 +48,13 @@ def open_pool(folder: Path, vae: AutoencoderKL, seed: int, settings: UnetTrainin
     return Pool(folder / f"latents-{count}.pt", vae, count, seed)
 
 
-def draw_timesteps(count: int, steps: int, middle: float) -> Tensor:
-    """Timesteps (count,) in 0 … steps - 1: a share `middle` logit-normal (Esser et al. 2024, sec. 3.1), else uniform.
+def draw_timesteps(count: int, steps: int, noisy: float) -> Tensor:
+    """Timesteps (count,) in 0 … steps - 1: a share `noisy` from the last two fifths, else uniform.
 
-    Outlines are decided at middling noise; at the noisy end most of the error is the place of the shapes, which no
-    network can know.
+    What goes where is decided in the noisiest steps, and learned last.
     """
-    uniform = torch.rand(count)
-    middling = torch.sigmoid(torch.randn(count))
-    return (torch.where(torch.rand(count) < middle, middling, uniform) * steps).long().clamp_(max=steps - 1)
+    t = torch.rand(count)
+    return (torch.where(torch.rand(count) < noisy, 0.6 + 0.4 * t, t) * steps).long().clamp_(max=steps - 1)
 
 
 def train_unet(
@@ -82,10 +81,11 @@ def train_unet(
     scheduler = DDIMScheduler.from_config(SCHEDULER_CONFIG)
     while run.step < run.steps:
         rng = run.rng(seed)
-        chosen = rng.integers(len(pool.scenes), size=settings.batch)
+        pairs = int(rng.binomial(settings.batch, settings.pairs))
+        chosen = np.concatenate([rng.choice(pool.pairs, pairs), rng.choice(pool.singles, settings.batch - pairs)])
         x0 = pool.latents[chosen].float() * pool.scale
         noise = torch.randn_like(x0)
-        t = draw_timesteps(settings.batch, len(scheduler), settings.middle)
+        t = draw_timesteps(settings.batch, len(scheduler), settings.noisy)
         texts = ["" if rng.random() < settings.caption_dropout else caption(pool.scenes[i], rng) for i in chosen]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         x = scheduler.add_noise(x0, noise, t).to(memory_format=torch.channels_last)
