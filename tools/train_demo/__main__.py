@@ -61,13 +61,18 @@ def score(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 4.0,
     sheet: Annotated[Path | None, typer.Option(help="Save a contact sheet here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the score here, as docs/demo-model.md is.")] = None,
     threads: Threads = 2,
 ) -> None:
     """Draw held-out prompts and judge them by their pixels."""
-    from .score import Scoring, draw_and_score
+    from .score import Scoring, describe, draw_and_score
 
     _threads(threads)
-    print(draw_and_score(folder, Scoring(count, steps, guidance), sheet).table())
+    settings = Scoring(count, steps, guidance)
+    table = draw_and_score(folder, settings, sheet).table()
+    if report is not None:
+        report.write_text(describe(settings, table))
+    print(table)
 
 
 @app.command()

@@ -17,10 +17,10 @@ PROMPTS = (
     "a large orange cross on a black background",
     "a white triangle on a red background",
     "a blue square on an orange background",
-    "a purple ring above a yellow square on a black background",
-    "a red triangle left of a white circle on a green background",
-    "a black star below an orange circle on a white background",
-    "a blue cross right of a red ring on a yellow background",
+    "a large purple ring on a yellow background",
+    "a small white star on a green background",
+    "a black circle on an orange background",
+    "a large green triangle on a white background",
 )
 _SIDE, _COLUMNS, _LINES = 192, 5, 3
 

@@ -48,6 +48,23 @@ def draw_and_score(folder: Path, settings: Scoring, sheet: Path | None = None) -
     return score(pictures, requests)
 
 
+def describe(settings: Scoring, table: str) -> str:
+    """A page with the score and how to repeat it."""
+    return f"""# What the packaged model draws right
+
+{settings.count} prompts, half of one shape and half of two, in combinations that training never saw. Each was drawn
+once ({settings.steps} steps, guidance {settings.guidance_scale:g}, float32, seeds from {settings.seed}) and read back
+from its pixels by `leandiffusion.demo.verify`. A picture is fully right when background, number, shapes,
+colours, sizes and relation all are. To repeat it (this is torch {torch.__version__}):
+
+```sh
+python -m tools.train_demo score demo --report docs/demo-model.md
+```
+
+{table}
+"""
+
+
 def _save_sheet(pictures: list[np.ndarray], path: Path, columns: int = 12, rows: int = 8) -> None:
     """The first half of the sheet from the single things, the second from the pairs."""
     half = columns * rows // 2

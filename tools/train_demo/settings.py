@@ -74,16 +74,16 @@ class VaeTraining:
 class UnetTraining:
     """UNet and text model together, on latents encoded beforehand."""
 
-    steps: int = 13_800
+    steps: int = 14_000
     batch: int = 64
     pool: int = 40_000
     """Scenes encoded and kept; each is met many times, with fresh captions, noise and timesteps."""
     rate: float = 1e-3
     decay: float = 0.2
     """The last share of the steps, over which the rate falls: before it, `steps` may still be changed."""
-    noisy: float = 0.6
+    noisy: float = 0.3
     """Share of timesteps drawn from the noisiest two fifths of the schedule; the rest are uniform."""
-    pairs: float = 0.8
+    pairs: float = 0.45
     """Share of scenes with two shapes."""
     caption_dropout: float = 0.1
     """Share of empty captions, which classifier-free guidance needs (Ho & Salimans 2022)."""

@@ -32,7 +32,7 @@ Seed = Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Repeats a p
 GENERATE_EXAMPLES = """
 Examples:
 
-leandiffusion generate "a red circle above a blue square on a white background"
+leandiffusion generate "a large yellow star on a blue background" --show
 
 leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --size 512x512 --steps 30
 

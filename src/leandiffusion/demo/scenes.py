@@ -41,10 +41,10 @@ RELATIONS = tuple(INVERSE)
 _BACKWARD = ("below", "right of")  # the second thing comes first, from the upper left
 
 DESCRIPTION = (
-    "The demo model knows one or two shapes (circle, square, triangle, star, ring, cross), small or large, in red, "
-    "orange, yellow, green, blue, purple, white or black, above, below, left of or right of each other, "
-    "on a plain background."
+    "It knows one shape (circle, square, triangle, star, ring, cross), small or large, in red, orange, yellow, green, "
+    "blue, purple, white or black, on a plain background; of two shapes it gets the colours, but seldom the places."
 )
+"""What the model in the package does reliably, and what not yet."""
 
 _SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}
 _RELATION_WORDS = {
