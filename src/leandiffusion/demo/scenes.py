@@ -42,7 +42,7 @@ _BACKWARD = ("below", "right of")  # the second thing comes first, from the uppe
 
 DESCRIPTION = (
     "It knows one shape (circle, square, triangle, star, ring, cross), small or large, in red, orange, yellow, green, "
-    "blue, purple, white or black, on a plain background; of two shapes it gets the colours, but seldom the places."
+    "blue, purple, white or black, on a plain background; of two shapes it gets the colours, but places them by chance."
 )
 """What the model in the package does reliably, and what not yet."""
 
