@@ -59,7 +59,7 @@ def score(
     folder: Annotated[Path, typer.Argument(help="A pipeline folder.")] = RUNS / "model",
     count: Annotated[int, typer.Option(help="Held-out prompts, half of one thing, half of two.")] = 300,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 4.0,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 2.5,
     sheet: Annotated[Path | None, typer.Option(help="Save a contact sheet here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the score here, as docs/demo-model.md is.")] = None,
     threads: Threads = 2,

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"prompt": "a large orange cross on a black background", "seed": 1, "steps": 30, "guidance_scale": 4.0}
+    {"prompt": "a large orange cross on a black background", "seed": 1, "steps": 30, "guidance_scale": 2.5}
 )
 """The model's own settings: what it draws when nothing is asked, and what suits it where nothing is said."""
 

@@ -47,7 +47,7 @@ def test_without_arguments_help_is_shown_as_wrong_usage(studio):
 def test_help_shows_examples_that_this_command_line_accepts(studio):
     result = studio.run("generate", "--help")
     assert result.exit_code == 0
-    assert 'leandiffusion generate "a red circle above a blue square' in result.stdout
+    assert 'leandiffusion generate "a large yellow star on a blue' in result.stdout
 
 
 def test_version(studio):

@@ -8,24 +8,8 @@ import torch
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.demo import DEFAULTS, model_folder, notice
-from leandiffusion.demo.scenes import parse_caption
+from leandiffusion.demo.scenes import request_of, sample_scene
 from leandiffusion.demo.verify import verify
-
-PROMPTS = [
-    f"a {size} {colour} {shape} on a {background} background"
-    for size, colour, shape, background in (
-        ("large", "red", "star", "blue"),
-        ("small", "yellow", "circle", "purple"),
-        ("large", "green", "ring", "white"),
-        ("small", "white", "cross", "red"),
-        ("large", "blue", "square", "yellow"),
-        ("small", "black", "triangle", "green"),
-        ("large", "purple", "cross", "white"),
-        ("small", "blue", "ring", "black"),
-        ("large", "white", "triangle", "purple"),
-        ("small", "green", "square", "yellow"),
-    )
-]
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +26,18 @@ def test_it_is_small_and_holds_no_pickles() -> None:
 
 
 def test_it_draws_what_it_is_asked_for(pipe: StableDiffusionPipeline) -> None:
-    """At most one of ten wrong: the model is right in 95% of single shapes or better, so two would be a defect."""
-    generators = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
+    """At least 17 of 20 single shapes: with 97.5% right, as measured, fewer would come by chance once in 700 runs."""
+    rng = np.random.default_rng(0)
+    requests = [request_of(sample_scene(rng, split="all", pair_probability=0)) for _ in range(20)]
     images = pipe(
-        PROMPTS,
-        generator=generators,
+        [request.prompt for request in requests],
+        generator=[torch.Generator().manual_seed(i) for i in range(20)],
         num_inference_steps=DEFAULTS["steps"],
         guidance_scale=DEFAULTS["guidance_scale"],
     ).images
-    requests = [parse_caption(prompt) for prompt in PROMPTS]
-    verdicts = [verify(np.asarray(i), r) for i, r in zip(images, requests, strict=True) if r is not None]
-    wrong = {prompt: v.reasons for prompt, v in zip(PROMPTS, verdicts, strict=True) if not v.fully_right}
-    assert len(wrong) <= 1, wrong
+    verdicts = [verify(np.asarray(image), request) for image, request in zip(images, requests, strict=True)]
+    wrong = {verdict.request.prompt: verdict.reasons for verdict in verdicts if not verdict.fully_right}
+    assert len(wrong) <= 3, wrong
 
 
 def test_words_it_never_saw_are_drawn_with_a_notice(pipe: StableDiffusionPipeline) -> None:
