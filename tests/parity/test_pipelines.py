@@ -120,7 +120,7 @@ def test_every_scheduler(pairs: Callable[[str], Pair], name: str, monkeypatch: p
     check(pairs("sd1"), num_inference_steps=6, seed=[3, 4], num_images_per_prompt=2)
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "lms-karras", "heun", "dpm++-sde", "unipc", "ddpm"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_schedulers_of_other_families(
     pairs: Callable[[str], Pair], family: str, name: str, monkeypatch: pytest.MonkeyPatch

@@ -74,7 +74,7 @@ def open_model(order: Order) -> Any:
     from ..schedulers import build
 
     device = order.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # Half precision is 2.6 times as fast on a GPU; on a CPU it depends on the CPU, so there it waits to be asked for.
+    # GPUs are made for half precision; what it gives on a CPU depends on the CPU, so there it waits to be asked for.
     name = order.dtype or ("float16" if device.startswith("cuda") else "float32")
     pipe = open_pipeline(order.model, dtype=getattr(torch, name), device=device)
     if order.scheduler is not None:
