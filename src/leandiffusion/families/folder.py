@@ -84,13 +84,14 @@ def open_folder(
     device: str | torch.device | None = None,
     task: str | None = "text2img",
     progress: Callable[[str], None] | None = None,
+    on_disk: bool = False,
 ) -> dict[str, Any]:
     """Every component that the folder's model_index.json names, by name; absent ones are None.
 
     `components` holds objects to take as they are, and None for those to leave out: neither is looked for on disk.
     `dtype` is for all networks, or by component name with "default" for the rest. `task` says what will be done, so
     that halves it does not need stay on disk: for "text2img" the VAE's encoder; None loads all. `progress` is called
-    with each component's name before it is opened. A component without the variant asked for gets its plain weights,
+    with each component's name before it is opened. `on_disk` leaves weights in their files until they are used. A component without the variant asked for gets its plain weights,
     with a warning.
 
     Raises ConfigError for classes and settings that are not supported, and the kinds of WeightsError. Everything that
@@ -124,6 +125,7 @@ def open_folder(
             variant=variants[name],
             use_safetensors=use_safetensors,
             skip=UNNEEDED.get((task or "", cls.__name__)),
+            on_disk=on_disk,
         )
     return opened
 

@@ -36,14 +36,15 @@ def open_single_file(
     config: str | Path | None = None,
     original_config: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
+    on_disk: bool = False,
 ) -> dict[str, Any]:
     """Every component of a Stable Diffusion 1, 2 or XL checkpoint by name, straight from one file.
 
     `family` ('sd1', 'sd2', 'sdxl') wins over detection. `prediction_type` ('epsilon', 'v_prediction', 'sample') says
     what the UNet predicts where the file can not: SD2 at 512 px predicts noise, at 768 px velocity. `config` is a local
     pipeline folder whose config.json files replace the built-in ones. Of `original_config`, a local .yaml of the
-    training code, the `parameterization` is read. `dtype`, `device`, `components`, `task`, `progress`: as in
-    `open_folder`.
+    training code, the `parameterization` is read. `dtype`, `device`, `components`, `task`, `progress`, `on_disk`: as
+    in `open_folder`.
 
     Raises UnsafeFormat for pickles, MalformedFile, TensorMismatch, WeightsError for files of another kind, ConfigError
     for wrong arguments. Nothing is downloaded.
@@ -64,7 +65,9 @@ def open_single_file(
         if progress is not None:
             progress(name)
         chosen = dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype
-        opened[name] = _open_part(part, name, tensors, path, dtype=chosen, device=device, task=task)
+        opened[name] = _open_part(
+            part, name, tensors, path, dtype=chosen, device=device, task=task, on_disk=on_disk
+        )
     for name, settings in kind.tokenizers.items():
         if name not in given:
             opened[name] = component_class("CLIPTokenizer").standard(**settings)
@@ -83,6 +86,7 @@ def _open_part(
     dtype: torch.dtype | None,
     device: str | torch.device | None,
     task: str | None,
+    on_disk: bool,
 ) -> torch.nn.Module:
     cls = component_class(part.class_name)
     found = under(tensors, part.prefix)
@@ -92,7 +96,9 @@ def _open_part(
         )
     entries = named_for(cls, part.convert(found, part.config))
     skip = UNNEEDED.get((task or "", part.class_name))
-    return fill_network(cls, part.config, entries, source=name, dtype=dtype, device=device, skip=skip)
+    return fill_network(
+        cls, part.config, entries, source=name, dtype=dtype, device=device, skip=skip, on_disk=on_disk
+    )
 
 
 def _configured(kind: Family, folder: Path) -> tuple[Family, bool]:

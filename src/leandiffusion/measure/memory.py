@@ -6,6 +6,7 @@ two pieces of work. Elsewhere the peak is `getrusage`'s and only ever rises.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,3 +86,14 @@ def _torch_with_cuda():
     """torch, if this process imported it and started CUDA; asking must neither import torch nor start CUDA."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_initialized() else None
+
+
+def release() -> None:
+    """Give memory that was freed back to the system: glibc's allocator and torch's on CUDA keep it otherwise."""
+    torch = _torch_with_cuda()
+    if torch is not None:
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from ..core.config import Config, write_json
-from ..core.errors import BackendUnavailable, ConfigError
+from ..core.errors import ConfigError
 from ..core.registry import did_you_mean
 from ..families.base import detect
 from ..families.folder import open_folder, read_index
@@ -18,7 +19,12 @@ from ..families.single_file import open_single_file
 from ..modules.base import check_dtype, either_dtype
 from ..weights.header import read_header
 from ..weights.load import load_part
+from ..techniques import Technique
+from ..techniques.half_precision import why_slow
+from ..techniques.offloading import check_movable, opening_offload
+from ..techniques.stack import Stack
 from ..weights.locate import find_checkpoint
+from .inputs import check_device
 
 
 class Assembly:
@@ -30,6 +36,7 @@ class Assembly:
         self.notice: Callable[[str], str | None] | None = None
         """What to tell a user about a prompt before drawing it, if anything."""
         self._settings = dict(settings)
+        self._stack = Stack(self)
         for name, component in components.items():
             setattr(self, name, component)
 
@@ -60,19 +67,27 @@ class Assembly:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet's weights lie; where another network's do when the UNet is a foreign object without any."""
-        return self._told_by_networks("device")
+        """Where the networks run: on the device where the UNet's weights lie, or to which they travel.
+
+        Where another network's lie when the UNet is a foreign object without any.
+        """
+        return self._stack.compute_device or self._told_by_networks("device")
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the UNet's weights; of another network's when the UNet is a foreign object without any."""
         return self._told_by_networks("dtype")
 
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.device  # diffusers' name for it, which scripts use
+
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move and cast every network: a device, a dtype, or both, also as `device=` and `dtype=`. Returns itself.
 
         diffusers' keywords `torch_device=`, `torch_dtype=` and `silence_dtype_warnings=` are understood. Raises
-        ConfigError for anything else and BackendUnavailable for a device that is not there, before anything moves.
+        ConfigError for anything else, or a device while weights are offloaded, and BackendUnavailable for a device
+        that is not there, before anything moves. Techniques that are on stay on.
         """
         kwargs.pop("silence_dtype_warnings", None)
         wanted = [("dtype" if isinstance(value, torch.dtype) else "device", value) for value in args]
@@ -86,9 +101,14 @@ class Assembly:
         if "dtype" in chosen:
             check_dtype(chosen["dtype"])
         if "device" in chosen:
-            chosen["device"] = _check_device(chosen["device"])
-        for network in self._networks().values():
-            network.to(**chosen)
+            chosen["device"] = check_device(chosen["device"])
+            check_movable(self._stack, chosen["device"])
+            if self._stack.find("offload") is not None:
+                del chosen["device"]
+        if reason := why_slow(chosen.get("dtype"), chosen.get("device", self.device)):
+            warnings.warn(reason, stacklevel=2)
+        if chosen:
+            self._stack.lifted(lambda: [network.to(**chosen) for network in self._networks().values()])
         return self
 
     # -- opening and saving ------------------------------------------------------------------------------------------
@@ -108,6 +128,7 @@ class Assembly:
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         low_cpu_mem_usage: bool = True,
+        offload: str | Technique | None = None,
         **components: Any,
     ) -> Self:
         """Open a local folder, a hub id, or 'demo', the small model in this package.
@@ -115,8 +136,9 @@ class Assembly:
         `dtype` (older name `torch_dtype`) is the type weights get on their way from the file: float32 unless given.
         `device` is where they go, without a copy on the CPU. `variant="fp16"` chooses files; `revision` a branch, tag
         or commit of a hub id. A component by name replaces the checkpoint's, None leaves it out. Loading never takes
-        much more memory than the weights, whatever `low_cpu_mem_usage` says. `DiffusionPipeline.from_pretrained` opens
-        with the class that the checkpoint was made for.
+        much more memory than the weights, whatever `low_cpu_mem_usage` says. `offload` is 'model', 'sequential' or such
+        a technique: on a CPU weights then stay on disk until they are used, so that the model is never in memory as a
+        whole. `DiffusionPipeline.from_pretrained` opens with the class that the checkpoint was made for.
 
         Raises ConfigError for wrong arguments, WeightsError's kinds for what is wrong with the files.
         """
@@ -126,13 +148,13 @@ class Assembly:
 
             options = {
                 "torch_dtype": torch_dtype, "dtype": dtype, "device": device, "variant": variant, "revision": revision,
-                "use_safetensors": use_safetensors, "cache_dir": cache_dir, "token": token,
+                "use_safetensors": use_safetensors, "cache_dir": cache_dir, "token": token, "offload": offload,
             }  # fmt: skip
             given = {key: value for key, value in options.items() if value is not None}
             return open_pipeline(name, local_files_only=local_files_only, **given, **components)
         settings = cls._take_settings(components, cls.from_pretrained)
         chosen = either_dtype(dtype, torch_dtype)
-        device = None if device is None else _check_device(device)
+        travel, device = opening_offload(offload, None if device is None else check_device(device))
         found = find_checkpoint(
             packaged(name), revision=revision, variant=variant, use_safetensors=use_safetensors,
             local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
@@ -141,7 +163,7 @@ class Assembly:
         cls._check_fit(f"{name}, a {index.pipeline or 'pipeline'},", index.components, components)
         opened = open_folder(
             found.folder, dtype=chosen, device=device, variant=found.variant, use_safetensors=use_safetensors,
-            components=components,
+            components=components, on_disk=travel is not None and travel.compute_device.type == "cpu",
         )  # fmt: skip
         stored = {key: value for key, value in index.settings.items() if key in cls._setting_names()}
         parts: dict[str, Any] = {part: opened.get(part) for part in cls.component_names}
@@ -150,7 +172,7 @@ class Assembly:
             from ..demo import notice
 
             pipe.notice = notice
-        return pipe
+        return pipe._offloaded(travel)
 
     @classmethod
     def from_single_file(
@@ -164,25 +186,33 @@ class Assembly:
         config: str | Path | None = None,
         original_config: str | Path | None = None,
         local_files_only: bool = True,
+        offload: str | Technique | None = None,
         **components: Any,
     ) -> Self:
         """Open a checkpoint of one .safetensors file in the original layout. Nothing is ever downloaded.
 
         `prediction_type` overrides what SD2 files do not say: 'epsilon' (512 px models) or 'v_prediction' (768 px).
-        `config` is a local pipeline folder whose settings replace the built-in ones. Components as in
+        `config` is a local pipeline folder whose settings replace the built-in ones. Components and `offload` as in
         `from_pretrained`.
         """
         settings = cls._take_settings(components, cls.from_single_file)
         chosen = either_dtype(dtype, torch_dtype)
+        travel, device = opening_offload(offload, None if device is None else check_device(device))
         family = detect(read_header(Path(path).expanduser()).tensors, path)
         there = dict.fromkeys([*family.parts, *family.tokenizers, "scheduler"], "")
         cls._check_fit(f"{path}, a {family.title} checkpoint,", there, components)
         opened = open_single_file(
-            path, dtype=chosen, device=None if device is None else _check_device(device), components=components,
-            prediction_type=prediction_type, config=config, original_config=original_config,
+            path, dtype=chosen, device=device, components=components, prediction_type=prediction_type, config=config,
+            original_config=original_config, on_disk=travel is not None and travel.compute_device.type == "cpu",
         )  # fmt: skip
         parts: dict[str, Any] = {name: opened.get(name) for name in cls.component_names}
-        return cls(**parts, **settings)
+        return cls(**parts, **settings)._offloaded(travel)
+
+    def _offloaded(self, offload: Technique | None) -> Self:
+        """This pipeline, just opened, with its weights travelling if that was asked for."""
+        if offload is not None:
+            self._stack.enable(offload, "asked for when opening")
+        return self
 
     @classmethod
     def _check_fit(cls, source: str, there: Mapping[str, str | None], given: Mapping[str, Any]) -> None:
@@ -259,20 +289,6 @@ def packaged(path_or_id: str | Path) -> str | Path:
     from ..demo import model_folder
 
     return model_folder()
-
-
-def _check_device(device: Any) -> torch.device:
-    """`device` as torch names it. ConfigError for what is none, BackendUnavailable for one that is not there."""
-    try:
-        place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device={device!r} is no device: use 'cpu', 'cuda' or 'cuda:1'. ({error})") from None
-    try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackendUnavailable(f"device {str(place)!r} can not be used on this machine: {reason}.") from None
-    return place
 
 
 def _library(part: Any, name: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from functools import wraps
+from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +19,47 @@ from ..measure.clock import StageClock
 from ..schedulers import randn
 from . import inputs
 from .assembly import Assembly
+from .memory_and_speed import MemoryAndSpeed
 from .request import Request
 from .stages import Conditioning, Guidance, denoise, embed_guidance, set_timesteps
 
 
-class DiffusionPipeline(Assembly):
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def undisturbed(method: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of methods that run networks: techniques do not change meanwhile, and where weights travel calls in
+    several threads take turns."""
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        pipe: Any = args[0]
+        with pipe._stack.call():
+            return method(*args, **kwargs)
+
+    return run
+
+
+def drawing(method: Callable[P, R]) -> Callable[P, R]:
+    """`undisturbed`, without gradients, and with a warning where torch.autocast is on."""
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        pipe: Any = args[0]
+        if torch.is_autocast_enabled(pipe.device.type):
+            warnings.warn(
+                "torch.autocast is on: it casts weights again at every use and may overflow. Weights in half precision "
+                "are faster and safer: open the pipeline with dtype=torch.float16 and leave autocast out.",
+                stacklevel=2,
+            )
+        with pipe._stack.call(), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return run
+
+
+class DiffusionPipeline(MemoryAndSpeed, Assembly):
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
     `last_times` holds the seconds per stage of the most recent finished call.
@@ -157,7 +194,7 @@ class DiffusionPipeline(Assembly):
         """Warn of what this model does not know in `texts`, if it came with a way to tell."""
         notices = [self.notice(text) for text in texts] if self.notice is not None else []
         for notice in dict.fromkeys(filter(None, notices)):
-            warnings.warn(notice, stacklevel=5)  # the caller of `__call__`, past torch.no_grad's wrapper
+            warnings.warn(notice, stacklevel=6)  # the caller of `__call__`, past both methods' decorators
 
     def _spread(self, device: torch.device | str | None, count: int, *embeddings: Tensor | None) -> list[Any]:
         """Each of the embeddings `count` times per prompt, on the device and at the pipeline's dtype."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.output import Output
 from . import inputs
-from .base import DiffusionPipeline
+from .base import DiffusionPipeline, drawing, undisturbed
 from .images import to_output
 from .request import Request
 from .stages import Conditioning, both_halves, check_clip_skip, decode, encode_text, tokenize
@@ -71,7 +71,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if safety_checker is not None and feature_extractor is None:
             inputs.refuse({"safety_checker": safety_checker}, "it needs a feature_extractor: pass both or neither")
 
-    @torch.no_grad()
+    @drawing
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -150,6 +150,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         self.last_times = clock.seconds
         return StableDiffusionPipelineOutput(images, flagged) if return_dict else (images, flagged)
 
+    @undisturbed
     def encode_prompt(
         self,
         prompt: str | list[str] | None,

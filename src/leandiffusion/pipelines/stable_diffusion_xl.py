@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.output import Output
 from . import inputs
-from .base import DiffusionPipeline
+from .base import DiffusionPipeline, drawing, undisturbed
 from .images import to_output
 from .request import Request
 from .stages import Conditioning, both_halves, check_clip_skip, decode, encode_text, tokenize
@@ -80,7 +80,7 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         inputs.refuse({"image_encoder": image_encoder}, "IP-Adapters are not supported, so it would have no effect")
         inputs.refuse({"add_watermarker": add_watermarker or None}, "watermarks are not supported: leave it out")
 
-    @torch.no_grad()
+    @drawing
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -179,6 +179,7 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         self.last_times = clock.seconds
         return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)
 
+    @undisturbed
     def encode_prompt(
         self,
         prompt: str | list[str] | None,

@@ -217,7 +217,7 @@ def decode(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
     overflows = upcast and vae.dtype == torch.float16
     picture = None if overflows else vae.decode(_unscaled(vae, latents, vae.dtype), return_dict=False)[0]
     if picture is None or (vae.dtype != torch.float32 and not torch.isfinite(picture).all()):
-        picture = _float32(vae).decode(_unscaled(vae, latents, torch.float32), return_dict=False)[0]
+        picture = _float32(vae, latents.device).decode(_unscaled(vae, latents, torch.float32), return_dict=False)[0]
     if not torch.isfinite(picture).all():
         raise NonFiniteError(
             "the decoded picture holds NaN or infinity even in float32: the VAE's weights are damaged, or the latents "
@@ -231,7 +231,7 @@ def _unscaled(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
     return latents.to(dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
 
 
-def _float32(vae: Any) -> Any:
+def _float32(vae: Any, device: torch.device) -> Any:
     """A float32 copy of what decoding needs; calls in other threads go on using the VAE as it is."""
     unneeded = [getattr(vae, name, None) for name in ("encoder", "quant_conv")]
-    return copy.deepcopy(vae, {id(part): torch.nn.Identity() for part in unneeded if part is not None}).float()
+    return copy.deepcopy(vae, {id(part): torch.nn.Identity() for part in unneeded if part is not None}).to(device, torch.float32)

@@ -20,6 +20,7 @@ from .check import check_tensors, named_for
 from .files import weight_files
 from .header import TensorEntry, read_headers
 from .read import TensorReader
+from .stored import OpenFile, StoredTensor
 
 N = TypeVar("N", bound=nn.Module)
 Skip = Sequence[str] | Callable[[str], bool]
@@ -58,12 +59,14 @@ def open_network(
     use_safetensors: bool | None = None,
     config_overrides: Mapping[str, Any] | None = None,
     skip: Skip | None = None,
+    on_disk: bool = False,
 ) -> N:
     """The network in `folder` (a config.json and safetensors), in eval mode.
 
     `dtype` is what floating-point tensors become on their way from the file, None keeps the file's. `skip` names
     parts that are not wanted, by prefixes of parameter names (`("encoder.",)`) or a predicate on them: those
-    submodules are None afterwards, and `load_part` brings them.
+    submodules are None afterwards, and `load_part` brings them. `on_disk` leaves the weights in their files, to be read
+    when they are used (`weights.stored`).
 
     Raises CheckpointNotFound, ConfigError for an invalid config, MalformedFile for broken files, TensorMismatch when
     names or shapes differ, UnsafeFormat for pickles. Nothing is read before names and shapes are found to agree.
@@ -74,7 +77,7 @@ def open_network(
     stem: str = getattr(cls, "weights_stem", "diffusion_pytorch_model")
     files = weight_files(folder, stem, variant=variant, use_safetensors=use_safetensors)
     entries = named_for(cls, read_headers(files))
-    return fill_network(cls, config, entries, source=str(folder / name), dtype=dtype, device=device, skip=skip)
+    return fill_network(cls, config, entries, source=str(folder / name), dtype=dtype, device=device, skip=skip, on_disk=on_disk)
 
 
 def fill_network(
@@ -86,6 +89,7 @@ def fill_network(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     skip: Skip | None = None,
+    on_disk: bool = False,
 ) -> N:
     """A network of that class and config whose weights are `entries` (by parameter name). See `open_network`.
 
@@ -95,8 +99,9 @@ def fill_network(
     check_tensors(network, entries)
     skipped = _predicate(skip)
     absent = drop_submodules(network, lambda name: not skipped(name)) if skip else []
-    _read_into(network, entries, TensorReader(dtype, torch.device(device or "cpu")))
     stamps = {file: _stamp(file) for file in {entry.file for entry in entries.values()}}
+    reader = TensorReader(dtype, torch.device(device or "cpu"))
+    _read_into(network, entries, reader, stamps if on_disk else None)
     object.__setattr__(network, "_origin", Origin(cls, config, entries, tuple(absent), stamps))
     return network.eval()
 
@@ -164,8 +169,16 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_into(network: nn.Module, entries: Mapping[str, TensorEntry], reader: TensorReader) -> None:
-    """Fill every weight of `network` that has an entry, and give its computed buffers the same dtype and device."""
+def _read_into(
+    network: nn.Module,
+    entries: Mapping[str, TensorEntry],
+    reader: TensorReader,
+    leave: Mapping[Path, tuple[int, int]] | None = None,
+) -> None:
+    """Fill every weight of `network` that has an entry, and give its computed buffers the same dtype and device.
+
+    With `leave`, the stamps of the files, parameters stay there as stored tensors.
+    """
     aliases: dict[int, list[str]] = {}  # one parameter may stand under several names
     state = network.state_dict(keep_vars=True)
     for name, tensor in state.items():
@@ -174,6 +187,13 @@ def _read_into(network: nn.Module, entries: Mapping[str, TensorEntry], reader: T
     for names in aliases.values():
         if name := next((n for n in names if n in entries), None):
             wanted[name] = entries[name].reshaped(tuple(state[name].shape))
+    if leave is not None:
+        on_disk = {name: entry for name, entry in wanted.items() if isinstance(state[name], nn.Parameter)}
+        files = {path: OpenFile.at(path, leave[path]) for path in {entry.file for entry in on_disk.values()}}
+        for name, entry in on_disk.items():
+            stored = StoredTensor(entry, files[entry.file], reader.target_dtype(entry.dtype))
+            put_tensor(network, aliases[id(state[name])], stored)
+            del wanted[name]
     for name, tensor in reader.read_all(wanted):
         put_tensor(network, aliases[id(state[name])], tensor)
     for name, buffer in list(network.named_buffers()):

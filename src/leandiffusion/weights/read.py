@@ -43,18 +43,26 @@ class TensorReader:
 
     def _read(self, stream: FileIO, entry: TensorEntry) -> Tensor:
         tensor = torch.empty(entry.shape, dtype=self.target_dtype(entry.dtype), device=self.device)
-        if not entry.nbytes:
-            return tensor
-        stream.seek(entry.start)
-        if self.device.type == "cpu" and tensor.dtype == entry.dtype and not entry.transpose:
-            _fill(stream, tensor.view(-1), entry)
-        else:
-            self._read_through_buffer(stream, entry, tensor)
+        self.read_into(stream, entry, tensor)
         return tensor
 
-    def _read_through_buffer(self, stream: FileIO, entry: TensorEntry, tensor: Tensor) -> None:
-        """Read a few rows of the file's layout at a time, then cast, move and, if asked, transpose them into place."""
-        target = tensor.t() if entry.transpose else tensor.view(-1)
+    def read_into(self, stream: FileIO, entry: TensorEntry, tensor: Tensor) -> None:
+        """Fill `tensor` of the entry's shape, of any dtype, device and strides, from the open file.
+
+        Raises MalformedFile when the file ends first.
+        """
+        if not entry.nbytes:
+            return
+        stream.seek(entry.start)
+        plain = tensor.is_contiguous() and not entry.transpose
+        if tensor.device.type == "cpu" and tensor.dtype == entry.dtype and plain:
+            _fill(stream, tensor.view(-1), entry)
+        else:
+            self._read_through_buffer(stream, entry, tensor.t() if entry.transpose else tensor)
+
+    def _read_through_buffer(self, stream: FileIO, entry: TensorEntry, target: Tensor) -> None:
+        """Read a few rows of the file's layout at a time, then cast, move and, if asked, reorder them into place."""
+        target = target.view(-1) if target.is_contiguous() else target
         row_shape = tuple(target.shape[1:])
         row_bytes = math.prod(row_shape) * entry.dtype.itemsize
         rows = max(1, CHUNK_BYTES // row_bytes)

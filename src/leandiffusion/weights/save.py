@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from ..core.units import parse_bytes
 from .files import choose_weights
 from .load import load_part
+from .stored import StoredTensor
 
 _METADATA = {"format": "pt"}  # transformers refuses files without it
 
@@ -89,7 +90,9 @@ def _storable(shard: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Each tensor dense, on the CPU and with memory of its own: the format knows neither strides nor sharing."""
     seen: set[int] = set()
     for name, tensor in shard.items():
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.detach()
+        tensor = tensor.read() if isinstance(tensor, StoredTensor) else tensor
+        tensor = tensor.cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
         yield name, tensor.clone() if storage in seen else tensor
         seen.add(storage)

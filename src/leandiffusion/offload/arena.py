@@ -1,0 +1,89 @@
+"""Memory on the compute device that travelling weights are put into."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .units import ALIGNMENT
+
+
+class Arena(Protocol):
+    """Gives memory out and takes it back in the same order."""
+
+    def take(self, nbytes: int) -> Tensor | None:
+        """A flat tensor of that many bytes; None when something has to be given back first."""
+        ...
+
+    def give(self) -> None:
+        """Take back the memory that was given out first of what is still out."""
+        ...
+
+    def reset(self) -> None:
+        """Take back everything."""
+        ...
+
+
+class Ring:
+    """A fixed block of bytes given out in turn, round and round: as many slots as units happen to fit.
+
+    Two slots of the largest unit are enough to work; what is smaller than that leaves room to look further ahead.
+    """
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self._memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self._out: deque[tuple[int, int]] = deque()  # [begin, end) of what is out, oldest first
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the ring holds, whether out or not."""
+        return self._memory.nbytes
+
+    def take(self, nbytes: int) -> Tensor | None:
+        size = max(-(-nbytes // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
+        begin = self._place(size)
+        if begin is None:
+            return None
+        self._out.append((begin, begin + size))
+        return self._memory[begin : begin + nbytes]
+
+    def _place(self, size: int) -> int | None:
+        if not self._out:
+            return 0 if size <= self.nbytes else None
+        oldest, newest = self._out[0][0], self._out[-1][1]
+        if newest > oldest:  # free: after the newest, then before the oldest
+            if newest + size <= self.nbytes:
+                return newest
+            return 0 if size <= oldest else None
+        return newest if newest + size <= oldest else None
+
+    def give(self) -> None:
+        if self._out:
+            self._out.popleft()
+
+    def reset(self) -> None:
+        self._out.clear()
+
+
+class OneAtATime:
+    """Fresh memory for one unit, given back to the system when the unit leaves: for whole components."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._out = False
+
+    def take(self, nbytes: int) -> Tensor | None:
+        if self._out:
+            return None
+        memory = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        self._out = True
+        return memory
+
+    def give(self) -> None:
+        self._out = False
+
+    def reset(self) -> None:
+        self._out = False

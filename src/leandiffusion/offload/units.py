@@ -1,0 +1,170 @@
+"""Cutting networks into the units that travel: leaves, blocks, or whole components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from ..weights.stored import StoredTensor
+
+ALIGNMENT = 64  # bytes: a cache line, and what vector loads like
+
+BLOCKS_PER_NETWORK = 16
+"""A block is the largest part of a network that is at most this fraction of it."""
+
+GRANULARITIES = ("leaf", "block", "component")
+
+
+@dataclass(eq=False)
+class Weight:
+    """One parameter or buffer that travels: where it is held (every module and name), and its master below."""
+
+    owners: list[tuple[nn.Module, str]]
+    master: Tensor
+
+    @property
+    def table(self) -> str:
+        """Which dict of its modules it stands in."""
+        return "_parameters" if isinstance(self.master, nn.Parameter) else "_buffers"
+
+    def show(self, tensor: Tensor) -> None:
+        """Let every module that holds this weight hold `tensor`. Parameters stay parameters."""
+        for module, name in self.owners:
+            getattr(module, self.table)[name] = tensor
+
+    def view(self, memory: Tensor, begin: int) -> Tensor:
+        """This weight's place in a flat tensor of bytes, with its master's dtype, shape and strides."""
+        flat = memory[begin : begin + self.master.nbytes].view(self.master.dtype)
+        view = flat.as_strided(self.master.shape, self.master.stride())
+        return nn.Parameter(view, requires_grad=False) if self.table == "_parameters" else view
+
+
+@dataclass(eq=False)
+class Unit:
+    """Weights that travel together: those of `modules`, which are leaves called one after the other.
+
+    `packed` holds all of them below, laid out as above, where they were packed for travelling in one piece.
+    """
+
+    name: str
+    modules: list[nn.Module] = field(default_factory=list)
+    weights: list[Weight] = field(default_factory=list)
+    packed: Tensor | None = None
+
+    def read_into(self, memory: Tensor) -> None:
+        """Fill `memory` (nbytes,) with the masters' numbers. WeightsError's kinds when a file can not give them."""
+        if self.packed is not None:
+            memory.copy_(self.packed, non_blocking=True)
+            return
+        for weight, begin in self.places:
+            if isinstance(weight.master, StoredTensor):
+                weight.master.read_into(weight.view(memory, begin))
+            else:
+                weight.view(memory, begin).copy_(weight.master, non_blocking=True)
+
+    @property
+    def places(self) -> Iterator[tuple[Weight, int]]:
+        """Each weight and the byte at which it begins in the unit's memory."""
+        begin = 0
+        for weight in self.weights:
+            yield weight, begin
+            begin += -(-weight.master.nbytes // ALIGNMENT) * ALIGNMENT
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the unit takes, alignment included."""
+        return sum(-(-weight.master.nbytes // ALIGNMENT) * ALIGNMENT for weight in self.weights)
+
+    def __repr__(self) -> str:
+        return f"Unit({self.name!r}, {len(self.weights)} weights, {self.nbytes} bytes)"
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A network cut into units in order of declaration.
+
+    `looked_up` are embeddings, of which a forward needs few rows: they are read where they lie and never travel.
+    `inner` are weights that modules with submodules hold themselves, used at any time: few and small, they stay.
+    """
+
+    units: list[Unit]
+    looked_up: list[nn.Embedding]
+    inner: list[Weight]
+
+
+def cut(networks: Mapping[str, nn.Module], granularity: str) -> Cut:
+    """Cut the networks; `granularity` is 'leaf', 'block' or 'component'. ConfigError for any other.
+
+    A weight that modules of several units share stays like those of inner modules.
+    """
+    if granularity not in GRANULARITIES:
+        raise ConfigError(f"granularity={granularity!r} is none of {', '.join(GRANULARITIES)}.")
+    cutter = _Cutter()
+    for component, network in networks.items():
+        whole = weight_bytes(network)
+        limit = {"leaf": 0, "block": whole / BLOCKS_PER_NETWORK, "component": whole}[granularity]
+        cutter.walk(network, component, limit)
+    return cutter.finish()
+
+
+class _Cutter:
+    def __init__(self) -> None:
+        self._units: list[Unit] = []
+        self._looked_up: list[nn.Embedding] = []
+        self._weights: dict[int, Weight] = {}
+        self._homes: dict[int, list[Unit | None]] = {}  # None: an inner module
+
+    def walk(self, module: nn.Module, name: str, limit: float) -> None:
+        """Make the largest parts of at most `limit` bytes units; below that leaves are."""
+        children = list(module.named_children())
+        if not children or weight_bytes(module) <= limit:
+            self._units.append(Unit(name))
+            for part in module.modules():
+                self._place(part, self._units[-1])
+            return
+        self._place(module, None)
+        for child_name, child in children:
+            self.walk(child, f"{name}.{child_name}", limit)
+
+    def _place(self, module: nn.Module, unit: Unit | None) -> None:
+        if isinstance(module, nn.Embedding):
+            self._looked_up.append(module)
+            return
+        home = None if next(module.children(), None) is not None else unit
+        held = [(n, t) for table in (module._parameters, module._buffers) for n, t in table.items() if t is not None]
+        for name, tensor in held:
+            weight = self._weights.setdefault(id(tensor), Weight([], tensor))
+            weight.owners.append((module, name))
+            self._homes.setdefault(id(tensor), []).append(home)
+        if held and home is not None:
+            home.modules.append(module)
+
+    def finish(self) -> Cut:
+        inner: list[Weight] = []
+        for key, weight in self._weights.items():
+            homes = self._homes[key]
+            if homes[0] is None or any(home is not homes[0] for home in homes):
+                inner.append(weight)
+            else:
+                homes[0].weights.append(weight)
+        return Cut([unit for unit in self._units if unit.weights], self._looked_up, inner)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of the module's parameters and buffers, wherever they lie."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def spread(units: list[Unit], fraction: float) -> set[Unit]:
+    """Units holding about `fraction` of the bytes, spread evenly, so that travel and computing go on side by side."""
+    chosen: set[Unit] = set()
+    seen = kept = 0
+    for unit in units:
+        seen += unit.nbytes
+        if kept + unit.nbytes <= fraction * seen:
+            chosen.add(unit)
+            kept += unit.nbytes
+    return chosen

@@ -1,0 +1,68 @@
+"""Attaching to networks and taking off again. The only file that hooks modules or rebinds their attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+Undo = Callable[[], None]
+
+_ABSENT = object()
+
+
+def nothing() -> None:
+    """The undo of what changed nothing."""
+
+
+def together(undos: Iterable[Undo]) -> Undo:
+    """One undo of several, in reverse order. Each is tried even when another fails; the first failure is raised."""
+    steps = list(undos)
+
+    def undo() -> None:
+        failures: list[BaseException] = []
+        while steps:
+            try:
+                steps.pop()()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    return undo
+
+
+def set_attribute(owner: Any, name: str, value: Any) -> Undo:
+    """Set an attribute; undo restores what the instance held, or uncovers what its class holds."""
+    own = vars(owner) if hasattr(owner, "__dict__") else {}
+    before = own.get(name, _ABSENT)
+    setattr(owner, name, value)
+
+    def undo() -> None:
+        if before is _ABSENT and name in vars(owner):
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+    return undo
+
+
+def set_global(owner: Any, name: str, value: Any) -> Undo:
+    """Set a setting of a library, such as `torch.backends.cudnn.benchmark`; undo restores its value."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    return lambda: setattr(owner, name, before)
+
+
+def before_forward(modules: Iterable[nn.Module], hook: Callable[..., Any], *, inputs: bool = False) -> Undo:
+    """Run `hook` before each module's forward, ahead of hooks that are there: hook(module, args), and with `inputs`
+    hook(module, args, kwargs), which may return changed (args, kwargs). Undo takes every hook off again."""
+    handles = [module.register_forward_pre_hook(hook, prepend=True, with_kwargs=inputs) for module in modules]
+    return together(handle.remove for handle in handles)
+
+
+def after_forward(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, Any], Any]) -> Undo:
+    """Run `hook`(module, args, output) after each module's forward; what it returns, unless None, is the output."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    return together(handle.remove for handle in handles)

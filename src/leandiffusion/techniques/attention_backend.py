@@ -1,0 +1,68 @@
+"""Memory-efficient attention: which kernel computes attention."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..attention import AttentionBackend, backends
+from ..attention.choose import memory_efficient
+from ..modules.transformer import set_attention_backend
+from . import techniques
+from .attach import Undo
+from .attention_slicing import keep_backends, why_no_attention
+from .base import Exactness, Phase, Price, Technique
+
+
+@techniques.register("attention_backend")
+@dataclass(frozen=True)
+class AttentionBackendChoice(Technique):
+    """`backend`: a kernel's name, or 'memory_efficient' for xFormers where it runs and torch's best elsewhere.
+
+    `attention_op` is xFormers' own choice of operator. ConfigError for unknown names.
+    """
+
+    backend: str = "memory_efficient"
+    attention_op: Any = None
+
+    name: ClassVar[str] = "attention_backend"
+    title: ClassVar[str] = "Memory-efficient attention"
+    phase: ClassVar[Phase] = Phase.ATTENTION
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    calls: ClassVar[tuple[str, ...]] = (
+        "enable_xformers_memory_efficient_attention()",
+        'set_attention_backend("sdpa")',
+    )
+    flag: ClassVar[str] = "--attention BACKEND"
+    price: ClassVar[Price] = Price(
+        saves="The matrix of scores, which grows with the square of the picture's area; and the time to write it.",
+        costs="Nothing. The default, `sdpa`, is already memory-efficient.",
+        use="xFormers is installed and faster than torch's own kernels on your GPU: measure.",
+        refuses="Kernels that the device or dtype can not run, by name; a traced UNet.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.backend != "memory_efficient":
+            backends.get(self.backend)
+
+    def why_not(self, pipe: Any) -> list[str]:
+        reasons = why_no_attention(pipe)
+        if self.backend != "memory_efficient" and not reasons:
+            reasons = backends.get(self.backend).why_not(pipe._execution_device, pipe.dtype)
+        return reasons
+
+    def apply(self, pipe: Any) -> Undo:
+        backend, undo = self._choose(pipe), keep_backends(pipe)
+        for network in (pipe.unet, pipe.vae):
+            if network is not None:
+                set_attention_backend(network, backend)
+        return undo
+
+    def _choose(self, pipe: Any) -> AttentionBackend:
+        if self.backend != "memory_efficient":
+            return backends.get(self.backend)
+        backend, reason = memory_efficient(pipe._execution_device, pipe.dtype, self.attention_op)
+        if reason is not None:
+            warnings.warn(reason, stacklevel=2)
+        return backend

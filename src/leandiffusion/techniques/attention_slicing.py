@@ -1,0 +1,64 @@
+"""Sliced attention: a few heads at a time, so that fewer scores are in memory at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..modules.transformer import attention_layers, set_attention_slice
+from . import techniques
+from .attach import Undo, set_attribute, together
+from .base import Exactness, Phase, Price, Technique
+
+
+@techniques.register("attention_slicing")
+@dataclass(frozen=True)
+class AttentionSlicing(Technique):
+    """`size`: 'auto' for half the heads at a time, 'max' for one, a number of heads, or one such number per layer.
+
+    The kernel that is on runs on each slice. ConfigError, when it is switched on, for numbers above a layer's heads.
+    """
+
+    size: str | int | list[int] = "auto"
+
+    name: ClassVar[str] = "attention_slicing"
+    title: ClassVar[str] = "Sliced attention"
+    phase: ClassVar[Phase] = Phase.SLICING
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    calls: ClassVar[tuple[str, ...]] = ('enable_attention_slicing("auto")', "unet.set_attention_slice(4)")
+    flag: ClassVar[str] = "--attention-slicing auto"
+    price: ClassVar[Price] = Price(
+        saves="Working memory of attention kernels that keep all scores (`plain`); little with `sdpa` or `xformers`, "
+        "which never do.",
+        costs="Some time: several small kernels instead of one.",
+        use="Kernels that keep all scores, on devices where nothing better runs.",
+        refuses="Networks without attention layers of this library, such as a traced UNet.",
+    )
+
+    def why_not(self, pipe: Any) -> list[str]:
+        return why_no_attention(pipe)
+
+    def apply(self, pipe: Any) -> Undo:
+        undo = keep_backends(pipe)
+        try:
+            set_attention_slice(pipe.unet, self.size)
+            if pipe.vae is not None and not isinstance(self.size, list):  # one head: nothing to cut, but it obeys
+                set_attention_slice(pipe.vae, "max")
+        except BaseException:
+            undo()
+            raise
+        return undo
+
+
+def keep_backends(pipe: Any) -> Undo:
+    """How to give every attention layer of UNet and VAE back the kernel it has now."""
+    layers = [layer for network in (pipe.unet, pipe.vae) if network is not None for _, layer in attention_layers(network)]
+    return together([set_attribute(layer, "backend", layer.backend) for layer in layers])
+
+
+def why_no_attention(pipe: Any) -> list[str]:
+    """Why the UNet's attention can not be switched; empty when it can."""
+    unet = getattr(pipe, "unet", None)
+    if unet is None or next(iter(attention_layers(unet)), None) is None:
+        return [f"the UNet is a {type(unet).__name__} without attention layers of this library"]
+    return []

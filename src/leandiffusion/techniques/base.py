@@ -1,0 +1,97 @@
+"""What every technique declares and offers.
+
+A technique is a frozen dataclass of its settings. It says what it costs, why it can not be used here, how to apply it,
+and hands back how to take it back. The calls on a pipeline, the command line, the documentation's price list and the
+contract tests are all drawn from these declarations.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from dataclasses import dataclass, fields
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .attach import Undo
+
+if TYPE_CHECKING:
+    from .footprint import Footprint
+
+
+class Phase(IntEnum):
+    """When a technique is applied; undone in reverse. Layout has to be settled before weights travel, and so on."""
+
+    PRECISION = 0
+    LAYOUT = 1
+    ATTENTION = 2
+    SLICING = 3
+    OFFLOAD = 4
+    GRAPH = 5
+
+
+class Exactness(StrEnum):
+    """What a technique does to the picture.
+
+    `exact`: the same algebra, a float32 result within 1e-5 of the plain path relative to its largest value.
+    `rounding`: numbers of lower precision. `approximate`: something else is computed.
+    """
+
+    EXACT = "exact"
+    ROUNDING = "rounding"
+    APPROXIMATE = "approximate"
+
+
+@dataclass(frozen=True)
+class Price:
+    """A technique's line in the price list, in words for the user."""
+
+    saves: str
+    costs: str
+    use: str
+    refuses: str
+
+
+class Technique(ABC):
+    """Base of the techniques; subclasses are frozen dataclasses whose fields are the settings."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    phase: ClassVar[Phase]
+    exactness: ClassVar[Exactness]
+    price: ClassVar[Price]
+    calls: ClassVar[tuple[str, ...]]
+    """How it is switched on by hand: calls on a pipeline as users write them."""
+
+    flag: ClassVar[str | None] = None
+    """How `leandiffusion generate` switches it on."""
+
+    group: ClassVar[str] = ""
+    """Techniques of one group replace each other; every technique is a group of its own unless this says otherwise."""
+
+    refuses: ClassVar[tuple[str, ...]] = ()
+    """Names of techniques that can not be on at the same time. Said by one of the two is enough."""
+
+    optional: ClassVar[bool] = False
+    """Whether going on without it draws the same picture, so that a machine without it gets a warning, not an error."""
+
+    exclusive: ClassVar[bool] = False
+    """Whether calls in several threads must wait for each other while it is on."""
+
+    def why_not(self, pipe: Any) -> list[str]:
+        """Reasons it can not be used on this pipeline and machine, in words for the user; empty when it can."""
+        return []
+
+    def estimate(self, footprint: Footprint) -> Footprint:
+        """Memory and time with this technique on, from shapes alone; `footprint` is without it."""
+        return footprint
+
+    @abstractmethod
+    def apply(self, pipe: Any) -> Undo:
+        """Switch it on and return how to switch it off exactly. Leaves the pipeline as it was if it raises."""
+
+    def __str__(self) -> str:
+        settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr]  # type: ignore[arg-type]
+        return f"{self.name}({', '.join(settings)})"
+
+

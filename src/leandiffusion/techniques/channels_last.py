@@ -1,0 +1,60 @@
+"""Channels-last: the memory order in which convolution kernels read a pixel's channels side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from . import techniques
+from .attach import Undo, together
+from .base import Exactness, Phase, Price, Technique
+
+
+@techniques.register("channels_last")
+@dataclass(frozen=True)
+class ChannelsLast(Technique):
+    """Lays out the convolutions of UNet and VAE as NHWC; what flows between them follows."""
+
+    name: ClassVar[str] = "channels_last"
+    title: ClassVar[str] = "Channels-last"
+    phase: ClassVar[Phase] = Phase.LAYOUT
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    calls: ClassVar[tuple[str, ...]] = ("enable_channels_last()", "unet.to(memory_format=torch.channels_last)")
+    flag: ClassVar[str] = "--channels-last"
+    price: ClassVar[Price] = Price(
+        saves="Time in convolutions on GPUs with tensor cores and on most CPUs.",
+        costs="Nothing. On some processors it is slower: measure.",
+        use="Half precision on a GPU, and CPUs with AVX-512.",
+        refuses="A traced UNet, whose weights are fixed: switch channels-last on first.",
+    )
+
+    def why_not(self, pipe: Any) -> list[str]:
+        if not any(_kernels(network) for network in pipe._networks().values()):
+            return ["no network of this pipeline has convolutions that can be laid out anew"]
+        return []
+
+    def apply(self, pipe: Any) -> Undo:
+        networks = [network for network in pipe._networks().values() if _kernels(network)]
+        return together([_lay_out(network) for network in networks])
+
+
+def _kernels(network: nn.Module) -> list[nn.Parameter]:
+    """Kernels of convolutions; none of a traced network, which is fixed."""
+    if isinstance(network, torch.jit.ScriptModule):
+        return []
+    return [p for p in network.parameters() if p.dim() == 4]
+
+
+def _lay_out(network: nn.Module) -> Undo:
+    changed = [p for p in _kernels(network) if not p.is_contiguous(memory_format=torch.channels_last)]
+    for kernel in changed:
+        kernel.data = kernel.data.to(memory_format=torch.channels_last)
+
+    def undo() -> None:
+        for kernel in changed:
+            kernel.data = kernel.data.to(memory_format=torch.contiguous_format)
+
+    return undo

@@ -1,0 +1,39 @@
+"""cuDNN's own search for the fastest convolution of each shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from . import techniques
+from .attach import Undo, set_global
+from .base import Exactness, Phase, Price, Technique
+
+
+@techniques.register("cudnn_autotune")
+@dataclass(frozen=True)
+class CudnnAutotune(Technique):
+    """Sets `torch.backends.cudnn.benchmark`, which concerns the whole process."""
+
+    name: ClassVar[str] = "cudnn_autotune"
+    title: ClassVar[str] = "cuDNN autotuner"
+    phase: ClassVar[Phase] = Phase.PRECISION
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    calls: ClassVar[tuple[str, ...]] = ("enable_cudnn_autotune()", "torch.backends.cudnn.benchmark = True")
+    optional: ClassVar[bool] = True
+    price: ClassVar[Price] = Price(
+        saves="A little time in convolutions, once the first picture of a size is drawn.",
+        costs="The first picture of each size is slower, while kernels are tried; some need more memory.",
+        use="Many pictures of one size on an NVIDIA GPU.",
+        refuses="Nothing; without cuDNN it has no effect, and says so.",
+    )
+
+    def why_not(self, pipe: Any) -> list[str]:
+        if not torch.backends.cudnn.is_available():
+            return ["torch finds no cuDNN, NVIDIA's library of convolutions, on this machine"]
+        return []
+
+    def apply(self, pipe: Any) -> Undo:
+        return set_global(torch.backends.cudnn, "benchmark", True)

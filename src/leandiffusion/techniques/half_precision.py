@@ -1,0 +1,92 @@
+"""Half-precision weights: two bytes a number instead of four."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..core.errors import ConfigError
+from ..weights.build import put_tensor
+from ..weights.load import origin_of
+from ..weights.stored import bring_up, cast, put_down
+from . import techniques
+from .attach import Undo, together
+from .base import Exactness, Phase, Price, Technique
+from .tf32 import fast_bfloat16
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@techniques.register("half_precision")
+@dataclass(frozen=True)
+class HalfPrecision(Technique):
+    """Casts every network. `dtype` is torch.float16 or torch.bfloat16; ConfigError for any other.
+
+    Switching it off reads the weights from the checkpoint again, at the dtype they had: nothing is kept meanwhile.
+    """
+
+    dtype: torch.dtype = torch.float16
+
+    name: ClassVar[str] = "half_precision"
+    title: ClassVar[str] = "Half-precision weights"
+    phase: ClassVar[Phase] = Phase.PRECISION
+    exactness: ClassVar[Exactness] = Exactness.ROUNDING
+    calls: ClassVar[tuple[str, ...]] = ("from_pretrained(…, dtype=torch.float16)", 'enable("half_precision")')
+    flag: ClassVar[str] = "--dtype fp16"
+    price: ClassVar[Price] = Price(
+        saves="Half the memory of weights and activations; on GPUs, and on CPUs that multiply bfloat16, more than half "
+        "the time.",
+        costs="Rounding: float16 keeps 11 bits and overflows above 65504, bfloat16 keeps 8 and never overflows.",
+        use="Always on a GPU (float16). On a CPU where `leandiffusion env` shows avx512_bf16 or amx_bf16 (bfloat16).",
+        refuses="Networks that were built by hand: there is no checkpoint to go back to. Cast them with .to(dtype).",
+    )
+
+    def __post_init__(self) -> None:
+        if self.dtype not in HALF:
+            raise ConfigError(f"dtype={self.dtype!r}: half precision is torch.float16 or torch.bfloat16.")
+
+    def why_not(self, pipe: Any) -> list[str]:
+        networks = pipe._networks()
+        if made := [name for name, network in networks.items() if origin_of(network) is None]:
+            return [f"{', '.join(made)} was not opened from a checkpoint, so there would be no way back: use .to(dtype)"]
+        return []
+
+    def apply(self, pipe: Any) -> Undo:
+        if reason := why_slow(self.dtype, pipe._execution_device):
+            warnings.warn(reason, stacklevel=2)
+        return together([_cast(network, self.dtype) for network in pipe._networks().values()])
+
+
+def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
+    device, origin = next(network.parameters()).device, origin_of(network)
+    assert origin is not None
+    put_down(network, origin.entries, origin.stamps)
+    before = cast(network, dtype)
+    bring_up(network, device)
+
+    def undo() -> None:
+        for names, tensor in before:
+            put_tensor(network, names, tensor)
+        if device.type != "cpu":
+            bring_up(network, device)
+
+    return undo
+
+
+def why_slow(dtype: torch.dtype | None, device: torch.device) -> str | None:
+    """Why computing in that dtype there is slow, and what to take instead; None when it is not."""
+    if device.type != "cpu" or dtype not in HALF:
+        return None
+    fast = fast_bfloat16()
+    if dtype == torch.bfloat16 and not fast:
+        return (
+            "bfloat16 is emulated on this CPU, many times slower than float32: use dtype=torch.float32. To save memory "
+            'add offload="sequential", which reads half-precision checkpoints as they are.'
+        )
+    if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return f"float16 is emulated on this CPU, many times slower: use dtype=torch.{'bfloat16' if fast else 'float32'}."
+    return None

@@ -1,0 +1,33 @@
+"""Model offload: text encoders, UNet and VAE take turns on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..offload.engine import Policy
+from . import techniques
+from .base import Price
+from .offloading import Offload
+
+
+@techniques.register("model_offload")
+@dataclass(frozen=True)
+class ModelOffload(Offload):
+    """Whole components come when they are needed, one at a time; the UNet stays for all its steps."""
+
+    name: ClassVar[str] = "model_offload"
+    title: ClassVar[str] = "Model offload"
+    calls: ClassVar[tuple[str, ...]] = ("enable_model_cpu_offload()", 'from_pretrained(…, offload="model")')
+    flag: ClassVar[str] = "--offload model"
+    refuses: ClassVar[tuple[str, ...]] = ("traced_unet", "compile")
+    price: ClassVar[Price] = Price(
+        saves="The weights of all components but the one that runs, mostly the text encoders' and the VAE's.",
+        costs="Each component is fetched once per picture; the steps themselves take as long as without.",
+        use="The UNet fits beside its working memory, the rest does not.",
+        refuses="A traced or compiled UNet fixes where its weights are, and here they move.",
+    )
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.compute_device, "component")

@@ -1,0 +1,159 @@
+"""What sequential and model offload have in common: the engine, hooked to a pipeline's networks."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from tqdm.auto import tqdm
+
+from ..core.errors import ConfigError
+from ..measure.memory import release
+from ..offload.engine import Engine, Policy
+from ..offload.units import weight_bytes
+from ..weights.load import origin_of
+from . import techniques
+from .attach import Undo, after_forward, before_forward, together
+from .base import Exactness, Phase, Technique
+
+if TYPE_CHECKING:
+    from .stack import Stack
+
+
+@dataclass(frozen=True)
+class Offload(Technique):
+    """Weights lie on the tier below `device` (an accelerator where there is one) and come when they are needed."""
+
+    device: torch.device | str | None = None
+
+    phase: ClassVar[Phase] = Phase.OFFLOAD
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    group: ClassVar[str] = "offload"
+    exclusive: ClassVar[bool] = True
+
+    @property
+    def compute_device(self) -> torch.device:
+        """Where the networks run."""
+        if self.device is None:
+            return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device(self.device)
+
+    @property
+    def policy(self) -> Policy:
+        """How the engine moves weights for this technique."""
+        raise NotImplementedError
+
+    def why_not(self, pipe: Any) -> list[str]:
+        try:
+            torch.empty(0, device=self.compute_device)
+        except (RuntimeError, AssertionError) as error:
+            return [f"device {str(self.device)!r} can not be used on this machine: {str(error).strip().splitlines()[0]}"]
+        networks = travelling(pipe)
+        if not networks:
+            return ["none of the pipeline's networks is a torch module whose weights can move"]
+        if self.compute_device.type == "cpu" and not any(origin_of(network) for network in networks.values()):
+            return [
+                "below the CPU lies the checkpoint on disk, and these networks were not opened from one: save them "
+                "with save_pretrained and open them with from_pretrained"
+            ]
+        return []
+
+    def apply(self, pipe: Any) -> Undo:
+        networks, device = travelling(pipe), self.compute_device
+        self._warn_of_moving(networks, device)
+        total = sum(weight_bytes(network) for network in networks.values())
+        with tqdm(
+            total=total, unit="B", unit_scale=True, delay=2, leave=False, disable=None, desc="Offloading weights"
+        ) as bar:
+            engine = Engine(networks, self.policy, progress=bar.update)
+        if engine.kept:
+            some = ", ".join(engine.kept[:3]) + (" …" if len(engine.kept) > 3 else "")
+            warnings.warn(
+                f"{len(engine.kept)} weights are not in a checkpoint as they are in memory, so they stay there: {some}",
+                stacklevel=2,
+            )
+        release()
+        return together([release, engine.close, attach(engine, device)])
+
+    def _warn_of_moving(self, networks: dict[str, nn.Module], device: torch.device) -> None:
+        there = [name for name, network in networks.items() if _lies_on(network, device)]
+        if device.type != "cpu" and there:
+            warnings.warn(
+                f"{', '.join(there)} already lay on {device} and {'are' if len(there) > 1 else 'is'} moved off it for "
+                f"{self.name}: leave out .to({str(device)!r}), which first needs all the memory that this saves.",
+                stacklevel=2,
+            )
+
+
+def travelling(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's networks whose weights can move: modules with parameters, not traced ones."""
+    return {
+        name: network
+        for name, network in pipe._networks().items()
+        if not isinstance(network, torch.jit.ScriptModule) and next(network.parameters(), None) is not None
+    }
+
+
+def attach(engine: Engine, device: torch.device) -> Undo:
+    """Hook the engine to its modules. Off the CPU inputs follow the weights, from wherever they are."""
+    if device.type == "cpu":
+        return before_forward(engine.modules, lambda module, args: engine.bring(module))
+
+    def bring(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        engine.bring(module)
+        return _moved((args, kwargs), device)
+
+    def look_up(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return _moved((args, kwargs), torch.device("cpu"))
+
+    return together(
+        [
+            before_forward(engine.modules, bring, inputs=True),
+            before_forward(engine.looked_up, look_up, inputs=True),
+            after_forward(engine.looked_up, lambda module, args, output: output.to(device)),
+        ]
+    )
+
+
+def opening_offload(
+    offload: str | Technique | None, device: torch.device | None
+) -> tuple[Offload | None, torch.device | None]:
+    """The offload to open a pipeline with, and the device to load weights to: none where they are to travel.
+
+    ConfigError unless `offload` is 'model', 'sequential' or such a technique.
+    """
+    if offload is None:
+        return None, device
+    if isinstance(offload, Offload):
+        return offload, None
+    names = [name for name in techniques if issubclass(techniques.get(name), Offload)]
+    known = {name.removesuffix("_offload"): name for name in names}
+    if not isinstance(offload, str) or offload.removesuffix("_offload") not in known:
+        raise ConfigError(f"offload={offload!r} is none of {', '.join(map(repr, known))}, nor such a technique.")
+    make: Any = techniques.get(known[offload.removesuffix("_offload")])
+    return make(device=device), None
+
+
+def check_movable(stack: Stack, device: torch.device) -> None:
+    """ConfigError when weights that travel are asked to move to another device than the CPU, above which they lie."""
+    offload = stack.find("offload")
+    if offload is not None and device.type != "cpu":
+        raise ConfigError(
+            f"{offload.name} is on and decides where weights are, so .to({str(device)!r}) would undo it: leave it out, "
+            f"or call pipe.disable({offload.name!r}) first."
+        )
+
+
+def _moved(values: Any, device: torch.device) -> Any:
+    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
+
+
+def _lies_on(network: nn.Module, device: torch.device) -> bool:
+    first = next(network.parameters(), None)
+    return first is not None and first.device.type == device.type
+
+

@@ -1,0 +1,58 @@
+"""Sequential offload: layers travel one after the other, in the order in which they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..core.errors import ConfigError
+from ..offload.engine import SLOTS, Policy
+from ..offload.units import GRANULARITIES
+from . import techniques
+from .base import Price
+from .offloading import Offload
+
+
+@techniques.register("sequential_offload")
+@dataclass(frozen=True)
+class SequentialOffload(Offload):
+    """`granularity`: 'leaf' layers travel one by one, 'block's of them together. `resident_fraction` of the weights,
+    from 0 to 1, stay on the device. `slots`: memory there for the others, in largest units, at least 2.
+
+    ConfigError for values outside these.
+    """
+
+    granularity: str = "leaf"
+    resident_fraction: float = 0.0
+    slots: int = SLOTS
+
+    name: ClassVar[str] = "sequential_offload"
+    title: ClassVar[str] = "Sequential offload"
+    calls: ClassVar[tuple[str, ...]] = ("enable_sequential_cpu_offload()", 'from_pretrained(…, offload="sequential")')
+    flag: ClassVar[str] = "--offload sequential"
+    refuses: ClassVar[tuple[str, ...]] = ("traced_unet", "compile")
+    price: ClassVar[Price] = Price(
+        saves="Nearly all memory of weights: the device holds a few layers at a time, while the next ones come.",
+        costs="Every step reads every weight from the tier below: from host memory over PCIe, or from the checkpoint "
+        "on disk. Where computing a layer takes longer than fetching the next, little time is lost.",
+        use="The model does not fit otherwise. On a CPU open the model with offload=\"sequential\", so that it is "
+        "never in memory as a whole. Raise resident_fraction until memory is used up.",
+        refuses="A traced or compiled UNet fixes where its weights are, and here they move.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES[:2]:
+            raise ConfigError(
+                f"granularity={self.granularity!r}: sequential offload moves 'leaf's or 'block's; whole components is "
+                "model offload."
+            )
+        if not 0 <= self.resident_fraction <= 1:
+            raise ConfigError(f"resident_fraction={self.resident_fraction!r} must lie between 0 and 1.")
+        if isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 2:
+            raise ConfigError(f"slots={self.slots!r} must be a whole number from 2 up: one computes, one comes.")
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.compute_device, self.granularity, self.resident_fraction, self.slots)
+
+

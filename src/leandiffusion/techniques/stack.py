@@ -1,0 +1,200 @@
+"""The techniques that are on for one pipeline, in order of their phases."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.errors import BackendUnavailable, ConfigError
+from ..core.registry import did_you_mean
+from ..weights.stored import bring_up
+from . import techniques
+from .attach import Undo
+from .base import Technique
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A technique that is on, and why it is."""
+
+    technique: Technique
+    why: str
+
+    @property
+    def name(self) -> str:
+        """The technique's name, as `disable` takes it."""
+        return self.technique.name
+
+    def __str__(self) -> str:
+        return f"{self.technique} [{self.technique.phase.name.lower()}, {self.technique.exactness}]: {self.why}"
+
+
+class Stack:
+    """Applies techniques in the order of their phases and takes them off in reverse.
+
+    A technique of an early phase that comes late is slipped under the later ones: these are taken off and put back.
+    Nothing changes while a picture is being drawn, and a change that fails leaves what was on before.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._applied: list[tuple[Applied, Undo]] = []
+        self._networks: dict[str, Any] = {}  # to which they were applied
+        self._lock = threading.RLock()
+        self._turn = threading.RLock()  # held by the one call that runs while a technique is exclusive
+        self._calls = 0
+
+    # -- what is on --------------------------------------------------------------------------------------------------
+
+    @property
+    def applied(self) -> tuple[Applied, ...]:
+        """What is on, in order of application."""
+        return tuple(entry for entry, _ in self._applied)
+
+    def find(self, group: str) -> Technique | None:
+        """The technique of that name or group which is on, if any."""
+        return next((e.technique for e in self.applied if group in (e.name, _group(e.technique))), None)
+
+    @property
+    def compute_device(self) -> torch.device | None:
+        """Where networks run when their weights travel; None when they run where their weights lie."""
+        return getattr(self.find("offload"), "compute_device", None)
+
+    # -- changing it -------------------------------------------------------------------------------------------------
+
+    def enable(self, technique: Technique, why: str) -> bool:
+        """Switch `technique` on in place of one of its group. False, with a warning, if it is optional and unusable.
+
+        Raises BackendUnavailable when this machine or pipeline can not run it and ConfigError when another technique
+        that is on refuses it, both before anything changes.
+        """
+        with self._changing():
+            if reasons := technique.why_not(self._pipe):
+                message = f"{technique.name} can not be used here: {'; '.join(reasons)}."
+                if not technique.optional:
+                    raise BackendUnavailable(message)
+                warnings.warn(f"{message} Going on without it.", stacklevel=4)
+                return False
+            kept = [entry for entry in self.applied if _group(entry.technique) != _group(technique)]
+            check_together([entry.technique for entry in kept] + [technique])
+            self._become([*kept, Applied(technique, why)])
+        return True
+
+    def disable(self, name: str) -> None:
+        """Switch the technique of that name off; nothing happens if it is not on. ConfigError for unknown names."""
+        techniques.get(name)
+        with self._changing():
+            self._become([entry for entry in self.applied if entry.name != name])
+
+    def clear(self) -> None:
+        """Switch everything off."""
+        with self._changing():
+            self._become([])
+
+    def lifted(self, change: Callable[[], None]) -> None:
+        """Run `change` on the pipeline's components with everything off, then put back what was on."""
+        with self._changing():
+            wanted = self.applied
+            self._unwind(0)
+            try:
+                change()
+            finally:
+                self._wind(wanted)
+
+    def _become(self, wanted: list[Applied]) -> None:
+        """Make `wanted` what is on, touching only what lies above the first difference."""
+        wanted.sort(key=lambda entry: entry.technique.phase)
+        before = self.applied
+        same = next((i for i, pair in enumerate(zip(before, wanted, strict=False)) if pair[0] is not pair[1]), None)
+        self._unwind(min(len(before), len(wanted)) if same is None else same)
+        try:
+            self._wind(wanted)
+        except BaseException:
+            self._unwind(0)
+            self._wind(before)
+            raise
+
+    def _unwind(self, height: int) -> None:
+        while len(self._applied) > height:
+            self._applied.pop()[1]()
+
+    def _wind(self, wanted: list[Applied] | tuple[Applied, ...]) -> None:
+        for entry in wanted[len(self._applied) :]:
+            self._applied.append((entry, entry.technique.apply(self._pipe)))
+        self._networks = dict(self._pipe._networks())
+        if self.find("offload") is None:  # what offloading left on disk belongs in memory again
+            for network in self._networks.values():
+                bring_up(network)
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around everything that runs networks: techniques stay as they are, and meet components that were replaced."""
+        with self._lock:
+            self._settle()
+            self._calls += 1
+            alone = any(entry.technique.exclusive for entry in self.applied)
+        try:
+            with self._turn if alone else nullcontext():
+                yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+
+    def _settle(self) -> None:
+        """Where a network was replaced by hand, move what is on from the old one to the new one."""
+        now = self._pipe._networks()
+        replaced = any(now.get(name) is not self._networks.get(name) for name in {*now, *self._networks})
+        if self._applied and replaced and not self._calls:
+            self.lifted(lambda: None)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._lock:
+            if self._calls:
+                raise ConfigError("techniques can not change while a picture is being drawn: wait for the call to end.")
+            yield
+
+
+def make(technique: Technique | str, settings: dict[str, Any]) -> Technique:
+    """A technique from its name and settings, or the one given. ConfigError for unknown names and settings."""
+    if isinstance(technique, Technique):
+        if settings:
+            raise ConfigError(f"{technique} has its settings: pass {list(settings)} when making it.")
+        return technique
+    cls = techniques.get(technique)
+    known = list(getattr(cls, "__dataclass_fields__", {}))
+    for key in settings:
+        if key not in known:
+            raise ConfigError(
+                f"{technique} has no setting {key!r}.{did_you_mean(key, known)} Its settings: "
+                f"{', '.join(known) or 'none'}."
+            )
+    return cls(**settings)
+
+
+def check_together(wanted: list[Technique]) -> None:
+    """ConfigError for the first two that refuse each other, by name."""
+    for i, one in enumerate(wanted):
+        for other in wanted[i + 1 :]:
+            if other.name in one.refuses or one.name in other.refuses:
+                raise ConfigError(
+                    f"{other.name} and {one.name} can not be on together: {_because(one, other)} "
+                    f"Switch one off: pipe.disable({one.name!r})."
+                )
+
+
+def _because(one: Technique, other: Technique) -> str:
+    refusing = one if other.name in one.refuses else other
+    return refusing.price.refuses
+
+
+def _group(technique: Technique) -> str:
+    return technique.group or technique.name

@@ -1,0 +1,59 @@
+"""TF32 on NVIDIA GPUs, and its counterpart on CPUs: float32 weights, products in fewer bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from . import techniques
+from .attach import Undo, set_global, together
+from .base import Exactness, Phase, Price, Technique
+
+
+@techniques.register("tf32")
+@dataclass(frozen=True)
+class TF32(Technique):
+    """Sets torch's float32 precision of matrix products and convolutions, which concerns the whole process.
+
+    On a GPU of compute capability 8 or more they run in TF32 (8 bits of exponent, 10 of mantissa). On a CPU whose
+    instructions multiply bfloat16 oneDNN rounds to that and accumulates in float32.
+    """
+
+    name: ClassVar[str] = "tf32"
+    title: ClassVar[str] = "TF32"
+    phase: ClassVar[Phase] = Phase.PRECISION
+    exactness: ClassVar[Exactness] = Exactness.ROUNDING
+    calls: ClassVar[tuple[str, ...]] = ("enable_tf32()", 'torch.backends.cuda.matmul.fp32_precision = "tf32"')
+    flag: ClassVar[str] = "--tf32"
+    optional: ClassVar[bool] = True
+    price: ClassVar[Price] = Price(
+        saves="Time of float32 products and convolutions.",
+        costs="About three decimal digits in each product; sums stay in float32. No memory is saved.",
+        use="Float32 weights have to stay float32. Half-precision weights are faster still.",
+        refuses="Nothing; on a machine without such instructions it has no effect, and says so.",
+    )
+
+    def why_not(self, pipe: Any) -> list[str]:
+        device = pipe._execution_device
+        if device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(device)
+            return [] if major >= 8 else [f"compute capability {major}.{minor} has no TF32: it came with 8.0"]
+        if device.type == "cpu":
+            return [] if fast_bfloat16() else ["this CPU has no instructions that multiply bfloat16"]
+        return [f"{device.type} has no TF32"]
+
+    def apply(self, pipe: Any) -> Undo:
+        backend = torch.backends.cudnn if pipe._execution_device.type == "cuda" else torch.backends.mkldnn
+        products = torch.backends.cuda.matmul if pipe._execution_device.type == "cuda" else torch.backends.mkldnn.matmul
+        precision = "tf32" if pipe._execution_device.type == "cuda" else "bf16"
+        return together(
+            [set_global(owner, "fp32_precision", precision) for owner in (products, backend.conv)]
+        )
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware: AVX512_BF16, AMX, or Arm's BF16."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

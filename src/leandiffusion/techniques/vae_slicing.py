@@ -1,0 +1,44 @@
+"""Sliced VAE: a batch is decoded picture by picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from . import techniques
+from .attach import Undo, set_attribute
+from .base import Exactness, Phase, Price, Technique
+
+
+@techniques.register("vae_slicing")
+@dataclass(frozen=True)
+class VaeSlicing(Technique):
+    """Decodes (and encodes) one latent at a time, straight into the result."""
+
+    name: ClassVar[str] = "vae_slicing"
+    title: ClassVar[str] = "Sliced VAE decode"
+    phase: ClassVar[Phase] = Phase.SLICING
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    calls: ClassVar[tuple[str, ...]] = ("enable_vae_slicing()", "vae.enable_slicing()")
+    flag: ClassVar[str] = "--vae-slicing"
+    price: ClassVar[Price] = Price(
+        saves="Working memory of decoding a batch: that of one picture, whatever the batch.",
+        costs="Nothing for single pictures; on large GPUs a little speed in batches of small ones.",
+        use="More than one picture per call.",
+        refuses="A VAE of another library, which is switched by its own methods.",
+    )
+
+    def why_not(self, pipe: Any) -> list[str]:
+        return why_not_own(pipe, "use_slicing")
+
+    def apply(self, pipe: Any) -> Undo:
+        return set_attribute(pipe.vae, "use_slicing", True)
+
+
+def why_not_own(pipe: Any, attribute: str) -> list[str]:
+    """Why the VAE can not be switched by that attribute; empty when it can."""
+    if getattr(pipe, "vae", None) is None:
+        return ["this pipeline has no VAE"]
+    if not hasattr(pipe.vae, attribute):
+        return [f"its VAE is a {type(pipe.vae).__name__}, expected leandiffusion's AutoencoderKL"]
+    return []
