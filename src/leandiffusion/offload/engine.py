@@ -17,8 +17,8 @@ from .host import HostStore
 from .prefetch import Prefetcher, StreamPrefetcher, ThreadPrefetcher
 from .units import Unit, cut, spread
 
-SLOTS = 3
-"""Slots of the ring, each as large as the largest unit: one computes, one has come, one is on its way."""
+SLOTS = 2
+"""Slots of the ring, each as large as the largest unit. Most units are far smaller, so that many lie ready ahead."""
 
 
 @dataclass(frozen=True)
