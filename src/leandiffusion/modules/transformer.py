@@ -5,11 +5,14 @@ Parameter names are those of diffusers checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import AttentionBackend, backends
+from ..attention.sliced import Sliced
 from ..core.errors import ConfigError
 
 
@@ -57,6 +60,41 @@ class Attention(nn.Module):
         """(B, T, nh * hs) -> (B, nh, T, hs), a view."""
         B, T, C = x.shape
         return x.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+
+
+def attention_layers(network: nn.Module) -> Iterator[tuple[str, Attention]]:
+    """Every attention layer of a network with its name, in order of declaration."""
+    return ((name, module) for name, module in network.named_modules() if isinstance(module, Attention))
+
+
+def set_attention_backend(network: nn.Module, backend: AttentionBackend) -> None:
+    """Let `backend` compute attention in every layer of the network. Layers that slice go on slicing, with it."""
+    for _, layer in attention_layers(network):
+        sliced = layer.backend
+        layer.backend = Sliced(backend, sliced.heads_at_a_time) if isinstance(sliced, Sliced) else backend
+
+
+def set_attention_slice(network: nn.Module, slice_size: str | int | list[int] | None) -> None:
+    """Compute so many heads at a time: 'auto' half of them, 'max' one, a number, one number per layer; None all.
+
+    Each layer's backend stays the one it has. ConfigError, before anything changes, for anything else and for more
+    heads than a layer has.
+    """
+    layers = list(attention_layers(network))
+    sizes = slice_size if isinstance(slice_size, list) else [slice_size] * len(layers)
+    if len(sizes) != len(layers):
+        raise ConfigError(f"{len(sizes)} slice sizes for {len(layers)} attention layers: give one for each, or one.")
+    for (name, layer), size in zip(layers, sizes, strict=True):
+        if size not in (None, "auto", "max") and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ConfigError(f"slice size {size!r} is none of 'auto', 'max' and whole numbers from 1 up.")
+        if isinstance(size, int) and size > layer.heads:
+            raise ConfigError(
+                f"slice size {size} is more than the {layer.heads} heads of {name}: it is how many heads are computed "
+                f"at a time, from 1 to {layer.heads} are possible."
+            )
+    for (_, layer), size in zip(layers, sizes, strict=True):
+        inner = layer.backend.inner if isinstance(layer.backend, Sliced) else layer.backend
+        layer.backend = inner if size is None else Sliced(inner, size)
 
 
 class GEGLU(nn.Module):

@@ -17,6 +17,7 @@ from ..core.errors import ConfigError
 from ..core.output import Output
 from .base import Network
 from .blocks import TimestepEmbedding, refuse_unsupported, silu, sinusoid
+from .transformer import set_attention_slice
 from .unet_blocks import DownBlock, Level, MidBlock, Shared, UpBlock
 
 # Keys of config.json that other architectures vary and this one does not.
@@ -146,6 +147,10 @@ class UNet2DConditionModel(Network):
     def in_channels(self) -> int:
         """Channels of `sample`; what replaces `pipe.unet` in tracing scripts carries this attribute too."""
         return self.config.in_channels
+
+    def set_attention_slice(self, slice_size: str | int | list[int] | None = "auto") -> None:
+        """Compute attention so many heads at a time: 'auto' half, 'max' one, a number, one per layer; None all."""
+        set_attention_slice(self, slice_size)
 
     # -- construction ------------------------------------------------------------------------------------------------
 

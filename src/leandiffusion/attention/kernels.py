@@ -1,0 +1,62 @@
+"""torch's scaled_dot_product_attention, held to one of its kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from . import backends
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Flash:
+    """FlashAttention-2 (Dao 2023): no score matrix. torch has it for CPUs, and for GPUs in half precision."""
+
+    name: str = "flash"
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        if device.type == "cpu":
+            return []
+        if device.type != "cuda":
+            return [f"torch has no flash kernel for {device.type}"]
+        reasons = []
+        if dtype not in _HALF:
+            reasons.append(f"torch's flash kernel computes float16 and bfloat16 on GPUs, not {dtype}")
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            reasons.append("torch's flash kernel needs compute capability 8.0, an Ampere GPU or newer")
+        return reasons
+
+    def workspace_bytes(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
+        return 4 * batch * heads * queries  # the log-sum-exp of each row
+
+
+@dataclass(frozen=True)
+class Efficient:
+    """Memory-efficient attention (Rabe & Staats 2021) as torch ships it, for GPUs in any precision."""
+
+    name: str = "efficient"
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        if device.type != "cuda":
+            return [f"torch's memory-efficient kernel runs on CUDA, and this is {device.type}"]
+        return []
+
+    def workspace_bytes(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
+        return 4 * batch * heads * queries
+
+
+backends.add("flash", Flash())
+backends.add("efficient", Efficient())

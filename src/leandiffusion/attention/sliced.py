@@ -1,0 +1,49 @@
+"""Attention in slices of heads: another backend, called for a few heads at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .base import AttentionBackend
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """Runs `inner` on `heads_at_a_time` heads: 'auto' is half of them, 'max' (the most saving) one, or a number.
+
+    What `inner` needs beyond its result shrinks in proportion; nothing else is computed, and by no other kernel.
+    """
+
+    inner: AttentionBackend
+    heads_at_a_time: int | str = "auto"
+
+    @property
+    def name(self) -> str:
+        """The inner kernel's name and the slices' size."""
+        return f"{self.inner.name}, sliced ({self.heads_at_a_time})"
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """q (B, nh, T, hs), k and v (B, nh, S, hs) -> (B, nh, T, hs)."""
+        heads = q.shape[1]
+        step = self.step(heads)
+        if step >= heads:
+            return self.inner(q, k, v)
+        out = torch.empty_like(q)
+        for first in range(0, heads, step):
+            some = slice(first, first + step)
+            out[:, some] = self.inner(q[:, some], k[:, some], v[:, some])
+        return out
+
+    def step(self, heads: int) -> int:
+        """How many of so many heads are computed at a time."""
+        if self.heads_at_a_time == "auto":
+            return max(heads // 2, 1)
+        return 1 if self.heads_at_a_time == "max" else int(self.heads_at_a_time)
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        return self.inner.why_not(device, dtype)
+
+    def workspace_bytes(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
+        return self.inner.workspace_bytes(batch, min(self.step(heads), heads), queries, keys, itemsize)
