@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +37,28 @@ def sinusoid(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool = True, freq_
     return F.pad(embedding, (0, dim % 2))
 
 
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean and variance (B, groups) of a map's groups of channels, in float32."""
+
+    mean: Tensor
+    var: Tensor
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm (Wu & He 2018) that can be told the statistics of a map of which it sees a part."""
+
+    def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """(B, C, H, W) -> the same shape; `statistics` are of x itself unless given."""
+        if statistics is None:
+            return super().forward(x)
+        per_group = self.num_channels // self.num_groups
+        mean, var = (t.repeat_interleave(per_group, dim=1) for t in (statistics.mean, statistics.var))
+        scale = self.weight.float() * torch.rsqrt(var + self.eps)
+        shift = self.bias.float() - mean * scale
+        return torch.addcmul(shift[:, :, None, None], x.float(), scale[:, :, None, None]).to(x.dtype)
+
+
 class TimestepEmbedding(nn.Module):
     """Two-layer MLP on the sinusoid, optionally with a guidance embedding added first (Meng et al. 2023)."""
 
@@ -62,10 +85,10 @@ class ResnetBlock2D(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, temb_channels: int | None, groups: int, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels is not None else None
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 

@@ -5,7 +5,7 @@ Parameter names are those of diffusers checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.output import Output
 from .base import Network
-from .blocks import Downsample2D, ResnetBlock2D, Upsample2D, refuse_unsupported, silu
-from .transformer import Attention
+from .blocks import refuse_unsupported
+from .vae_blocks import Decoder, Encoder
+from .vae_tiles import check_tile_rows, decode_tiled, encode_tiled
 
-_EPS = 1e-6  # of every norm in the VAE
 _SUPPORTED = {
     "act_fn": ("silu", "swish"),
     "shift_factor": (None, 0, 0.0),
@@ -26,129 +26,6 @@ _SUPPORTED = {
 }
 # Attention layer names before diffusers 0.12 -> since.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-class AttentionBlock(Attention):
-    """Self-attention of one head over all pixels, behind a group norm, with a residual."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__(channels, heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps=_EPS)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        B, C, H, W = x.shape
-        tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)
-        return super().forward(tokens).reshape(B, H, W, C).permute(0, 3, 1, 2) + x
-
-
-class MidBlock(nn.Module):
-    """resnet, attention, resnet at the lowest resolution."""
-
-    def __init__(self, channels: int, groups: int, *, attention: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock2D(channels, channels, None, groups, _EPS) for _ in range(2))
-        self.attentions = nn.ModuleList([AttentionBlock(channels, groups)] if attention else [])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        x = self.resnets[0](x)
-        for attention in self.attentions:
-            x = attention(x)
-        return self.resnets[1](x)
-
-
-class EncoderBlock(nn.Module):
-    """Resnets, then halving of the resolution except in the last block."""
-
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, *, last: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(in_channels if i == 0 else out_channels, out_channels, None, groups, _EPS)
-            for i in range(layers)
-        )
-        if not last:
-            self.downsamplers = nn.ModuleList([Downsample2D(out_channels, padding=0)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H/2, W/2), or (B, C_out, H, W) in the last block."""
-        for layer in (*self.resnets, *getattr(self, "downsamplers", ())):
-            x = layer(x)
-        return x
-
-
-class DecoderBlock(nn.Module):
-    """Resnets, then doubling of the resolution except in the last block."""
-
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, *, last: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(in_channels if i == 0 else out_channels, out_channels, None, groups, _EPS)
-            for i in range(layers)
-        )
-        if not last:
-            self.upsamplers = nn.ModuleList([Upsample2D(out_channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, 2H, 2W), or (B, C_out, H, W) in the last block."""
-        for layer in (*self.resnets, *getattr(self, "upsamplers", ())):
-            x = layer(x)
-        return x
-
-
-class Encoder(nn.Module):
-    """Picture (B, in_channels, H, W) in [-1, 1] -> mean and log-variance (B, 2 * latent_channels, H/f, W/f)."""
-
-    def __init__(
-        self, in_channels: int, latent_channels: int, channels: Sequence[int], layers: int, groups: int, attention: bool
-    ) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        ins = [channels[0], *channels[:-1]]
-        self.down_blocks = nn.ModuleList(
-            EncoderBlock(c_in, c_out, layers, groups, last=i == len(channels) - 1)
-            for i, (c_in, c_out) in enumerate(zip(ins, channels, strict=True))
-        )
-        self.mid_block = MidBlock(channels[-1], groups, attention=attention)
-        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=_EPS)
-        self.conv_out = nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
-        for block in self.down_blocks:
-            h = block(h)
-        return self.conv_out(silu(self.conv_norm_out(self.mid_block(h))))
-
-
-class Decoder(nn.Module):
-    """Latents (B, latent_channels, h, w) -> picture (B, out_channels, f*h, f*w)."""
-
-    def __init__(
-        self,
-        latent_channels: int,
-        out_channels: int,
-        channels: Sequence[int],
-        layers: int,
-        groups: int,
-        attention: bool,
-    ) -> None:
-        super().__init__()
-        channels = list(reversed(channels))
-        self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
-        self.mid_block = MidBlock(channels[0], groups, attention=attention)
-        ins = [channels[0], *channels[:-1]]
-        self.up_blocks = nn.ModuleList(
-            DecoderBlock(c_in, c_out, layers + 1, groups, last=i == len(channels) - 1)
-            for i, (c_in, c_out) in enumerate(zip(ins, channels, strict=True))
-        )
-        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=_EPS)
-        self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        h = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            h = block(h)
-        return self.conv_out(silu(self.conv_norm_out(h)))
 
 
 class DiagonalGaussianDistribution:
@@ -235,6 +112,29 @@ class AutoencoderKL(Network):
         self.decoder = Decoder(latent_channels, out_channels, *shared)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if use_quant_conv else None
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_rows: int | None = None
+
+    def enable_slicing(self) -> None:
+        """Decode and encode one picture of a batch after the other: working memory is that of one."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Decode and encode a batch at once, as at first."""
+        self.use_slicing = False
+
+    def enable_tiling(self, use_tiling: bool = True, *, rows: int | None = None) -> None:
+        """Decode and encode in strips of `rows` rows of the picture, chosen by its size unless given: 8 or more.
+
+        Same result within rounding, without gradients, in a fraction of the memory. ConfigError for wrong `rows`.
+        """
+        check_tile_rows(rows)
+        self.use_tiling, self.tile_rows = use_tiling, rows
+
+    def disable_tiling(self) -> None:
+        """Decode and encode pictures as a whole, as at first."""
+        self.enable_tiling(False)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Picture (B, 3, H, W) in [-1, 1] -> distribution of latents (B, C, H/f, W/f), unscaled."""
@@ -243,8 +143,7 @@ class AutoencoderKL(Network):
                 "this AutoencoderKL was opened without its encoder, which text-to-image does not need: open it with "
                 "AutoencoderKL.from_pretrained(…, subfolder='vae') to encode pictures."
             )
-        moments = self.encoder(x)
-        moments = moments if self.quant_conv is None else self.quant_conv(moments)
+        moments = self._each(self._encode, x)
         distribution = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
@@ -252,9 +151,27 @@ class AutoencoderKL(Network):
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[Tensor]:
         """Latents (B, C, h, w), unscaled -> picture (B, 3, f*h, f*w). `generator` is accepted for compatibility."""
-        z = z if self.post_quant_conv is None else self.post_quant_conv(z)
-        sample = self.decoder(z)
+        sample = self._each(self._decode, z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        moments = encode_tiled(self.encoder, x, self.tile_rows) if self.use_tiling else self.encoder(x)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        z = z if self.post_quant_conv is None else self.post_quant_conv(z)
+        return decode_tiled(self.decoder, z, self.tile_rows) if self.use_tiling else self.decoder(z)
+
+    def _each(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """`function` of the batch (B, …), one after the other if slicing, straight into one result."""
+        if not self.use_slicing or len(batch) <= 1:
+            return function(batch)
+        first = function(batch[:1])
+        result = first.new_empty((len(batch), *first.shape[1:]))
+        result[0] = first[0]
+        for i in range(1, len(batch)):
+            result[i] = function(batch[i : i + 1])[0]
+        return result
 
     def forward(
         self,

@@ -223,7 +223,7 @@ def decode(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
             "the decoded picture holds NaN or infinity even in float32: the VAE's weights are damaged, or the latents "
             "are far outside the range it was trained on."
         )
-    return (picture.float() / 2 + 0.5).clamp(0, 1)
+    return picture.float().div_(2).add_(0.5).clamp_(0, 1)
 
 
 def _unscaled(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:

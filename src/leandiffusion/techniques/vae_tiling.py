@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..modules.vae import check_tile_rows
+from ..modules.vae_tiles import check_tile_rows
 from . import techniques
-from .attach import Undo, set_attribute
+from .attach import Undo, set_attribute, together
 from .base import Exactness, Phase, Price, Technique
 from .vae_slicing import why_not_own
 
@@ -39,7 +39,7 @@ class VaeTiling(Technique):
         check_tile_rows(self.rows)
 
     def why_not(self, pipe: Any) -> list[str]:
-        return why_not_own(pipe, "tiling")
+        return why_not_own(pipe, "use_tiling")
 
     def apply(self, pipe: Any) -> Undo:
-        return set_attribute(pipe.vae, "tiling", self.rows or True)
+        return together([set_attribute(pipe.vae, "use_tiling", True), set_attribute(pipe.vae, "tile_rows", self.rows)])

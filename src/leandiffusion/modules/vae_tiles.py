@@ -1,0 +1,258 @@
+"""The VAE in strips of rows, exactly: what comes out is what the whole map would have given.
+
+Strips are pulled: a `Rows` knows its shape and computes the rows that it is asked for from those of what it is made of.
+A convolution asks for the rows it reads beyond a strip's border; a group norm is given the statistics of the whole map,
+gathered in a pass of their own; the middle of the network, with its attention, works on the whole latent, where maps
+are small. Nothing is blended, so there are no seams and no shifts of colour.
+
+Weights are reached only by calling the layer that holds them, since they may come from elsewhere at that moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from .blocks import GroupNorm, ResnetBlock2D, Statistics, silu
+
+if TYPE_CHECKING:
+    from .vae_blocks import Decoder, Encoder
+
+STRIP_BYTES = 16 << 20
+"""Of one strip of a map, where the user does not choose the rows. A few such strips are in memory at once."""
+
+MIN_ROWS = 8
+
+
+def check_tile_rows(rows: Any) -> None:
+    """ConfigError unless `rows` is None or a whole number of the picture's rows from 8 up."""
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < MIN_ROWS):
+        raise ConfigError(
+            f"rows={rows!r}: a strip is a whole number of rows of the picture, {MIN_ROWS} or more, or None to choose "
+            "them by the size."
+        )
+
+
+class Rows(Protocol):
+    """A map (B, C, H, W) of which rows can be asked for. What is returned must not be written to."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        """(B, C, end - begin, W)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A map in memory."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        B, C, H, W = self.tensor.shape
+        return B, C, H, W
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        return self.tensor[:, :, begin:end]
+
+
+@dataclass(frozen=True, eq=False)
+class Convolved:
+    """A convolution of stride 1 that keeps the size: its padding is the picture's border, never a strip's."""
+
+    source: Rows
+    conv: nn.Conv2d
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        B, _, H, W = self.source.shape
+        return B, self.conv.out_channels, H, W
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        halo = self.conv.kernel_size[0] // 2
+        first, last = max(begin - halo, 0), min(end + halo, self.shape[2])
+        out = self.conv(self.source.rows(first, last))  # its zero rows spoil the halo's rows, which are cut off
+        return out[:, :, begin - first : end - first]
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised:
+    """Group norm by the whole map's statistics, then SiLU."""
+
+    source: Rows
+    norm: GroupNorm
+    statistics: Statistics
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.source.shape
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        return silu(self.norm(self.source.rows(begin, end), self.statistics))
+
+
+@dataclass(frozen=True, eq=False)
+class Doubled:
+    """Nearest-neighbour enlargement."""
+
+    source: Rows
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        B, C, H, W = self.source.shape
+        return B, C, 2 * H, 2 * W
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        first = begin // 2
+        large = F.interpolate(self.source.rows(first, (end + 1) // 2), scale_factor=2.0, mode="nearest")
+        return large[:, :, begin - 2 * first : end - 2 * first]
+
+
+@dataclass(frozen=True, eq=False)
+class Halved:
+    """The encoder's convolution of stride 2, padded on the right and below."""
+
+    source: Rows
+    conv: nn.Conv2d
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        B, _, H, W = self.source.shape
+        return B, self.conv.out_channels, (H - 2) // 2 + 1, (W - 2) // 2 + 1
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        last = min(2 * end + 1, self.source.shape[2])
+        return self.conv(F.pad(self.source.rows(2 * begin, last), (0, 1, 0, 2 * end + 1 - last)))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Two maps of one shape, added."""
+
+    one: Rows
+    other: Rows
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.one.shape
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        return self.one.rows(begin, end) + self.other.rows(begin, end)
+
+
+@dataclass(frozen=True)
+class Tiler:
+    """Walks maps in strips. `share` is the part of a map's rows that a strip has; None goes by STRIP_BYTES.
+
+    `itemsize` is of the maps' numbers.
+    """
+
+    share: float | None
+    itemsize: int
+
+    def strips(self, source: Rows) -> Iterator[tuple[int, int]]:
+        """[begin, end) of each strip, from the top."""
+        B, C, H, W = source.shape
+        if self.share is None:
+            step = max(STRIP_BYTES // (B * C * W * self.itemsize), MIN_ROWS)
+        else:
+            step = max(round(self.share * H), 1)
+        return ((begin, min(begin + step, H)) for begin in range(0, H, step))
+
+    def store(self, source: Rows, into: Tensor | None = None) -> Tensor:
+        """The whole map. `into` may be a tensor that the source reads with a halo of one row: a strip is written when
+        the one below it has been computed."""
+        held: tuple[int, int, Tensor] | None = None
+        for begin, end in self.strips(source):
+            strip = source.rows(begin, end)
+            if into is None:
+                into = _like(strip, source.shape)
+            if held is not None:
+                into[:, :, held[0] : held[1]] = held[2]
+            held = (begin, end, strip)
+        assert held is not None and into is not None
+        into[:, :, held[0] : held[1]] = held[2]
+        return into
+
+    def statistics(self, source: Rows, groups: int) -> Statistics:
+        """Mean and variance of each group of channels over the whole map, combined strip by strip (Chan et al. 1979)."""
+        count, mean, total = 0, torch.zeros(()), torch.zeros(())  # total: sum of squared deviations
+        for begin, end in self.strips(source):
+            x = source.rows(begin, end).float()
+            B, C, h, W = x.shape
+            n = C // groups * h * W
+            var_, mean_ = torch.var_mean(x.reshape(B, groups, n), dim=-1, correction=0)
+            mean_, total_ = mean_.double(), var_.double() * n
+            if not count:
+                mean, total = mean_, total_
+            else:
+                delta = mean_ - mean
+                mean = mean + delta * (n / (count + n))
+                total = total + total_ + delta.square() * (count * n / (count + n))
+            count += n
+        return Statistics(mean.float(), (total / count).float())
+
+    def resnet(self, x: Rows, block: ResnetBlock2D) -> Stored:
+        """A resnet block without time. Its second half overwrites its first, so two maps are in memory: x and that."""
+        norm1 = Normalised(x, block.norm1, self.statistics(x, block.norm1.num_groups))
+        h = self.store(Convolved(norm1, block.conv1))
+        norm2 = Normalised(Stored(h), block.norm2, self.statistics(Stored(h), block.norm2.num_groups))
+        skip = x if block.conv_shortcut is None else Convolved(x, block.conv_shortcut)
+        return Stored(self.store(Sum(Convolved(norm2, block.conv2), skip), into=h))
+
+
+@torch.no_grad()
+def decode_tiled(decoder: Decoder, z: Tensor, rows: int | None) -> Tensor:
+    """What `decoder(z)` gives, in strips of so many rows of the picture. Without gradients.
+
+    In memory are at most two maps of the last level's width, and a few strips.
+    """
+    x: Rows = Stored(decoder.mid_block(decoder.conv_in(z)))
+    scale = 2 ** sum(len(getattr(block, "upsamplers", ())) for block in decoder.up_blocks)
+    tiler = Tiler(None if rows is None else rows / (scale * z.shape[2]), z.element_size())
+    last = decoder.conv_norm_out.num_channels * z.shape[0] * z.shape[2] * z.shape[3] * scale**2
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            x = tiler.resnet(x, resnet)
+        for upsampler in getattr(block, "upsamplers", ()):
+            x = Convolved(Doubled(x), upsampler.conv)
+            # Wide and at full size it would be the largest map of all. It is computed again where it is read, unless
+            # it fits, together with what is made of it, beneath the two maps that are needed in any case.
+            if _numbers(x) <= last:
+                x = Stored(tiler.store(x))
+    norm = Normalised(x, decoder.conv_norm_out, tiler.statistics(x, decoder.conv_norm_out.num_groups))
+    return tiler.store(Convolved(norm, decoder.conv_out))
+
+
+@torch.no_grad()
+def encode_tiled(encoder: Encoder, x: Tensor, rows: int | None) -> Tensor:
+    """What `encoder(x)` gives, in strips of so many rows of the picture. Without gradients."""
+    tiler = Tiler(None if rows is None else rows / x.shape[2], x.element_size())
+    h = Stored(tiler.store(Convolved(Stored(x), encoder.conv_in)))
+    for block in encoder.down_blocks:
+        for resnet in block.resnets:
+            h = tiler.resnet(h, resnet)
+        for downsampler in getattr(block, "downsamplers", ()):
+            h = Stored(tiler.store(Halved(h, downsampler.conv)))
+    return encoder.conv_out(silu(encoder.conv_norm_out(encoder.mid_block(h.tensor))))
+
+
+def _numbers(source: Rows) -> int:
+    B, C, H, W = source.shape
+    return B * C * H * W
+
+
+def _like(strip: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Memory for a whole map, in the order that its strips have."""
+    last = strip.is_contiguous(memory_format=torch.channels_last) and not strip.is_contiguous()
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=strip.dtype, device=strip.device, memory_format=form)
