@@ -66,3 +66,10 @@ def after_forward(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, 
     """Run `hook`(module, args, output) after each module's forward; what it returns, unless None, is the output."""
     handles = [module.register_forward_hook(hook) for module in modules]
     return together(handle.remove for handle in handles)
+
+
+def compile_in_place(module: nn.Module, **options: Any) -> Undo:
+    """`module.compile(**options)`; undo forgets the compiled call."""
+    undo = set_attribute(module, "_compiled_call_impl", module._compiled_call_impl)
+    module.compile(**options)
+    return undo

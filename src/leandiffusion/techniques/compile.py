@@ -1,0 +1,88 @@
+"""Compiled blocks: torch.compile turns each repeated block into one function, compiled once for all blocks like it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..core.errors import ConfigError
+from ..modules.blocks import ResnetBlock2D
+from ..modules.transformer import BasicTransformerBlock
+from . import techniques
+from .attach import Undo, compile_in_place, set_global, together
+from .base import Exactness, Phase, Price, Technique
+
+PARTS = ("unet", "vae")
+
+MAX_SHAPES = 256
+"""Compiled versions of one block that may exist: a UNet has some 15 shapes of resnet for each size of picture."""
+
+
+@techniques.register("compile")
+@dataclass(frozen=True)
+class Compile(Technique):
+    """Compiles the resnet and transformer blocks of `parts`, 'unet' and 'vae', where they are.
+
+    `mode` and `backend` are torch.compile's. `dynamic` False compiles for each size of picture, True once for all,
+    more slowly, None as torch sees fit. A new prompt compiles nothing. ConfigError for unknown parts.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    mode: str | None = None
+    backend: str = "inductor"
+    dynamic: bool | None = False
+
+    name: ClassVar[str] = "compile"
+    title: ClassVar[str] = "Compiled UNet and VAE"
+    phase: ClassVar[Phase] = Phase.GRAPH
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    calls: ClassVar[tuple[str, ...]] = ("enable_compile()",)
+    flag: ClassVar[str] = "--compile"
+    refuses: ClassVar[tuple[str, ...]] = ("sequential_offload", "model_offload", "traced_unet")
+    price: ClassVar[Price] = Price(
+        saves="Time per step: operations between products and convolutions become one.",
+        costs="A minute or more before the first picture of each size. Some memory for the compiler.",
+        use="Many pictures of one size.",
+        refuses="Compiled blocks fix where their weights are, so these can not travel; and a trace has no blocks.",
+    )
+
+    def __post_init__(self) -> None:
+        if unknown := [part for part in self.parts if part not in PARTS]:
+            raise ConfigError(f"parts={self.parts!r}: {unknown[0]!r} is none of {', '.join(PARTS)}.")
+
+    def why_not(self, pipe: Any) -> list[str]:
+        reasons = []
+        if not any(True for _ in self._blocks(pipe)):
+            reasons.append("none of its networks has blocks of this library to compile")
+        if self.backend == "inductor":
+            reasons += why_no_inductor(pipe._execution_device)
+        return reasons
+
+    def apply(self, pipe: Any) -> Undo:
+        more = set_global(torch._dynamo.config, "recompile_limit", max(torch._dynamo.config.recompile_limit, MAX_SHAPES))
+        options = {"mode": self.mode, "backend": self.backend, "dynamic": self.dynamic}
+        return together([more, *(compile_in_place(block, **options) for block in self._blocks(pipe))])
+
+    def _blocks(self, pipe: Any) -> Iterator[nn.Module]:
+        for part in self.parts:
+            network = getattr(pipe, part, None)
+            if isinstance(network, nn.Module):
+                kinds = (ResnetBlock2D, BasicTransformerBlock)
+                yield from (module for module in network.modules() if isinstance(module, kinds))
+
+
+def why_no_inductor(device: torch.device) -> list[str]:
+    """Why torch's compiler can not make code for the device; empty when it can."""
+    if device.type == "cuda":
+        return [] if find_spec("triton") is not None else ["compiling for CUDA needs Triton: pip install triton"]
+    compilers = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++")
+    if not any(shutil.which(name) for name in compilers):
+        return [f"compiling needs a C++ compiler, and none of {', '.join(compilers)} is on the PATH"]
+    return []

@@ -1,0 +1,244 @@
+"""A traced UNet: torch.jit records its operations once and replays them without Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
+from . import techniques
+from .attach import Undo, set_attribute
+from .base import Exactness, Phase, Price, Technique
+
+_KEY = "leandiffusion.json"
+
+
+@techniques.register("traced_unet")
+@dataclass(frozen=True)
+class TracedUNet(Technique):
+    """Traces the UNet at the first shape that it is called with. Other shapes run as before, with a warning.
+
+    `path` is a file that keeps the recorded graph, without weights: it is read when it was made for the same network,
+    shapes, dtype and torch, and otherwise written. Without it the graph lives as long as the technique is on.
+    """
+
+    path: str | Path | None = None
+
+    name: ClassVar[str] = "traced_unet"
+    title: ClassVar[str] = "Traced UNet"
+    phase: ClassVar[Phase] = Phase.GRAPH
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    calls: ClassVar[tuple[str, ...]] = ("enable_traced_unet(path=None)",)
+    flag: ClassVar[str] = "--trace"
+    refuses: ClassVar[tuple[str, ...]] = ("sequential_offload", "model_offload", "compile")
+    price: ClassVar[Price] = Price(
+        saves="What Python costs per step: some milliseconds, which count on fast GPUs and small pictures.",
+        costs="Some seconds before the first step, unless path holds the graph. One size of picture at a time.",
+        use="Many pictures of one size where torch.compile does not work.",
+        refuses="A trace fixes where weights are, so they can not travel, and there is nothing left to compile in it.",
+    )
+
+    def why_not(self, pipe: Any) -> list[str]:
+        if not isinstance(pipe.unet, UNet2DConditionModel | Traced):
+            return [f"the UNet is a {type(pipe.unet).__name__}, expected leandiffusion's UNet2DConditionModel"]
+        return []
+
+    def apply(self, pipe: Any) -> Undo:
+        return set_attribute(pipe, "unet", Traced(pipe.unet, None if self.path is None else Path(self.path)))
+
+
+class Traced(nn.Module):
+    """Stands for `unet` and runs its trace where the inputs have the shapes of the first call."""
+
+    def __init__(self, unet: UNet2DConditionModel, path: Path | None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.path = path
+        self._graph: Any = None
+        self._key: str | None = None
+        self._warned: set[str] = set()
+        self.train(unet.training)
+
+    @property
+    def config(self) -> Any:
+        """The UNet's config."""
+        return self.unet.config
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of `sample`."""
+        return self.unet.in_channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the UNet's weights."""
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the UNet's weights."""
+        return self.unet.device
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the UNet itself; see `UNet2DConditionModel.save_pretrained`."""
+        self.unet.save_pretrained(*args, **kwargs)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> UNet2DConditionOutput | tuple[Tensor]:
+        """As `UNet2DConditionModel.forward`; calls with anything else than these inputs are not traced."""
+        added = dict(added_cond_kwargs or {})
+        inputs = {
+            "sample": sample,
+            "timestep": torch.as_tensor(timestep, device=sample.device),
+            "encoder_hidden_states": encoder_hidden_states,
+            **({} if timestep_cond is None else {"timestep_cond": timestep_cond}),
+            **added,
+        }
+        if not others and self._have_graph(inputs):
+            x = self._graph(*inputs.values())
+        else:
+            x = _run(self.unet, inputs, **others)
+        return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+
+    def _have_graph(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether the graph fits the inputs; it is read or made if there is none yet."""
+        key = _describe(self.unet, inputs)
+        if self._key is None:
+            self._graph = self._read(key) or self._trace(key, inputs)
+            self._key = key
+        if key != self._key and key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(
+                f"the UNet was traced for {_shapes(self._key)} and is called with {_shapes(key)}: such calls run "
+                "untraced. Switch traced_unet on anew to trace for them instead.",
+                stacklevel=2,
+            )
+        return key == self._key
+
+    def _trace(self, key: str, inputs: Mapping[str, Tensor]) -> Any:
+        flat = _Flat(self.unet, tuple(inputs))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+            graph = torch.jit.trace(flat, tuple(inputs.values()), check_trace=False)
+            if self.path is not None:
+                self._write(graph, key, self.path)
+        return graph
+
+    def _write(self, graph: Any, key: str, path: Path) -> None:
+        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with _without_weights(graph):
+                torch.jit.save(graph, str(aside), _extra_files={_KEY: key})
+            os.replace(aside, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk or a missing folder as RuntimeError
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"the traced UNet could not be written to {path} ({reason}). Going on without.", stacklevel=2)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _read(self, key: str) -> Any:
+        """The graph that `path` holds for this key, with the UNet's own weights; None when there is none."""
+        if self.path is None or not self.path.exists():
+            return None
+        found = {_KEY: ""}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore", FutureWarning)
+                graph = torch.jit.load(str(self.path), map_location=self.device, _extra_files=found)
+            stored = found[_KEY].decode() if isinstance(found[_KEY], bytes) else found[_KEY]
+            if stored == key:
+                _share_weights(graph, self.unet)
+                return graph
+            reason = "was made for another network, shape, dtype or torch"
+        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            reason = f"is no traced UNet ({str(error).strip().splitlines()[0]})"
+        warnings.warn(f"{self.path} {reason}: tracing anew, and replacing it.", stacklevel=2)
+        return None
+
+
+class _Flat(nn.Module):
+    """The UNet as a function of tensors alone, named in order, as a trace needs it."""
+
+    def __init__(self, unet: UNet2DConditionModel, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.unet = unet
+        self.names = names
+        self.train(unet.training)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return _run(self.unet, dict(zip(self.names, inputs, strict=True)))
+
+
+def _run(unet: nn.Module, inputs: Mapping[str, Tensor], **others: Any) -> Tensor:
+    own = ("sample", "timestep", "encoder_hidden_states", "timestep_cond")
+    direct = {name: value for name, value in inputs.items() if name in own}
+    added = {name: value for name, value in inputs.items() if name not in own}
+    return unet(**direct, added_cond_kwargs=added or None, return_dict=False, **others)[0]
+
+
+def _describe(unet: UNet2DConditionModel, inputs: Mapping[str, Tensor]) -> str:
+    """Everything that a graph depends on, as JSON. Not the weights: it has none of its own."""
+    layers = [str(getattr(layer, "backend", "")) for layer in unet.modules() if hasattr(layer, "backend")]
+    return json.dumps(
+        {
+            "inputs": {name: [list(x.shape), str(x.dtype)] for name, x in inputs.items()},
+            "weights": [str(unet.dtype), unet.device.type],
+            "network": _digest([sorted((k, str(v)) for k, v in dict(unet.config).items()), layers]),
+            "torch": str(torch.__version__),
+        }
+    )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _shapes(key: str) -> str:
+    inputs: dict[str, Any] = json.loads(key)["inputs"]
+    return ", ".join(f"{name} {tuple(shape)} {dtype.removeprefix('torch.')}" for name, (shape, dtype) in inputs.items())
+
+
+@contextmanager
+def _without_weights(graph: Any) -> Iterator[None]:
+    """Inside, every parameter is one number stretched to its shape, so that saving writes no weights."""
+    held = [(p, p.data) for p in graph.parameters()]
+    try:
+        for p, data in held:
+            p.data = data.new_zeros(1).expand(data.shape)
+        yield
+    finally:
+        for p, data in held:
+            p.data = data
+
+
+def _share_weights(graph: Any, unet: nn.Module) -> None:
+    """Let the graph compute with the UNet's own weights. RuntimeError when it is of another network."""
+    own = {f"unet.{name}": p for name, p in unet.named_parameters()}
+    loaded = dict(graph.named_parameters())
+    if loaded.keys() - own.keys():
+        raise RuntimeError(f"it has a weight {next(iter(loaded.keys() - own.keys()))!r} that this UNet lacks")
+    for name, p in loaded.items():
+        p.data = own[name].data
