@@ -17,12 +17,12 @@ from ..families.base import detect
 from ..families.folder import open_folder, read_index
 from ..families.single_file import open_single_file
 from ..modules.base import check_dtype, either_dtype
-from ..weights.header import read_header
-from ..weights.load import load_part
 from ..techniques import Technique
 from ..techniques.half_precision import why_slow
 from ..techniques.offloading import check_movable, opening_offload
 from ..techniques.stack import Stack
+from ..weights.header import read_header
+from ..weights.load import load_part
 from ..weights.locate import find_checkpoint
 from .inputs import check_device
 

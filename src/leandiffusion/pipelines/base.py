@@ -23,7 +23,6 @@ from .memory_and_speed import MemoryAndSpeed
 from .request import Request
 from .stages import Conditioning, Guidance, denoise, embed_guidance, set_timesteps
 
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

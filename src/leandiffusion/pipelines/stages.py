@@ -234,4 +234,6 @@ def _unscaled(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
 def _float32(vae: Any, device: torch.device) -> Any:
     """A float32 copy of what decoding needs; calls in other threads go on using the VAE as it is."""
     unneeded = [getattr(vae, name, None) for name in ("encoder", "quant_conv")]
-    return copy.deepcopy(vae, {id(part): torch.nn.Identity() for part in unneeded if part is not None}).to(device, torch.float32)
+    return copy.deepcopy(vae, {id(part): torch.nn.Identity() for part in unneeded if part is not None}).to(
+        device, torch.float32
+    )

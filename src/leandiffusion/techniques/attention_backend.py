@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from ..attention.choose import memory_efficient
 from ..modules.transformer import set_attention_backend
 from . import techniques
 from .attach import Undo
-from .attention_slicing import keep_backends, why_no_attention
+from .attention_slicing import keep_backends, networks_with_attention, why_no_attention
 from .base import Exactness, Phase, Price, Technique
 
 
@@ -52,17 +51,17 @@ class AttentionBackendChoice(Technique):
             reasons = backends.get(self.backend).why_not(pipe._execution_device, pipe.dtype)
         return reasons
 
+    def notes(self, pipe: Any) -> list[str]:
+        reason = self._choose(pipe)[1]
+        return [] if reason is None else [reason]
+
     def apply(self, pipe: Any) -> Undo:
-        backend, undo = self._choose(pipe), keep_backends(pipe)
-        for network in (pipe.unet, pipe.vae):
-            if network is not None:
-                set_attention_backend(network, backend)
+        undo = keep_backends(pipe)
+        for network in networks_with_attention(pipe):
+            set_attention_backend(network, self._choose(pipe)[0])
         return undo
 
-    def _choose(self, pipe: Any) -> AttentionBackend:
+    def _choose(self, pipe: Any) -> tuple[AttentionBackend, str | None]:
         if self.backend != "memory_efficient":
-            return backends.get(self.backend)
-        backend, reason = memory_efficient(pipe._execution_device, pipe.dtype, self.attention_op)
-        if reason is not None:
-            warnings.warn(reason, stacklevel=2)
-        return backend
+            return backends.get(self.backend), None
+        return memory_efficient(pipe._execution_device, pipe.dtype, self.attention_op)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import nn
+
 from ..modules.transformer import attention_layers, set_attention_slice
 from . import techniques
 from .attach import Undo, set_attribute, together
@@ -41,9 +43,9 @@ class AttentionSlicing(Technique):
     def apply(self, pipe: Any) -> Undo:
         undo = keep_backends(pipe)
         try:
-            set_attention_slice(pipe.unet, self.size)
-            if pipe.vae is not None and not isinstance(self.size, list):  # one head: nothing to cut, but it obeys
-                set_attention_slice(pipe.vae, "max")
+            for network in networks_with_attention(pipe):
+                # The VAE's attention has one head, which can not be cut: it obeys any size.
+                set_attention_slice(network, self.size if network is pipe.unet else "max")
         except BaseException:
             undo()
             raise
@@ -52,13 +54,18 @@ class AttentionSlicing(Technique):
 
 def keep_backends(pipe: Any) -> Undo:
     """How to give every attention layer of UNet and VAE back the kernel it has now."""
-    layers = [layer for network in (pipe.unet, pipe.vae) if network is not None for _, layer in attention_layers(network)]
+    layers = [layer for network in networks_with_attention(pipe) for _, layer in attention_layers(network)]
     return together([set_attribute(layer, "backend", layer.backend) for layer in layers])
 
 
 def why_no_attention(pipe: Any) -> list[str]:
     """Why the UNet's attention can not be switched; empty when it can."""
-    unet = getattr(pipe, "unet", None)
-    if unet is None or next(iter(attention_layers(unet)), None) is None:
-        return [f"the UNet is a {type(unet).__name__} without attention layers of this library"]
+    if pipe.unet not in networks_with_attention(pipe):
+        return [f"the UNet is a {type(pipe.unet).__name__} without attention layers of this library"]
     return []
+
+
+def networks_with_attention(pipe: Any) -> list[nn.Module]:
+    """UNet and VAE, as far as they have attention layers of this library."""
+    networks = [network for network in (pipe.unet, pipe.vae) if isinstance(network, nn.Module)]
+    return [network for network in networks if next(attention_layers(network), None) is not None]

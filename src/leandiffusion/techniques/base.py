@@ -8,7 +8,6 @@ contract tests are all drawn from these declarations.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-
 from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -82,6 +81,10 @@ class Technique(ABC):
         """Reasons it can not be used on this pipeline and machine, in words for the user; empty when it can."""
         return []
 
+    def notes(self, pipe: Any) -> list[str]:
+        """What a user should be warned of when switching it on here, though it works; empty when there is nothing."""
+        return []
+
     def estimate(self, footprint: Footprint) -> Footprint:
         """Memory and time with this technique on, from shapes alone; `footprint` is without it."""
         return footprint
@@ -93,5 +96,3 @@ class Technique(ABC):
     def __str__(self) -> str:
         settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr]  # type: ignore[arg-type]
         return f"{self.name}({', '.join(settings)})"
-
-

@@ -41,20 +41,23 @@ class ChannelsLast(Technique):
         return together([_lay_out(network) for network in networks])
 
 
-def _kernels(network: nn.Module) -> list[nn.Parameter]:
-    """Kernels of convolutions; none of a traced network, which is fixed."""
+def _kernels(network: nn.Module) -> list[nn.Module]:
+    """Modules whose weight is a convolution's kernel; none in a traced network, which is fixed."""
     if isinstance(network, torch.jit.ScriptModule):
         return []
-    return [p for p in network.parameters() if p.dim() == 4]
+    weights = ((module, module._parameters.get("weight")) for module in network.modules())
+    return [module for module, weight in weights if weight is not None and weight.dim() == 4]
 
 
 def _lay_out(network: nn.Module) -> Undo:
-    changed = [p for p in _kernels(network) if not p.is_contiguous(memory_format=torch.channels_last)]
-    for kernel in changed:
-        kernel.data = kernel.data.to(memory_format=torch.channels_last)
+    kernels = [m for m in _kernels(network) if not m.weight.is_contiguous(memory_format=torch.channels_last)]
+    _order(kernels, torch.channels_last)
+    return lambda: _order(kernels, torch.contiguous_format)
 
-    def undo() -> None:
-        for kernel in changed:
-            kernel.data = kernel.data.to(memory_format=torch.contiguous_format)
 
-    return undo
+def _order(kernels: list[nn.Module], form: torch.memory_format) -> None:
+    """Reorder the weights that the modules hold now; weights on disk will be read in that order."""
+    for module in kernels:
+        weight = module._parameters["weight"]
+        assert weight is not None
+        weight.data = weight.data.to(memory_format=form)

@@ -66,7 +66,9 @@ class Compile(Technique):
         return reasons
 
     def apply(self, pipe: Any) -> Undo:
-        more = set_global(torch._dynamo.config, "recompile_limit", max(torch._dynamo.config.recompile_limit, MAX_SHAPES))
+        more = set_global(
+            torch._dynamo.config, "recompile_limit", max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
+        )
         options = {"mode": self.mode, "backend": self.backend, "dynamic": self.dynamic}
         return together([more, *(compile_in_place(block, **options) for block in self._blocks(pipe))])
 

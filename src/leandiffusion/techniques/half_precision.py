@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,12 +51,16 @@ class HalfPrecision(Technique):
     def why_not(self, pipe: Any) -> list[str]:
         networks = pipe._networks()
         if made := [name for name, network in networks.items() if origin_of(network) is None]:
-            return [f"{', '.join(made)} was not opened from a checkpoint, so there would be no way back: use .to(dtype)"]
+            return [
+                f"{', '.join(made)} was not opened from a checkpoint, so there would be no way back: use .to(dtype)"
+            ]
         return []
 
+    def notes(self, pipe: Any) -> list[str]:
+        reason = why_slow(self.dtype, pipe._execution_device)
+        return [] if reason is None else [reason]
+
     def apply(self, pipe: Any) -> Undo:
-        if reason := why_slow(self.dtype, pipe._execution_device):
-            warnings.warn(reason, stacklevel=2)
         return together([_cast(network, self.dtype) for network in pipe._networks().values()])
 
 
@@ -88,5 +91,7 @@ def why_slow(dtype: torch.dtype | None, device: torch.device) -> str | None:
             'add offload="sequential", which reads half-precision checkpoints as they are.'
         )
     if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        return f"float16 is emulated on this CPU, many times slower: use dtype=torch.{'bfloat16' if fast else 'float32'}."
+        return (
+            f"float16 is emulated on this CPU, many times slower: use dtype=torch.{'bfloat16' if fast else 'float32'}."
+        )
     return None

@@ -39,7 +39,9 @@ class Offload(Technique):
     def compute_device(self) -> torch.device:
         """Where the networks run."""
         if self.device is None:
-            return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+            return (
+                torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+            )
         return torch.device(self.device)
 
     @property
@@ -51,7 +53,9 @@ class Offload(Technique):
         try:
             torch.empty(0, device=self.compute_device)
         except (RuntimeError, AssertionError) as error:
-            return [f"device {str(self.device)!r} can not be used on this machine: {str(error).strip().splitlines()[0]}"]
+            return [
+                f"device {str(self.device)!r} can not be used on this machine: {str(error).strip().splitlines()[0]}"
+            ]
         networks = travelling(pipe)
         if not networks:
             return ["none of the pipeline's networks is a torch module whose weights can move"]
@@ -64,7 +68,6 @@ class Offload(Technique):
 
     def apply(self, pipe: Any) -> Undo:
         networks, device = travelling(pipe), self.compute_device
-        self._warn_of_moving(networks, device)
         total = sum(weight_bytes(network) for network in networks.values())
         with tqdm(
             total=total, unit="B", unit_scale=True, delay=2, leave=False, disable=None, desc="Offloading weights"
@@ -79,14 +82,15 @@ class Offload(Technique):
         release()
         return together([release, engine.close, attach(engine, device)])
 
-    def _warn_of_moving(self, networks: dict[str, nn.Module], device: torch.device) -> None:
-        there = [name for name, network in networks.items() if _lies_on(network, device)]
-        if device.type != "cpu" and there:
-            warnings.warn(
-                f"{', '.join(there)} already lay on {device} and {'are' if len(there) > 1 else 'is'} moved off it for "
-                f"{self.name}: leave out .to({str(device)!r}), which first needs all the memory that this saves.",
-                stacklevel=2,
-            )
+    def notes(self, pipe: Any) -> list[str]:
+        device = self.compute_device
+        there = [name for name, network in travelling(pipe).items() if _lies_on(network, device)]
+        if device.type == "cpu" or not there:
+            return []
+        return [
+            f"{', '.join(there)} already lay on {device} and {'are' if len(there) > 1 else 'is'} moved off it for "
+            f"{self.name}: leave out .to({str(device)!r}), which first needs all the memory that this saves."
+        ]
 
 
 def travelling(pipe: Any) -> dict[str, nn.Module]:
@@ -155,5 +159,3 @@ def _moved(values: Any, device: torch.device) -> Any:
 def _lies_on(network: nn.Module, device: torch.device) -> bool:
     first = next(network.parameters(), None)
     return first is not None and first.device.type == device.type
-
-

@@ -35,7 +35,7 @@ class SequentialOffload(Offload):
         saves="Nearly all memory of weights: the device holds a few layers at a time, while the next ones come.",
         costs="Every step reads every weight from the tier below: from host memory over PCIe, or from the checkpoint "
         "on disk. Where computing a layer takes longer than fetching the next, little time is lost.",
-        use="The model does not fit otherwise. On a CPU open the model with offload=\"sequential\", so that it is "
+        use='The model does not fit otherwise. On a CPU open the model with offload="sequential", so that it is '
         "never in memory as a whole. Raise resident_fraction until memory is used up.",
         refuses="A traced or compiled UNet fixes where its weights are, and here they move.",
     )
@@ -54,5 +54,3 @@ class SequentialOffload(Offload):
     @property
     def policy(self) -> Policy:
         return Policy(self.compute_device, self.granularity, self.resident_fraction, self.slots)
-
-

@@ -81,9 +81,12 @@ class Stack:
                     raise BackendUnavailable(message)
                 warnings.warn(f"{message} Going on without it.", stacklevel=4)
                 return False
+            notes = technique.notes(self._pipe)
             kept = [entry for entry in self.applied if _group(entry.technique) != _group(technique)]
             check_together([entry.technique for entry in kept] + [technique])
             self._become([*kept, Applied(technique, why)])
+        for note in notes:
+            warnings.warn(note, stacklevel=4)
         return True
 
     def disable(self, name: str) -> None:

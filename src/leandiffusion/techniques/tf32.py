@@ -48,9 +48,7 @@ class TF32(Technique):
         backend = torch.backends.cudnn if pipe._execution_device.type == "cuda" else torch.backends.mkldnn
         products = torch.backends.cuda.matmul if pipe._execution_device.type == "cuda" else torch.backends.mkldnn.matmul
         precision = "tf32" if pipe._execution_device.type == "cuda" else "bf16"
-        return together(
-            [set_global(owner, "fp32_precision", precision) for owner in (products, backend.conv)]
-        )
+        return together([set_global(owner, "fp32_precision", precision) for owner in (products, backend.conv)])
 
 
 def fast_bfloat16() -> bool:

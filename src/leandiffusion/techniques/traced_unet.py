@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
+from ..weights.load import origin_of
 from . import techniques
-from .attach import Undo, set_attribute
+from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
 
 _KEY = "leandiffusion.json"
@@ -56,7 +57,14 @@ class TracedUNet(Technique):
         return []
 
     def apply(self, pipe: Any) -> Undo:
-        return set_attribute(pipe, "unet", Traced(pipe.unet, None if self.path is None else Path(self.path)))
+        unet = pipe.unet
+        pipe.unet = traced = Traced(unet, None if self.path is None else Path(self.path))
+
+        def undo() -> None:
+            if pipe.unet is traced:  # and not replaced by hand meanwhile
+                pipe.unet = unet
+
+        return undo
 
 
 class Traced(nn.Module):
@@ -75,6 +83,10 @@ class Traced(nn.Module):
     def config(self) -> Any:
         """The UNet's config."""
         return self.unet.config
+
+    @property
+    def _origin(self) -> Any:
+        return origin_of(self.unet)
 
     @property
     def in_channels(self) -> int:

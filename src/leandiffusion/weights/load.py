@@ -77,7 +77,9 @@ def open_network(
     stem: str = getattr(cls, "weights_stem", "diffusion_pytorch_model")
     files = weight_files(folder, stem, variant=variant, use_safetensors=use_safetensors)
     entries = named_for(cls, read_headers(files))
-    return fill_network(cls, config, entries, source=str(folder / name), dtype=dtype, device=device, skip=skip, on_disk=on_disk)
+    return fill_network(
+        cls, config, entries, source=str(folder / name), dtype=dtype, device=device, skip=skip, on_disk=on_disk
+    )
 
 
 def fill_network(

@@ -1,0 +1,90 @@
+"""What the contract tests share: settings, what this machine can not run, and everything a technique may leave behind."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from leandiffusion import StableDiffusionPipeline
+from leandiffusion.techniques import techniques
+
+Draw = Callable[..., np.ndarray]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "half_precision": {"dtype": torch.float16},
+    "compile": {"backend": "eager"},  # what is compiled is the same; a C++ compiler would take minutes
+    "vae_tiling": {"rows": 16},  # small pictures would be one strip
+    "attention_slicing": {"size": "max"},
+    "attention_backend": {"backend": "plain"},
+}
+"""What makes a technique do something to the small packaged model, where its defaults would not."""
+
+UNUSABLE = {
+    name: reasons
+    for name in techniques
+    if (
+        reasons := techniques.get(name)(**SETTINGS.get(name, {})).why_not(
+            StableDiffusionPipeline.from_pretrained("demo")
+        )
+    )
+}
+"""Techniques that this machine lacks something for, and what."""
+
+USABLE = [name for name in techniques if name not in UNUSABLE]
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without warnings of slow half precision, which is about time, and of torch's own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is emulated on this CPU.*")
+        warnings.filterwarnings("ignore", module="torch.*")
+        yield
+
+
+def noise(prompt: str | list[str], options: dict[str, Any]) -> torch.Tensor:
+    """Starting latents, drawn in float32: a generator gives other numbers for each dtype."""
+    count = options.get("num_images_per_prompt", 1) * (1 if isinstance(prompt, str) else len(prompt))
+    shape = (count, 4, options["height"] // 8, options["width"] // 8)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def enable(pipe: Any, name: str) -> None:
+    """Switch a technique on with the settings above."""
+    with quietly():
+        pipe.enable(name, **SETTINGS.get(name, {}))
+
+
+def state(pipe: Any) -> dict[str, Any]:
+    """All that undoing has to bring back: objects, attributes, hooks, weights and how they lie, torch's settings."""
+    found: dict[str, Any] = {
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+        "fp32_precision": [
+            torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision,
+            torch.backends.mkldnn.matmul.fp32_precision, torch.backends.mkldnn.conv.fp32_precision,
+        ],
+        "recompile_limit": torch._dynamo.config.recompile_limit,
+        "components": {name: id(part) for name, part in pipe.components.items()},
+    }  # fmt: skip
+    for component, network in pipe._networks().items():
+        for name, module in network.named_modules():
+            where = f"{component}.{name}"
+            found[where] = {key: _plain(value) for key, value in vars(module).items() if key not in _TABLES}
+            found[f"{where} hooks"] = [len(value) for key, value in vars(module).items() if key.endswith("_hooks")]
+        for name, tensor in network.state_dict(keep_vars=True).items():
+            looks = (type(tensor), tensor.dtype, tensor.device, tensor.stride(), tensor.requires_grad)
+            found[f"{component}.{name}"] = (looks, tensor.detach().double().sum().item(), tensor.detach().norm().item())
+    return found
+
+
+_TABLES = {"_parameters", "_buffers", "_modules"}
+
+
+def _plain(value: Any) -> Any:
+    simple = isinstance(value, bool | int | float | str | tuple | type(None))
+    return value if simple else type(value).__name__
