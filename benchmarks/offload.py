@@ -1,4 +1,4 @@
-"""What offloading costs and saves: full-size Stable Diffusion 1.5 with random weights, each row in a process of its own.
+"""What offloading costs and saves: full-size Stable Diffusion 1.5, random weights, each row in its own process.
 
     python benchmarks/offload.py [--size 512] [--steps 2] [--repeat 3] [--folder FOLDER] [--out RECORDS.jsonl]
 

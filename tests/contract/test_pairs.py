@@ -1,4 +1,4 @@
-"""Every two techniques, in both orders: they work together, or one refuses the other by name before anything changes."""
+"""Every two techniques, in both orders: they work together, or one refuses the other by name before anything moves."""
 
 from __future__ import annotations
 

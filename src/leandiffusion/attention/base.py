@@ -10,7 +10,10 @@ import torch
 class AttentionBackend(Protocol):
     """softmax(q k^T / sqrt(hs)) v (Vaswani et al. 2017, eq. 1) under some trade of memory and speed."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As it is registered."""
+        ...
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q (B, nh, T, hs), k and v (B, nh, S, hs) -> (B, nh, T, hs)."""

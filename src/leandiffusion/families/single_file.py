@@ -65,9 +65,7 @@ def open_single_file(
         if progress is not None:
             progress(name)
         chosen = dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype
-        opened[name] = _open_part(
-            part, name, tensors, path, dtype=chosen, device=device, task=task, on_disk=on_disk
-        )
+        opened[name] = _open_part(part, name, tensors, path, dtype=chosen, device=device, task=task, on_disk=on_disk)
     for name, settings in kind.tokenizers.items():
         if name not in given:
             opened[name] = component_class("CLIPTokenizer").standard(**settings)
@@ -96,9 +94,7 @@ def _open_part(
         )
     entries = named_for(cls, part.convert(found, part.config))
     skip = UNNEEDED.get((task or "", part.class_name))
-    return fill_network(
-        cls, part.config, entries, source=name, dtype=dtype, device=device, skip=skip, on_disk=on_disk
-    )
+    return fill_network(cls, part.config, entries, source=name, dtype=dtype, device=device, skip=skip, on_disk=on_disk)
 
 
 def _configured(kind: Family, folder: Path) -> tuple[Family, bool]:

@@ -24,7 +24,7 @@ from .blocks import GroupNorm, ResnetBlock2D, Statistics, silu
 if TYPE_CHECKING:
     from .vae_blocks import Decoder, Encoder
 
-STRIP_BYTES = 16 << 20
+STRIP_BYTES = 8 << 20
 """Of one strip of a map, where the user does not choose the rows. A few such strips are in memory at once."""
 
 MIN_ROWS = 8
@@ -179,12 +179,13 @@ class Tiler:
             if held is not None:
                 into[:, :, held[0] : held[1]] = held[2]
             held = (begin, end, strip)
-        assert held is not None and into is not None
+        assert held is not None
+        assert into is not None
         into[:, :, held[0] : held[1]] = held[2]
         return into
 
     def statistics(self, source: Rows, groups: int) -> Statistics:
-        """Mean and variance of each group of channels over the whole map, combined strip by strip (Chan et al. 1979)."""
+        """Mean and variance of each group of channels over the whole map, combined by strips (Chan et al. 1979)."""
         count, mean, total = 0, torch.zeros(()), torch.zeros(())  # total: sum of squared deviations
         for begin, end in self.strips(source):
             x = source.rows(begin, end).float()
@@ -217,13 +218,13 @@ def decode_tiled(decoder: Decoder, z: Tensor, rows: int | None) -> Tensor:
     In memory are at most two maps of the last level's width, and a few strips.
     """
     x: Rows = Stored(decoder.mid_block(decoder.conv_in(z)))
-    scale = 2 ** sum(len(getattr(block, "upsamplers", ())) for block in decoder.up_blocks)
+    scale = 2 ** sum(len(_parts(block, "upsamplers")) for block in decoder.up_blocks)
     tiler = Tiler(None if rows is None else rows / (scale * z.shape[2]), z.element_size())
     last = decoder.conv_norm_out.num_channels * z.shape[0] * z.shape[2] * z.shape[3] * scale**2
     for block in decoder.up_blocks:
-        for resnet in block.resnets:
+        for resnet in _parts(block, "resnets"):
             x = tiler.resnet(x, resnet)
-        for upsampler in getattr(block, "upsamplers", ()):
+        for upsampler in _parts(block, "upsamplers"):
             x = Convolved(Doubled(x), upsampler.conv)
             # Wide and at full size it would be the largest map of all. It is computed again where it is read, unless
             # it fits, together with what is made of it, beneath the two maps that are needed in any case.
@@ -239,11 +240,16 @@ def encode_tiled(encoder: Encoder, x: Tensor, rows: int | None) -> Tensor:
     tiler = Tiler(None if rows is None else rows / x.shape[2], x.element_size())
     h = Stored(tiler.store(Convolved(Stored(x), encoder.conv_in)))
     for block in encoder.down_blocks:
-        for resnet in block.resnets:
+        for resnet in _parts(block, "resnets"):
             h = tiler.resnet(h, resnet)
-        for downsampler in getattr(block, "downsamplers", ()):
+        for downsampler in _parts(block, "downsamplers"):
             h = Stored(tiler.store(Halved(h, downsampler.conv)))
     return encoder.conv_out(silu(encoder.conv_norm_out(encoder.mid_block(h.tensor))))
+
+
+def _parts(block: nn.Module, name: str) -> list[Any]:
+    """The layers of one kind in a level; none where it has no such."""
+    return list(getattr(block, name, ()))
 
 
 def _numbers(source: Rows) -> int:

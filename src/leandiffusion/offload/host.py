@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,9 +94,10 @@ def _groups(units: list[Unit], limit: int) -> Iterator[list[Unit]]:
 
 def _pin(block: Tensor) -> bool:
     """Pin the block's pages where they are: torch's own pinned memory rounds sizes up to powers of two."""
-    register: Callable[..., int] = torch.cuda.cudart().cudaHostRegister
-    return block.nbytes > 0 and int(register(block.data_ptr(), block.nbytes, 0)) == 0
+    runtime: Any = torch.cuda.cudart()
+    return block.nbytes > 0 and int(runtime.cudaHostRegister(block.data_ptr(), block.nbytes, 0)) == 0
 
 
 def _unpin(block: Tensor) -> None:
-    torch.cuda.cudart().cudaHostUnregister(block.data_ptr())
+    runtime: Any = torch.cuda.cudart()
+    runtime.cudaHostUnregister(block.data_ptr())

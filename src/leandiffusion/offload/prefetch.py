@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -54,10 +55,8 @@ class ThreadPrefetcher:
 
     def abandon(self, ticket: Future[None]) -> None:
         if not ticket.cancel():
-            try:
+            with suppress(CancelledError):
                 ticket.exception()
-            except CancelledError:
-                pass
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -108,8 +108,12 @@ class Assembly:
         if reason := why_slow(chosen.get("dtype"), chosen.get("device", self.device)):
             warnings.warn(reason, stacklevel=2)
         if chosen:
-            self._stack.lifted(lambda: [network.to(**chosen) for network in self._networks().values()])
+            self._stack.lifted(lambda: self._move(chosen))
         return self
+
+    def _move(self, chosen: Mapping[str, Any]) -> None:
+        for network in self._networks().values():
+            network.to(**chosen)
 
     # -- opening and saving ------------------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ def _kernels(network: nn.Module) -> list[nn.Module]:
 
 
 def _lay_out(network: nn.Module) -> Undo:
-    kernels = [m for m in _kernels(network) if not m.weight.is_contiguous(memory_format=torch.channels_last)]
+    kernels = [m for m in _kernels(network) if not _weight(m).is_contiguous(memory_format=torch.channels_last)]
     _order(kernels, torch.channels_last)
     return lambda: _order(kernels, torch.contiguous_format)
 
@@ -58,6 +58,11 @@ def _lay_out(network: nn.Module) -> Undo:
 def _order(kernels: list[nn.Module], form: torch.memory_format) -> None:
     """Reorder the weights that the modules hold now; weights on disk will be read in that order."""
     for module in kernels:
-        weight = module._parameters["weight"]
-        assert weight is not None
+        weight = _weight(module)
         weight.data = weight.data.to(memory_format=form)
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module._parameters["weight"]
+    assert weight is not None
+    return weight

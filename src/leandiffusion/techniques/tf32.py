@@ -45,10 +45,12 @@ class TF32(Technique):
         return [f"{device.type} has no TF32"]
 
     def apply(self, pipe: Any) -> Undo:
-        backend = torch.backends.cudnn if pipe._execution_device.type == "cuda" else torch.backends.mkldnn
-        products = torch.backends.cuda.matmul if pipe._execution_device.type == "cuda" else torch.backends.mkldnn.matmul
-        precision = "tf32" if pipe._execution_device.type == "cuda" else "bf16"
-        return together([set_global(owner, "fp32_precision", precision) for owner in (products, backend.conv)])
+        backends: Any = torch.backends
+        if pipe._execution_device.type == "cuda":
+            owners, precision = (backends.cuda.matmul, backends.cudnn.conv), "tf32"
+        else:
+            owners, precision = (backends.mkldnn.matmul, backends.mkldnn.conv), "bf16"
+        return together([set_global(owner, "fp32_precision", precision) for owner in owners])
 
 
 def fast_bfloat16() -> bool:

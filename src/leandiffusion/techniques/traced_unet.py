@@ -24,6 +24,7 @@ from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
 
 _KEY = "leandiffusion.json"
+_TRACER_WARNING: Any = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 
 
 @techniques.register("traced_unet")
@@ -150,7 +151,7 @@ class Traced(nn.Module):
     def _trace(self, key: str, inputs: Mapping[str, Tensor]) -> Any:
         flat = _Flat(self.unet, tuple(inputs))
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", _TRACER_WARNING)
             warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
             graph = torch.jit.trace(flat, tuple(inputs.values()), check_trace=False)
@@ -174,7 +175,7 @@ class Traced(nn.Module):
         """The graph that `path` holds for this key, with the UNet's own weights; None when there is none."""
         if self.path is None or not self.path.exists():
             return None
-        found = {_KEY: ""}
+        found: dict[str, Any] = {_KEY: ""}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
