@@ -91,8 +91,8 @@ def open_folder(
     `components` holds objects to take as they are, and None for those to leave out: neither is looked for on disk.
     `dtype` is for all networks, or by component name with "default" for the rest. `task` says what will be done, so
     that halves it does not need stay on disk: for "text2img" the VAE's encoder; None loads all. `progress` is called
-    with each component's name before it is opened. `on_disk` leaves weights in their files until they are used. A component without the variant asked for gets its plain weights,
-    with a warning.
+    with each component's name before it is opened. `on_disk` leaves weights in their files until they are used. A
+    component without the variant asked for gets its plain weights, with a warning.
 
     Raises ConfigError for classes and settings that are not supported, and the kinds of WeightsError. Everything that
     can be seen from names and configs is checked before the first weights are read.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -11,6 +11,7 @@ from ..modules.transformer import attention_layers, set_attention_slice
 from . import techniques
 from .attach import Undo, set_attribute, together
 from .base import Exactness, Phase, Price, Technique
+from .footprint import Footprint
 
 
 @techniques.register("attention_slicing")
@@ -39,6 +40,10 @@ class AttentionSlicing(Technique):
 
     def why_not(self, pipe: Any) -> list[str]:
         return why_no_attention(pipe)
+
+    def estimate(self, footprint: Footprint) -> Footprint:
+        parts = {"auto": 2, "max": 8}.get(self.size, 2) if isinstance(self.size, str) else 2  # of the usual 8 heads
+        return footprint.change(lambda s: replace(s, attention=s.attention // parts, time=s.time * 1.05), "denoise")
 
     def apply(self, pipe: Any) -> Undo:
         undo = keep_backends(pipe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from ..weights.stored import bring_up, cast, put_down
 from . import techniques
 from .attach import Undo, together
 from .base import Exactness, Phase, Price, Technique
+from .footprint import Footprint, Stage
 from .tf32 import fast_bfloat16
 
 HALF = (torch.float16, torch.bfloat16)
@@ -55,6 +56,13 @@ class HalfPrecision(Technique):
                 f"{', '.join(made)} was not opened from a checkpoint, so there would be no way back: use .to(dtype)"
             ]
         return []
+
+    def estimate(self, footprint: Footprint) -> Footprint:
+        def halved(stage: Stage) -> Stage:
+            half = {name: getattr(stage, name) // 2 for name in ("own", "others", "activations", "attention", "leaf")}
+            return replace(stage, **half, time=stage.time * 0.5)
+
+        return footprint.change(halved)
 
     def notes(self, pipe: Any) -> list[str]:
         reason = why_slow(self.dtype, pipe._execution_device)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..offload.engine import Policy
 from . import techniques
 from .base import Price
+from .footprint import Footprint
 from .offloading import Offload
 
 
@@ -27,6 +28,9 @@ class ModelOffload(Offload):
         use="The UNet fits beside its working memory, the rest does not.",
         refuses="A traced or compiled UNet fixes where its weights are, and here they move.",
     )
+
+    def estimate(self, footprint: Footprint) -> Footprint:
+        return footprint.change(lambda stage: replace(stage, others=0))
 
     @property
     def policy(self) -> Policy:

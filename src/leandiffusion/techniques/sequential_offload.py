@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..core.errors import ConfigError
@@ -10,6 +10,7 @@ from ..offload.engine import SLOTS, Policy
 from ..offload.units import GRANULARITIES
 from . import techniques
 from .base import Price
+from .footprint import Footprint, Stage
 from .offloading import Offload
 
 
@@ -50,6 +51,16 @@ class SequentialOffload(Offload):
             raise ConfigError(f"resident_fraction={self.resident_fraction!r} must lie between 0 and 1.")
         if isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 2:
             raise ConfigError(f"slots={self.slots!r} must be a whole number from 2 up: one computes, one comes.")
+
+    def estimate(self, footprint: Footprint) -> Footprint:
+        def travelling(stage: Stage) -> Stage:
+            ring = min(self.slots * stage.leaf, stage.own)
+            kept = int(self.resident_fraction * stage.own)
+            return replace(
+                stage, own=min(ring + kept, stage.own), others=0, time=stage.time * (2 - self.resident_fraction)
+            )
+
+        return footprint.change(travelling)
 
     @property
     def policy(self) -> Policy:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from . import techniques
 from .attach import Undo, set_attribute
 from .base import Exactness, Phase, Price, Technique
+from .footprint import Footprint
 
 
 @techniques.register("vae_slicing")
@@ -30,6 +31,12 @@ class VaeSlicing(Technique):
 
     def why_not(self, pipe: Any) -> list[str]:
         return why_not_own(pipe, "use_slicing")
+
+    def estimate(self, footprint: Footprint) -> Footprint:
+        n = footprint.work.batch
+        return footprint.change(
+            lambda s: replace(s, activations=s.activations // n, attention=s.attention // n), "decode"
+        )
 
     def apply(self, pipe: Any) -> Undo:
         return set_attribute(pipe.vae, "use_slicing", True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from ..modules.vae_tiles import check_tile_rows
+from ..modules.vae_tiles import STRIP_BYTES, check_tile_rows
 from . import techniques
 from .attach import Undo, set_attribute, together
 from .base import Exactness, Phase, Price, Technique
+from .footprint import CONV_COPIES, Footprint, Stage
 from .vae_slicing import why_not_own
 
 
@@ -40,6 +41,14 @@ class VaeTiling(Technique):
 
     def why_not(self, pipe: Any) -> list[str]:
         return why_not_own(pipe, "use_tiling")
+
+    def estimate(self, footprint: Footprint) -> Footprint:
+        # Two maps of the last level, which has half the channels of the widest, and a dozen strips.
+        def tiled(stage: Stage) -> Stage:
+            few = stage.activations // CONV_COPIES + 12 * STRIP_BYTES
+            return replace(stage, activations=min(stage.activations, few), time=stage.time * 1.2)
+
+        return footprint.change(tiled, "decode")
 
     def apply(self, pipe: Any) -> Undo:
         return together([set_attribute(pipe.vae, "use_tiling", True), set_attribute(pipe.vae, "tile_rows", self.rows)])
