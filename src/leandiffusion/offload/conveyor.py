@@ -126,7 +126,7 @@ class Conveyor:
         if not load.ready:
             try:
                 self._prefetcher.wait(load.ticket)
-            except Exception:
+            except BaseException:  # Ctrl-C too: what was being read may be half there
                 self._drop(load)
                 raise
             load.ready = True

@@ -39,7 +39,7 @@ class HostStore:
         for group in _groups(self._units, BLOCK_BYTES):
             size = sum(unit.nbytes for unit in group)
             block = torch.empty(size, dtype=torch.uint8)
-            if size <= budget and _pin(block):
+            if 0 < size <= budget and _pin(block):
                 self._pinned.append(block)
                 budget -= size
             self._pack(group, block)
@@ -95,7 +95,7 @@ def _groups(units: list[Unit], limit: int) -> Iterator[list[Unit]]:
 def _pin(block: Tensor) -> bool:
     """Pin the block's pages where they are: torch's own pinned memory rounds sizes up to powers of two."""
     runtime: Any = torch.cuda.cudart()
-    return block.nbytes > 0 and int(runtime.cudaHostRegister(block.data_ptr(), block.nbytes, 0)) == 0
+    return int(runtime.cudaHostRegister(block.data_ptr(), block.nbytes, 0)) == 0
 
 
 def _unpin(block: Tensor) -> None:

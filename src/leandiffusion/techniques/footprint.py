@@ -16,8 +16,9 @@ from torch import nn
 from ..modules.transformer import attention_layers
 from ..offload.units import weight_bytes
 
-GEGLU_COPIES = 16
-"""Of a transformer's tokens at its widest moment: twice four times the channels, their GELU and their product."""
+GEGLU_COPIES = 24
+"""Of a transformer's tokens at its widest moment: eight times the channels, their GELU, their product, and around them
+the tokens themselves, normed and not, and what the product is reordered into."""
 
 CONV_COPIES = 3
 """Of the widest map at a convolution's worst moment: what it reads, the library's reordered copy, what it writes."""

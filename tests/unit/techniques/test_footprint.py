@@ -65,12 +65,12 @@ def test_weights_are_counted_exactly(sd15: Shape) -> None:
 
 
 def test_near_what_was_measured(sd15: Shape) -> None:
-    """Peaks of full-size float32 networks in MiB, as benchmarks/vae_memory.py and benchmarks/offload.py print them."""
+    """Peaks of full-size float32 networks in MiB, as VmHWM during a decode and a guided step of 512 px."""
     for size, measured in ((512, 807), (1024, 3088)):
         decode = plain_footprint(sd15, Work(size, size)).stages["decode"]
         assert 0.5 < (decode.activations + decode.attention) / 2**20 / measured < 2
     denoise = plain_footprint(sd15, Work(512, 512)).stages["denoise"]
-    assert 0.5 < (denoise.activations + denoise.attention) / 2**20 / 500 < 2
+    assert 0.5 < (denoise.activations + denoise.attention) / 2**20 / 412 < 2
 
 
 def test_slicing_makes_a_batch_as_cheap_as_one(sd15: Shape) -> None:
