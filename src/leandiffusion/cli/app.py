@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from .options import MAX_SEED, parse_dtype, parse_guidance, parse_size
+from .options import MAX_SEED, parse_dtype, parse_guidance, parse_offload, parse_size, parse_slicing
 from .report import in_one_line
 
 OUTPUTS = Path("outputs")
@@ -29,6 +29,9 @@ Out = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the whole trace of an error.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Repeats a picture bit for bit on one machine.")]
 
+# How much memory and time a picture takes; see docs/techniques.md.
+PANEL = "Memory and speed"
+
 GENERATE_EXAMPLES = """
 Examples:
 
@@ -37,6 +40,8 @@ leandiffusion generate "a large yellow star on a blue background" --show
 leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --size 512x512 --steps 30
 
 leandiffusion generate --like outputs/0001-a-red-circle.png --steps 50
+
+leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --offload sequential --vae-tiling
 """
 
 
@@ -77,11 +82,52 @@ def generate(
     ] = None,
     out: Out = OUTPUTS,
     show: Annotated[bool, typer.Option("--show/--no-show", help="Draw the picture in the terminal too.")] = False,
+    offload: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_offload,
+            metavar="model|sequential",
+            rich_help_panel=PANEL,
+            help="Weights lie below the device, in memory or on disk, and come in turn: whole networks, or layers.",
+        ),
+    ] = None,
+    attention_slicing: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_slicing,
+            metavar="auto|max|N",
+            rich_help_panel=PANEL,
+            help="Attention for half the heads at a time, one, or N.",
+        ),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BACKEND", rich_help_panel=PANEL, help="Kernel of attention, such as sdpa, flash, xformers."
+        ),
+    ] = None,
+    vae_slicing: Annotated[
+        bool, typer.Option("--vae-slicing", rich_help_panel=PANEL, help="Decode a batch picture by picture.")
+    ] = False,
+    vae_tiling: Annotated[
+        bool, typer.Option("--vae-tiling", rich_help_panel=PANEL, help="Decode in strips, without seams.")
+    ] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", rich_help_panel=PANEL, help="Lay out convolutions as NHWC.")
+    ] = False,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", rich_help_panel=PANEL, help="Float32 products in TF32; on CPUs in bfloat16.")
+    ] = False,
+    trace: Annotated[bool, typer.Option("--trace", rich_help_panel=PANEL, help="Run a traced UNet.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", rich_help_panel=PANEL, help="Compile UNet and VAE: slow start, faster steps.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Draw pictures from words, and save each with the recipe to draw it again."""
     with in_one_line(verbose):
         from . import generate as command
+        from .techniques import Choices
         from .wish import Wish
 
         width, height = size or (None, None)
@@ -98,7 +144,18 @@ def generate(
             dtype=dtype,
             device=device,
         )
-        command.run(wish, out, count=count, like=like, show=show)
+        choices = Choices(
+            attention=attention,
+            attention_slicing=attention_slicing,
+            vae_slicing=vae_slicing,
+            vae_tiling=vae_tiling,
+            channels_last=channels_last,
+            tf32=tf32,
+            offload=offload,
+            trace=trace,
+            compile=compile_,
+        )
+        command.run(wish, out, count=count, like=like, show=show, choices=choices)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from ..core.errors import ConfigError
 from ..pictures.files import Destination
 from ..pictures.record import PictureRecord, Recipe
 from .report import describe_cost, say
+from .techniques import Choices
 from .wish import Order, Wish, to_order
 
 
@@ -26,7 +27,15 @@ class Drawn:
     record: PictureRecord
 
 
-def run(wish: Wish, out: Path, *, count: int = 1, like: Path | None = None, show: bool = False) -> list[Path]:
+def run(
+    wish: Wish,
+    out: Path,
+    *,
+    count: int = 1,
+    like: Path | None = None,
+    show: bool = False,
+    choices: Choices = Choices(),  # noqa: B008 - frozen
+) -> list[Path]:
     """Draw `count` pictures and save each; returns their paths, which are also printed.
 
     Picture i has seed + i and is drawn on its own, so that each can be drawn again alone, bit for bit.
@@ -37,12 +46,13 @@ def run(wish: Wish, out: Path, *, count: int = 1, like: Path | None = None, show
     except ConfigError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
     order = to_order(wish, like)
+    choices.check()
     destination.prepare(expected_bytes=count * 4 * (order.width or 1024) * (order.height or 1024))
 
     last = order.seed + count - 1
     say(f"Drawing with {order.model}, seed {order.seed}" + (f" to {last}" if count > 1 else ""))
     paths: list[Path] = []
-    for drawn in draw(order, count):
+    for drawn in draw(order, count, choices):
         start = time.perf_counter()
         path = destination.save(drawn.image, drawn.record, index=len(paths))
         saving = time.perf_counter() - start
@@ -51,13 +61,15 @@ def run(wish: Wish, out: Path, *, count: int = 1, like: Path | None = None, show
             _show(drawn.image)
         typer.echo(path)
         say(describe_cost({**drawn.record.seconds, "save": saving}, drawn.record.peak_memory))
+    if drawn.record.techniques:
+        say(f"With {', '.join(drawn.record.techniques.values())}")
     return paths
 
 
-def draw(order: Order, count: int) -> Iterator[Drawn]:
+def draw(order: Order, count: int, choices: Choices) -> Iterator[Drawn]:
     """Open the model, then draw picture after picture. The first one's seconds include opening the model."""
     start = time.perf_counter()
-    pipe = open_model(order)
+    pipe = open_model(order, choices)
     seconds = {"load": time.perf_counter() - start}
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"
@@ -66,8 +78,8 @@ def draw(order: Order, count: int) -> Iterator[Drawn]:
         seconds = {}
 
 
-def open_model(order: Order) -> Any:
-    """The pipeline of the order's model, at its dtype, on its device, with its scheduler."""
+def open_model(order: Order, choices: Choices = Choices()) -> Any:  # noqa: B008 - frozen
+    """The pipeline of the order's model, at its dtype, on its device, with its scheduler and the chosen techniques."""
     import torch
 
     from ..pipelines import open_pipeline
@@ -76,7 +88,8 @@ def open_model(order: Order) -> Any:
     device = order.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # GPUs are made for half precision; what it gives on a CPU depends on the CPU, so there it waits to be asked for.
     name = order.dtype or ("float16" if device.startswith("cuda") else "float32")
-    pipe = open_pipeline(order.model, dtype=getattr(torch, name), device=device)
+    pipe = open_pipeline(order.model, dtype=getattr(torch, name), device=device, offload=choices.offload)
+    choices.apply(pipe)
     if order.scheduler is not None:
         pipe.scheduler = build(order.scheduler, pipe.scheduler.config)
     return pipe
@@ -128,6 +141,7 @@ def _record(pipe: Any, order: Order, seed: int, size: tuple[int, int], seconds: 
         karras=bool(pipe.scheduler.config.get("use_karras_sigmas")),
         seconds={stage: round(taken, 4) for stage, taken in seconds.items()},
         peak_memory=_peaks(),
+        techniques={entry.name: str(entry.technique) for entry in pipe.techniques},
         versions={"leandiffusion": __version__, "torch": str(torch.__version__)},
     )
 

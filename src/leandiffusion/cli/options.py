@@ -8,6 +8,7 @@ import re
 import typer
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+OFFLOADS = ("model", "sequential")
 MAX_SEED = 2**63 - 1
 
 
@@ -36,6 +37,23 @@ def parse_guidance(text: str) -> float:
     if not math.isfinite(value) or value < 0:
         raise typer.BadParameter(f"{text!r} is no guidance scale: use a number from 0 up, such as 7.5.")
     return value
+
+
+def parse_slicing(text: str) -> str | int:
+    """'auto', 'max', or a number of heads from 1 up."""
+    word = text.lower()
+    if word in ("auto", "max"):
+        return word
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is none of auto, max and numbers of heads at a time, such as 2.")
+    return int(text)
+
+
+def parse_offload(text: str) -> str:
+    """'model' or 'sequential'."""
+    if text.lower() not in OFFLOADS:
+        raise typer.BadParameter(f"{text!r} is no way of offloading: use {' or '.join(OFFLOADS)}.")
+    return text.lower()
 
 
 def parse_dtype(text: str) -> str:

@@ -53,7 +53,8 @@ class PictureRecord:
     """A recipe, and what following it took.
 
     `sampler` is the scheduler class that ran, with `karras` or not; `seconds` per stage; `peak_memory` in bytes by
-    where it was ('process', 'cuda:0'); `versions` of the packages that decide the result.
+    where it was ('process', 'cuda:0'); `techniques` that were on, with their settings, by name; `versions` of the
+    packages that decide the result.
     """
 
     recipe: Recipe
@@ -61,6 +62,7 @@ class PictureRecord:
     karras: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory: Mapping[str, int] = field(default_factory=dict)
+    techniques: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -77,6 +79,7 @@ class PictureRecord:
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ConfigError(f"its {JSON_KEY!r} text is not of format {FORMAT}, the one this version reads")
         recipe = Recipe(**_checked(Recipe, values.pop("recipe", None)))
+        values = {"techniques": {}} | values  # pictures drawn before there were any
         return cls(recipe, **_checked(cls, values, without="recipe"))
 
     def to_a1111(self) -> str:

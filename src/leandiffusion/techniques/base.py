@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from .attach import Undo
 
 if TYPE_CHECKING:
@@ -94,5 +96,7 @@ class Technique(ABC):
         """Switch it on and return how to switch it off exactly. Leaves the pipeline as it was if it raises."""
 
     def __str__(self) -> str:
-        settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr]  # type: ignore[arg-type]
-        return f"{self.name}({', '.join(settings)})"
+        """Its name, with the settings that differ from the defaults: 'attention_slicing(size=2)'."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}  # type: ignore[arg-type]
+        settings = ", ".join(f"{name}={str(v) if isinstance(v, torch.device) else v!r}" for name, v in values.items())
+        return f"{self.name}({settings})" if settings else self.name

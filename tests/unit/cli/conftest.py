@@ -25,6 +25,7 @@ class QuickPipeline:
 
     dtype = torch.float32
     device = torch.device("cpu")
+    techniques = ()
 
     def __init__(self, calls: list[dict[str, Any]]) -> None:
         self.scheduler = build("ddim")
@@ -62,7 +63,7 @@ class Studio:
     def run(self, *arguments: str) -> Any:
         return CliRunner().invoke(app, list(arguments), prog_name="leandiffusion")
 
-    def open(self, order: Any) -> QuickPipeline:
+    def open(self, order: Any, choices: Any) -> QuickPipeline:
         self.opened.append(order)
         pipe = QuickPipeline(self.calls)
         if order.scheduler is not None:

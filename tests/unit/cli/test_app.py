@@ -18,7 +18,7 @@ class Pipe:
         print("drawing", flush=True)
         time.sleep(60)
 demo.DEFAULTS = {}
-generate.open_model = lambda order: Pipe()
+generate.open_model = lambda order, choices: Pipe()
 sys.argv = ["leandiffusion", "generate", "a ring", "--out", sys.argv[1]]
 app.main()
 """

@@ -130,7 +130,7 @@ def test_wrong_usage_is_code_2_and_opens_nothing(studio, arguments, complaint):
 
 
 def test_a_failure_is_code_1_and_one_line(studio, monkeypatch):
-    def fail(order):
+    def fail(order, choices):
         raise CheckpointNotFound(f"no model\nat {order.model}")
 
     monkeypatch.setattr(generate, "open_model", fail)
@@ -143,7 +143,7 @@ def test_a_failure_is_code_1_and_one_line(studio, monkeypatch):
 
 
 def test_unexpected_errors_keep_their_name(studio, monkeypatch):
-    def fail(order):
+    def fail(order, choices):
         raise MemoryError
 
     monkeypatch.setattr(generate, "open_model", fail)
@@ -166,9 +166,9 @@ def test_a_device_that_is_not_here_is_a_failure(studio):
 
 
 def test_warnings_are_notes_without_a_file_name(studio, monkeypatch):
-    def warn(order):
+    def warn(order, choices):
         warnings.warn("the prompt was cut after 'ring'", UserWarning)
-        return studio.open(order)
+        return studio.open(order, choices)
 
     monkeypatch.setattr(generate, "open_model", warn)
     with warnings.catch_warnings():
@@ -205,7 +205,7 @@ def test_the_model_is_opened_as_ordered(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "leandiffusion.pipelines", SimpleNamespace(open_pipeline=open_pipeline))
     pipe = generate.open_model(Order(model="m", dtype="bfloat16", device="cpu", scheduler="pndm"))
-    assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu"}
+    assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu", "offload": None}
     assert type(pipe.scheduler).__name__ == "PNDMScheduler"
     assert pipe.scheduler.config.beta_start == 0.002  # the model's own noise schedule stays
     assert type(generate.open_model(Order(model="m")).scheduler).__name__ == "DDIMScheduler"

@@ -1,0 +1,126 @@
+"""The options that switch techniques on: complete, checked early, recorded in the picture."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from leandiffusion.cli.app import PANEL, app
+from leandiffusion.cli.options import parse_offload, parse_slicing
+from leandiffusion.cli.techniques import Choices
+from leandiffusion.pictures.record import PictureRecord, read_record
+from leandiffusion.techniques import techniques
+
+
+def options() -> dict[str, Any]:
+    command: Any = get_command(app)
+    return {option: p for p in command.commands["generate"].params for option in p.opts}
+
+
+def test_every_techniques_flag_is_an_option_and_the_other_way_round() -> None:
+    declared = {str(cls.flag).split()[0] for name in techniques if (cls := techniques.get(name)).flag}
+    panel = {name for name, p in options().items() if getattr(p, "rich_help_panel", None) == PANEL}
+    assert declared <= options().keys()
+    assert panel == declared - {"--dtype"}
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("MAX", "max"), ("3", 3)])
+def test_slices(text: str, value: str | int) -> None:
+    assert parse_slicing(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "half", "1.5", ""])
+def test_wrong_slices(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="auto, max and numbers of heads"):
+        parse_slicing(text)
+
+
+def test_ways_of_offloading() -> None:
+    assert [parse_offload("model"), parse_offload("Sequential")] == ["model", "sequential"]
+    with pytest.raises(typer.BadParameter, match="use model or sequential"):
+        parse_offload("disk")
+
+
+def test_each_choice_is_a_technique() -> None:
+    everything = Choices("plain", "auto", True, True, True, True, "model", True, True)
+    assert set(everything.techniques) | {
+        "model_offload",
+        "half_precision",
+        "cudnn_autotune",
+        "sequential_offload",
+    } == set(techniques)
+    assert Choices().techniques == {}
+
+
+def draw(run: Any, tmp_path: Path, *arguments: str) -> Any:
+    return run(
+        [
+            "generate",
+            "a red circle",
+            "--steps",
+            "2",
+            "--seed",
+            "1",
+            "--size",
+            "64",
+            "--out",
+            str(tmp_path / "a.png"),
+            *arguments,
+        ]
+    )
+
+
+@pytest.fixture
+def run() -> Any:
+    from typer.testing import CliRunner
+
+    return lambda arguments: CliRunner().invoke(app, arguments)
+
+
+def test_what_was_on_is_said_and_recorded(run: Any, tmp_path: Path) -> None:
+    result = draw(run, tmp_path, "--offload", "sequential", "--vae-tiling", "--attention-slicing", "2")
+    assert result.exit_code == 0, result.output
+    assert "With attention_slicing(size=2), vae_tiling, sequential_offload" in result.output
+    record = read_record(tmp_path / "a.png")
+    assert list(record.techniques) == ["attention_slicing", "vae_tiling", "sequential_offload"]
+
+
+def test_the_picture_is_the_same(run: Any, tmp_path: Path) -> None:
+    from PIL import Image, ImageChops
+
+    pictures = []
+    for arguments in ([], ["--offload", "model", "--vae-slicing", "--attention", "chunked", "--channels-last"]):
+        assert draw(run, tmp_path, *arguments).exit_code == 0
+        pictures.append(Image.open(tmp_path / "a.png").convert("RGB"))
+    extremes = ImageChops.difference(*pictures).getextrema()
+    assert max(high for _, high in extremes) <= 1  # of 255: sums in another order
+
+
+def test_records_without_techniques_are_still_read(run: Any, tmp_path: Path) -> None:
+    assert draw(run, tmp_path).exit_code == 0
+    text = read_record(tmp_path / "a.png").to_json()
+    older = re.sub(r', "techniques": \{\}', "", text)
+    assert older != text
+    assert PictureRecord.from_json(older).techniques == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attention", "flsh"], "Did you mean 'flash'?"),
+        (["--attention", "xformers"], "attention_backend can not be used here"),
+        (["--attention-slicing", "99"], "more than the 4 heads of"),
+        (["--trace", "--offload", "model"], "can not be on together"),
+        (["--trace", "--compile"], "can not be on together"),
+    ],
+)
+def test_what_can_not_be_is_one_line(run: Any, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = draw(run, tmp_path, *arguments)
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "a.png").exists()

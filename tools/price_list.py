@@ -1,0 +1,108 @@
+"""Draws docs/techniques.md from what the techniques declare: `python -m tools.price_list`, or `make docs`."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from leandiffusion.techniques import Technique, techniques
+
+PAGE = Path(__file__).parents[1] / "docs" / "techniques.md"
+
+INTRODUCTION = """\
+# Techniques: the price list
+
+Everything that trades memory for time, or the other way round: what it saves, what it costs, and what it refuses. This
+page is drawn from the techniques' own declarations by `make docs`; a test fails when the two differ.
+
+```python
+pipe = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float16)
+pipe.enable_attention_slicing()                       # diffusers' names work …
+pipe.enable("vae_tiling", rows=64)                    # … and so does every technique by its own
+print(*pipe.techniques, sep="\\n")                     # what is on, in order, and why
+pipe.disable("vae_tiling")                            # exactly as it was before
+```
+
+Techniques can be switched on in any order; they are applied by phase, so that layout is settled before weights travel
+and weights before graphs are recorded. Switching one on again replaces it. What can not work is refused, with the
+reason, before anything changes; a technique that only saves time and that this machine can not run warns and is left
+out.
+
+*Exact* means the same algebra: in float32 within 1e-5 of the plain result. *Rounding* means numbers of lower precision.
+Nothing that computes something else is ever switched on unasked.
+
+## Offloading: to which tier?
+
+Weights lie on the tier below the device that computes. For a GPU that is the host's memory, pinned as far as half of
+what is free. For a CPU it is the checkpoint on disk: each weight is compared with its file once, and one that was
+changed since it was loaded stays in memory. Opened with `from_pretrained(path, offload="sequential")` a model is never
+in memory as a whole. Weights are never copied back, since the masters never leave.
+
+Inside `from_pretrained` the dtype is free: a float16 or bfloat16 checkpoint can travel from disk and be computed in
+float32, which is what CPUs without bfloat16 instructions need.
+
+## Together
+
+Every pair that is not refused below has been tested, in both orders. Made for each other:
+
+- half precision, sequential offload, attention slicing, VAE tiling: the least memory
+- half precision, model offload, attention slicing: a little more memory, the speed of a resident UNet
+- VAE slicing with memory-efficient attention: many pictures per call
+- channels-last and a traced or compiled UNet: speed
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    kinds = sorted((techniques.get(name) for name in techniques), key=lambda cls: (cls.phase, cls.title))
+    rows = ["| technique | phase | exactness | call | option |", "|---|---|---|---|---|"]
+    rows += [
+        f"| [{cls.title}](#{_anchor(cls.title)}) | {cls.phase.name.lower()} | {cls.exactness} | `{cls.calls[0]}` | "
+        f"{f'`{cls.flag}`' if cls.flag else ''} |"
+        for cls in kinds
+    ]
+    parts = [INTRODUCTION, "## All of them\n", "\n".join(rows) + "\n", *map(_section, kinds), _refusals(kinds)]
+    return "\n".join(parts)
+
+
+def _section(cls: type[Technique]) -> str:
+    price, settings = cls.price, [field for field in fields(cls)]  # type: ignore[arg-type] # noqa: C416
+    lines = [f"## {cls.title}\n", f"{_summary(cls)}\n"]
+    lines += [f"- **Saves**: {price.saves}", f"- **Costs**: {price.costs}", f"- **Use it when**: {price.use}"]
+    lines += [f"- **Refuses**: {price.refuses}", f"- **Name**: `{cls.name}`"]
+    lines += [f"- **By hand**: {', '.join(f'`{call}`' for call in cls.calls)}"]
+    if cls.flag:
+        lines.append(f"- **Command line**: `leandiffusion generate … {cls.flag}`")
+    if settings:
+        lines.append(f"- **Settings**: {', '.join(f'`{f.name}={_default(f)}`' for f in settings)}")
+    return "\n".join(lines) + "\n"
+
+
+def _summary(cls: type[Technique]) -> str:
+    """The docstring as running text."""
+    return " ".join((cls.__doc__ or "").split())
+
+
+def _default(field: Any) -> str:
+    return "…" if field.default is MISSING else repr(field.default).replace('"', "'")
+
+
+def _refusals(kinds: list[type[Technique]]) -> str:
+    pairs = {tuple(sorted((cls.name, other))) for cls in kinds for other in cls.refuses}
+    groups: dict[str, list[str]] = {}
+    for cls in kinds:
+        if cls.group:
+            groups.setdefault(cls.group, []).append(f"`{cls.name}`")
+    lines = ["## What refuses what\n", *(f"- `{one}` and `{other}`" for one, other in sorted(pairs))]
+    lines += [f"\nOf {' and '.join(names)} each replaces the other." for names in groups.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
