@@ -18,10 +18,10 @@ page is drawn from the techniques' own declarations by `make docs`; a test fails
 
 ```python
 pipe = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float16)
-pipe.enable_attention_slicing()                       # diffusers' names work …
-pipe.enable("vae_tiling", rows=64)                    # … and so does every technique by its own
-print(*pipe.techniques, sep="\\n")                     # what is on, in order, and why
-pipe.disable("vae_tiling")                            # exactly as it was before
+pipe.enable_attention_slicing()  # diffusers' names work …
+pipe.enable("vae_tiling", rows=64)  # … and so does every technique by its own
+print(*pipe.techniques, sep="\\n")  # what is on, in order, and why
+pipe.disable("vae_tiling")  # exactly as it was before
 ```
 
 Techniques can be switched on in any order; they are applied by phase, so that layout is settled before weights travel
