@@ -1,6 +1,7 @@
 # make demo     draw a picture with the packaged model (installs what running needs into .venv)
 # make test     run the test suite
 # make check    ruff, pyright, import-linter
+# make docs     draw docs/techniques.md from the techniques' declarations
 # make setup    prepare .venv with everything
 # make wheel    build dist/*.whl
 #
@@ -20,7 +21,7 @@ RUN := $(VENV)/.run-installed
 TEST := $(VENV)/.test-installed
 DEV := $(VENV)/.dev-installed
 
-.PHONY: help demo test check setup wheel clean
+.PHONY: help demo test check docs setup wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -39,6 +40,9 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(RUN)
+	@$(BIN)/python -m tools.price_list
 
 setup: $(TEST) $(DEV)
 
