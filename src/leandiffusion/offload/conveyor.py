@@ -95,7 +95,8 @@ class Conveyor:
 
     def _settle(self, unit: Unit) -> None:
         memory = self._own_memory(unit.nbytes)
-        self._prefetcher.wait(self._prefetcher.start(lambda: self._read(unit, memory), ()))
+        fill = self._prefetcher.start(lambda: self._read(unit, memory), [self._prefetcher.mark()])
+        self._prefetcher.wait(fill)
         for weight, begin in unit.places:
             weight.show(weight.view(memory, begin))
         self._kept.add(unit)
@@ -139,7 +140,7 @@ class Conveyor:
 
     def _make_room(self, unit: Unit) -> tuple[Tensor, list[Mark]]:
         """Memory for a unit that is needed now, and the marks after which it may be written."""
-        after: list[Mark] = []
+        after = [self._prefetcher.mark()]  # memory may be fresh, and its former owner's work still under way
         while (memory := self._take(unit)) is None:
             after += self._evict()
         return memory, after

@@ -1,0 +1,121 @@
+"""The traced UNet: its graph, its file, and what happens when either does not fit."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from leandiffusion import StableDiffusionPipeline
+from leandiffusion.techniques.traced_unet import Traced
+
+
+@pytest.fixture
+def pipe() -> Any:
+    pipe = StableDiffusionPipeline.from_pretrained("demo")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: Any, size: int = 64) -> np.ndarray:
+    generator = torch.Generator().manual_seed(3)
+    return pipe(
+        "a red circle", generator=generator, num_inference_steps=2, output_type="np", height=size, width=size
+    ).images
+
+
+def test_the_file_holds_the_graph_and_no_weights(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, file = draw(pipe), tmp_path / "unet.pt"
+    pipe.enable_traced_unet(file)
+    np.testing.assert_allclose(draw(pipe), expected, atol=1e-4)
+    assert file.stat().st_size < sum(p.nbytes for p in pipe.unet.parameters()) / 10
+    assert os.listdir(tmp_path) == ["unet.pt"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was traced again")
+
+    fresh = StableDiffusionPipeline.from_pretrained("demo")
+    fresh.set_progress_bar_config(disable=True)
+    fresh.enable_traced_unet(file)
+    monkeypatch.setattr(torch.jit, "trace", refuse)
+    np.testing.assert_allclose(draw(fresh), expected, atol=1e-4)
+    shared = {p.data_ptr() for p in fresh.unet._graph.parameters()}
+    assert shared <= {p.data_ptr() for p in fresh.unet.unet.parameters()}  # no second copy
+
+
+def test_another_size_runs_untraced_and_says_so_once(pipe: Any) -> None:
+    small, large = draw(pipe), draw(pipe, 72)
+    pipe.enable_traced_unet()
+    np.testing.assert_allclose(draw(pipe), small, atol=1e-4)
+    with pytest.warns(UserWarning, match=r"traced for sample \(2, 4, 8, 8\) .* called with sample \(2, 4, 9, 9\)"):
+        np.testing.assert_allclose(draw(pipe, 72), large, atol=1e-4)
+    draw(pipe, 72)
+    draw(pipe)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.write_bytes(b"not a trace"), "is no traced UNet"),
+        (lambda file: file.write_bytes(file.read_bytes()[:5000]), "is no traced UNet"),
+        (lambda file: file.write_bytes(b""), "is no traced UNet"),
+    ],
+)
+def test_a_broken_file_is_replaced(pipe: Any, tmp_path: Path, spoil: Any, message: str) -> None:
+    expected, file = draw(pipe), tmp_path / "unet.pt"
+    pipe.enable_traced_unet(file)
+    draw(pipe)
+    size = file.stat().st_size
+    spoil(file)
+    pipe.enable_traced_unet(file)
+    with pytest.warns(UserWarning, match=message):
+        np.testing.assert_allclose(draw(pipe), expected, atol=1e-4)
+    assert abs(file.stat().st_size - size) < 1000
+
+
+def test_a_file_for_another_size_is_replaced(pipe: Any, tmp_path: Path) -> None:
+    file = tmp_path / "unet.pt"
+    pipe.enable_traced_unet(file)
+    draw(pipe)
+    pipe.enable_traced_unet(file)
+    with pytest.warns(UserWarning, match="was made for another network, shape, dtype or torch"):
+        draw(pipe, 72)
+
+
+def test_a_folder_that_is_not_there_costs_the_file_alone(pipe: Any, tmp_path: Path) -> None:
+    expected = draw(pipe)
+    pipe.enable_traced_unet(tmp_path / "missing" / "unet.pt")
+    with pytest.warns(UserWarning, match=r"could not be written to .*missing.* Going on without"):
+        np.testing.assert_allclose(draw(pipe), expected, atol=1e-4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_changed_later_are_heeded(pipe: Any) -> None:
+    pipe.enable_traced_unet()
+    before = draw(pipe)
+    with torch.no_grad():
+        pipe.unet.unet.conv_out.bias += 0.5
+    assert not np.array_equal(draw(pipe), before)
+
+
+def test_it_looks_like_the_unet(pipe: Any, tmp_path: Path) -> None:
+    unet = pipe.unet
+    pipe.enable_traced_unet()
+    assert isinstance(pipe.unet, Traced)
+    assert (pipe.unet.config, pipe.unet.in_channels, pipe.unet.dtype) == (unet.config, 4, torch.float32)
+    assert pipe.dtype == torch.float32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = pipe.unet(
+            torch.randn(1, 4, 8, 8), 3, torch.randn(1, 5, unet.config.cross_attention_dim), return_dict=False
+        )
+    assert out[0].shape == (1, 4, 8, 8)
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    assert (tmp_path / "unet" / "config.json").exists()
+    pipe.disable("traced_unet")
+    assert pipe.unet is unet
