@@ -44,7 +44,7 @@ float32, which is what CPUs without bfloat16 instructions need.
 
 ## Together
 
-Every pair that is not refused below has been tested, in both orders. Made for each other:
+Every pair that is not refused below is tested. Made for each other:
 
 - half precision, sequential offload, attention slicing, VAE tiling: the least memory
 - half precision, model offload, attention slicing: a little more memory, the speed of a resident UNet

@@ -17,7 +17,7 @@ Draw = Callable[..., np.ndarray]
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "half_precision": {"dtype": torch.float16},
-    "compile": {"backend": "eager"},  # what is compiled is the same; a C++ compiler would take minutes
+    "compile": {"backend": "eager", "parts": ("vae",)},  # all of it, and with a compiler: test_compile.py
     "vae_tiling": {"rows": 16},  # small pictures would be one strip
     "attention_slicing": {"size": "max"},
     "attention_backend": {"backend": "plain"},

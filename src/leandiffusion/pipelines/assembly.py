@@ -176,7 +176,7 @@ class Assembly:
             from ..demo import notice
 
             pipe.notice = notice
-        return pipe._offloaded(travel)
+        return pipe._opened(travel)
 
     @classmethod
     def from_single_file(
@@ -210,12 +210,14 @@ class Assembly:
             original_config=original_config, on_disk=travel is not None and travel.compute_device.type == "cpu",
         )  # fmt: skip
         parts: dict[str, Any] = {name: opened.get(name) for name in cls.component_names}
-        return cls(**parts, **settings)._offloaded(travel)
+        return cls(**parts, **settings)._opened(travel)
 
-    def _offloaded(self, offload: Technique | None) -> Self:
+    def _opened(self, offload: Technique | None) -> Self:
         """This pipeline, just opened, with its weights travelling if that was asked for."""
         if offload is not None:
             self._stack.enable(offload, "asked for when opening")
+        if reason := why_slow(self.dtype, self.device):
+            warnings.warn(reason, stacklevel=3)
         return self
 
     @classmethod

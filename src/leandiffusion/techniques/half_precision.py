@@ -98,8 +98,12 @@ def why_slow(dtype: torch.dtype | None, device: torch.device) -> str | None:
             "bfloat16 is emulated on this CPU, many times slower than float32: use dtype=torch.float32. To save memory "
             'add offload="sequential", which reads half-precision checkpoints as they are.'
         )
-    if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+    if dtype == torch.float16 and not _fast_float16():
         return (
             f"float16 is emulated on this CPU, many times slower: use dtype=torch.{'bfloat16' if fast else 'float32'}."
         )
     return None
+
+
+def _fast_float16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

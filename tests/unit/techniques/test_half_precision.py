@@ -1,0 +1,60 @@
+"""Half precision: whether it is slow here is said, and going back is exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from leandiffusion import StableDiffusionPipeline
+from leandiffusion.core.errors import BackendUnavailable
+from leandiffusion.techniques import half_precision as module
+from leandiffusion.techniques.half_precision import why_slow
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_is_slow_names_what_is_not(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(module, "_fast_float16", lambda: False)
+    assert why_slow(torch.float32, CPU) is None
+    assert why_slow(None, CPU) is None
+    assert why_slow(torch.float16, CUDA) is None
+    assert f"use dtype=torch.{'bfloat16' if fast else 'float32'}" in str(why_slow(torch.float16, CPU))
+    assert (why_slow(torch.bfloat16, CPU) is None) == fast
+
+
+def test_opening_and_casting_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(module, "_fast_float16", lambda: False)
+    with pytest.warns(
+        UserWarning, match="float16 is emulated on this CPU, many times slower: use dtype=torch.bfloat16"
+    ):
+        StableDiffusionPipeline.from_pretrained("demo", dtype=torch.float16)
+    pipe: Any = StableDiffusionPipeline.from_pretrained("demo")
+    with pytest.warns(UserWarning, match="use dtype=torch.bfloat16"):
+        pipe.to(torch.float16)
+    with pytest.warns(UserWarning, match="use dtype=torch.bfloat16"):
+        pipe.enable("half_precision")
+
+
+def test_back_at_what_the_checkpoint_holds() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained("demo")
+    exact = [p.clone() for p in pipe.unet.parameters()]
+    with torch.no_grad():
+        pipe.unet.conv_in.bias += 1e-4  # a change made by hand is not lost either
+        exact[1] += 1e-4
+    pipe.enable("half_precision", dtype=torch.bfloat16)
+    assert pipe.dtype == torch.bfloat16
+    assert pipe.vae.dtype == torch.bfloat16
+    pipe.disable("half_precision")
+    assert all(torch.equal(p, e) for p, e in zip(pipe.unet.parameters(), exact, strict=True))
+
+
+def test_without_a_checkpoint_there_is_no_way_back() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained("demo")
+    pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
+    with pytest.raises(BackendUnavailable, match=r"unet was not opened from a checkpoint.*use \.to\(dtype\)"):
+        pipe.enable("half_precision")
