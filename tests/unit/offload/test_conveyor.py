@@ -81,8 +81,7 @@ class Line:
     def _read(self, unit: Unit, memory: Tensor) -> None:
         self.read.append(unit.name)
         if self.failure is not None:
-            failure, self.failure = self.failure, None
-            raise failure
+            raise self.failure
         unit.read_into(memory)
 
     def run(self, order: Sequence[int] | None = None) -> None:
