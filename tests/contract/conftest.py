@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from leandiffusion import StableDiffusionPipeline
 
 
 @pytest.fixture
-def pipe() -> Any:
-    """The packaged model, opened anew."""
+def pipe() -> Iterator[Any]:
+    """The packaged model, opened anew. Some techniques concern the whole process, so none may outlive a test."""
     pipe = StableDiffusionPipeline.from_pretrained("demo")
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    yield pipe
+    pipe._stack.clear()
 
 
 @pytest.fixture(scope="session")

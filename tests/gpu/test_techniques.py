@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from leandiffusion import AutoencoderKL, ConfigError, StableDiffusionPipeline
 from leandiffusion.attention import backends
 from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.families.base import families
+from leandiffusion.modules.transformer import Attention
 from leandiffusion.offload.engine import Engine, Policy
 from leandiffusion.techniques import techniques
 from leandiffusion.techniques.offloading import attach
@@ -161,6 +163,36 @@ def test_kernels_against_float64(name: str, dtype: torch.dtype, device: torch.de
     exact = (q.double() @ k.double().transpose(-1, -2) * 40**-0.5).softmax(-1) @ v.double()
     found = backend(*(x.to(device) for x in (q, k, v))).cpu().double()
     torch.testing.assert_close(found, exact, atol=4e-3 if dtype == torch.float16 else 3e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_the_vaes_wide_head(name: str, device: torch.device) -> None:
+    """512 channels: more than FlashAttention-2 takes. Within the rounding of half precision."""
+    backend = backends.get(name)
+    if reasons := backend.why_not(device, torch.float16):
+        pytest.skip("; ".join(reasons))
+    q, k, v = (torch.randn(1, 1, 256, 512, dtype=torch.float16) for _ in range(3))
+    exact = (q.double() @ k.double().transpose(-1, -2) * 512**-0.5).softmax(-1) @ v.double()
+    found = backend(*(x.to(device) for x in (q, k, v))).cpu().double()
+    torch.testing.assert_close(found, exact, atol=4e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["tf32", "attention_backend"])
+def test_offloading_from_the_cpu_decides_what_is_chosen(name: str, device: torch.device) -> None:
+    """What is chosen by the device is chosen for the GPU, though the weights lie in host memory at that moment."""
+    for order in ((name, "model_offload"), ("model_offload", name)):
+        pipe = StableDiffusionPipeline.from_pretrained("demo")  # float32, on the CPU
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for each in order:
+                pipe.enable(each)
+        if name == "tf32" and len(pipe.techniques) == 2:  # left out, with a warning, on CPUs without bfloat16
+            assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        if name == "attention_backend":
+            layer = next(m for m in pipe.unet.modules() if isinstance(m, Attention))
+            assert layer.backend.why_not(device, torch.float32) == []
+        draw(pipe)
+        pipe.disable(name)
 
 
 @pytest.mark.parametrize("name", ["sdpa", "flash", "efficient", "xformers", "chunked"])

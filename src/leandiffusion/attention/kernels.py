@@ -11,16 +11,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from . import backends
 
 _HALF = (torch.float16, torch.bfloat16)
+_WIDEST_ON_GPUS = 256  # channels of a head, of FlashAttention-2 as torch builds it
 
 
 @dataclass(frozen=True)
 class Flash:
-    """FlashAttention-2 (Dao 2023): no score matrix. torch has it for CPUs, and for GPUs in half precision."""
+    """FlashAttention-2 (Dao 2023): no score matrix. torch has it for CPUs, and for GPUs in half precision.
+
+    On GPUs heads wider than 256, as the VAE's one of 512, go to torch's memory-efficient kernel, which takes any.
+    """
 
     name: str = "flash"
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        if q.device.type == "cpu":  # by its own name: `sdpa_kernel` chooses for the whole process, other threads too
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+        narrow = q.shape[-1] <= _WIDEST_ON_GPUS
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION if narrow else SDPBackend.EFFICIENT_ATTENTION):
             return F.scaled_dot_product_attention(q, k, v)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:

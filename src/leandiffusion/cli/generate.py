@@ -46,7 +46,10 @@ def run(
     except ConfigError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
     order = to_order(wish, like)
-    choices.check()
+    try:
+        choices.check()
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
     destination.prepare(expected_bytes=count * 4 * (order.width or 1024) * (order.height or 1024))
 
     last = order.seed + count - 1

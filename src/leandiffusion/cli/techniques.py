@@ -45,7 +45,8 @@ class Choices:
         offload = [f"{self.offload}_offload"] if self.offload else []
         check_together(
             [make(name, settings) for name, settings in self.techniques.items()]
-            + [techniques.get(name)() for name in offload]
+            + [techniques.get(name)() for name in offload],
+            fix="Leave one of the two options out.",
         )
 
     def apply(self, pipe: Any) -> None:

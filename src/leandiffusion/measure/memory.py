@@ -88,6 +88,14 @@ def _torch_with_cuda():
     return torch if torch is not None and torch.cuda.is_initialized() else None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be had: Python's MemoryError, or what torch's allocators raise on CPU and CUDA."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    told = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+
+
 def release() -> None:
     """Give memory that was freed back to the system: glibc's allocator and torch's on CUDA keep it otherwise."""
     torch = _torch_with_cuda()

@@ -61,15 +61,19 @@ class Engine:
         self._inner = pieces.inner
         resident = spread(pieces.units, policy.resident_fraction)
         arena = _arena(policy, [unit for unit in pieces.units if unit not in resident])
-        self._host = None if device.type == "cpu" else HostStore(pieces.units, pieces.looked_up, device)
-        for weight in self._inner:
-            weight.show(_copied(weight.master, device))
         self._conveyor = Conveyor(
             pieces.units, Unit.read_into, arena,
             prefetcher or (StreamPrefetcher(device) if device.type == "cuda" else ThreadPrefetcher()),
             resident=resident, own_memory=lambda nbytes: torch.empty(nbytes, dtype=torch.uint8, device=device),
             ahead=policy.granularity != "component",
         )  # fmt: skip
+        self._host = None if device.type == "cpu" else HostStore(pieces.units, pieces.looked_up, device)
+        try:
+            for weight in self._inner:
+                weight.show(_copied(weight.master, device))
+        except BaseException:  # out of memory: nothing has moved then
+            self.close()
+            raise
 
     @property
     def modules(self) -> list[nn.Module]:

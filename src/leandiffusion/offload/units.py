@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
@@ -130,6 +131,8 @@ class _Cutter:
             self.walk(child, f"{name}.{child_name}", limit)
 
     def _place(self, module: nn.Module, unit: Unit | None) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            return  # its weights are fixed and its layers are not called from Python: they stay where they are
         if isinstance(module, nn.Embedding):
             self._looked_up.append(module)
             return

@@ -109,6 +109,8 @@ class Assembly:
             warnings.warn(reason, stacklevel=2)
         if chosen:
             self._stack.lifted(lambda: self._move(chosen))
+        if "dtype" in chosen and (half := self._stack.find("half_precision")) is not None:
+            warnings.warn(f"{half} stays on: pipe.disable('half_precision') makes it {chosen['dtype']}.", stacklevel=2)
         return self
 
     def _move(self, chosen: Mapping[str, Any]) -> None:

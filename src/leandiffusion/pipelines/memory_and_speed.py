@@ -10,6 +10,7 @@ import torch
 from ..core.errors import ConfigError
 from ..techniques import Technique
 from ..techniques.stack import Applied, Stack, make
+from .inputs import check_device
 
 
 class MemoryAndSpeed:
@@ -129,10 +130,13 @@ class MemoryAndSpeed:
 
 
 def _compute_device(gpu_id: int | None, device: torch.device | str | None) -> torch.device | str | None:
-    """The device that diffusers' two ways of naming it mean; None leaves the choice. ConfigError if they disagree."""
+    """The device that diffusers' two ways of naming it mean; None leaves the choice. ConfigError for what is none,
+    or if they disagree."""
+    named = None if device is None else check_device(device)
     if gpu_id is None:
-        return device
-    named = None if device is None else torch.device(device)
+        return named
+    if isinstance(gpu_id, bool) or not isinstance(gpu_id, int) or gpu_id < 0:
+        raise ConfigError(f"gpu_id={gpu_id!r} is no number of a GPU: use 0 for the first, or device='cuda:0'.")
     if named is not None and (named.type != "cuda" or named.index not in (None, gpu_id)):
         raise ConfigError(f"gpu_id={gpu_id} and device={str(device)!r} name two devices: give one of them.")
     return torch.device("cuda", gpu_id)

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, NonFiniteError
+from ..measure.memory import is_out_of_memory, release
 from ..modules.blocks import sinusoid
+from ..modules.vae import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -196,12 +198,18 @@ def denoise(
         prediction = predict(unet, scheduler.scale_model_input(latents, t), t, conditioning, guidance())
         latents = scheduler.step(prediction, t, latents, **arguments, return_dict=False)[0].to(latents.dtype)
         latents = after_step(i, t, latents)
+        if latents.device.type == "cpu":  # other devices would have to be waited for: there it shows at the end
+            _check_finite(latents)
+    _check_finite(latents)
+    return latents
+
+
+def _check_finite(latents: Tensor) -> None:
     if not torch.isfinite(latents).all():
         raise NonFiniteError(
             f"the denoised latents hold NaN or infinity ({latents.dtype}): the UNet's numbers left the range of its "
             "dtype. Use dtype=torch.bfloat16 or torch.float32, or a lower guidance_scale."
         )
-    return latents
 
 
 # -- decode ----------------------------------------------------------------------------------------------------------
@@ -211,29 +219,56 @@ def decode(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
     """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [0, 1].
 
     A half-precision VAE whose result is not finite decodes again in float32, and with `upcast` a float16 one does so
-    at once: SDXL's overflows, and says so as force_upcast. The VAE itself is left as it is. NonFiniteError if float32
-    does not help.
+    at once: SDXL's overflows, and says so as force_upcast. Where float32 does not fit, bfloat16 takes its place, with a
+    warning; so do strips where whole pictures do not fit. The VAE itself is left as it is. NonFiniteError if no other
+    dtype helps.
     """
     overflows = upcast and vae.dtype == torch.float16
-    picture = None if overflows else vae.decode(_unscaled(vae, latents, vae.dtype), return_dict=False)[0]
-    if picture is None or (vae.dtype != torch.float32 and not torch.isfinite(picture).all()):
-        picture = _float32(vae, latents.device).decode(_unscaled(vae, latents, torch.float32), return_dict=False)[0]
+    picture = None if overflows else _decoded(vae, latents)
+    dtype = vae.dtype
+    if picture is None or (dtype != torch.float32 and not torch.isfinite(picture).all()):
+        picture, dtype = _decoded_wider(vae, latents)
     if not torch.isfinite(picture).all():
         raise NonFiniteError(
-            "the decoded picture holds NaN or infinity even in float32: the VAE's weights are damaged, or the latents "
-            "are far outside the range it was trained on."
+            f"the decoded picture holds NaN or infinity even in {str(dtype).removeprefix('torch.')}: the VAE's weights "
+            "are damaged, or the latents are far outside the range it was trained on."
         )
     return picture.float().div_(2).add_(0.5).clamp_(0, 1)
 
 
-def _unscaled(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
-    """Latents as the VAE made them, from those of unit variance that the UNet works on."""
-    return latents.to(dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    """What the VAE makes of latents of unit variance, on which the UNet works; in strips if not at once."""
+    z = latents.to(vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    try:
+        return vae.decode(z, return_dict=False)[0]
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(vae, AutoencoderKL) or vae.use_tiling or not is_out_of_memory(error):
+            raise
+    release()  # only here: in the handler above the failed attempt's tensors are still held
+    warnings.warn(
+        "decoding did not fit in memory and goes on in strips: pipe.enable_vae_tiling() does so from the start.",
+        stacklevel=2,
+    )
+    strips = copy.copy(vae)  # the same weights: calls in other threads go on using the VAE as it is
+    strips.use_tiling = strips.use_slicing = True
+    return strips.decode(z, return_dict=False)[0]
 
 
-def _float32(vae: Any, device: torch.device) -> Any:
-    """A float32 copy of what decoding needs; calls in other threads go on using the VAE as it is."""
+def _decoded_wider(vae: Any, latents: Tensor) -> tuple[Tensor, torch.dtype]:
+    """Decoded by a float32 copy, or where that does not fit by a bfloat16 one, whose range is as wide; and which."""
+    try:
+        return _decoded(_copied(vae, latents.device, torch.float32), latents), torch.float32
+    except (MemoryError, RuntimeError) as error:
+        if vae.dtype == torch.bfloat16 or not is_out_of_memory(error):
+            raise
+    release()
+    warnings.warn("decoding in float32 did not fit in memory: this picture is decoded in bfloat16.", stacklevel=2)
+    return _decoded(_copied(vae, latents.device, torch.bfloat16), latents), torch.bfloat16
+
+
+def _copied(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A copy, at that dtype, of what decoding needs; calls in other threads go on using the VAE as it is."""
     unneeded = [getattr(vae, name, None) for name in ("encoder", "quant_conv")]
     return copy.deepcopy(vae, {id(part): torch.nn.Identity() for part in unneeded if part is not None}).to(
-        device, torch.float32
+        device, dtype
     )

@@ -38,14 +38,13 @@ class ChannelsLast(Technique):
 
     def apply(self, pipe: Any) -> Undo:
         networks = [network for network in pipe._networks().values() if _kernels(network)]
-        return together([_lay_out(network) for network in networks])
+        return together(_lay_out(network) for network in networks)
 
 
 def _kernels(network: nn.Module) -> list[nn.Module]:
-    """Modules whose weight is a convolution's kernel; none in a traced network, which is fixed."""
-    if isinstance(network, torch.jit.ScriptModule):
-        return []
-    weights = ((module, module._parameters.get("weight")) for module in network.modules())
+    """Modules whose weight is a convolution's kernel; none in what was traced, which is fixed."""
+    modules = (module for module in network.modules() if not isinstance(module, torch.jit.ScriptModule))
+    weights = ((module, module._parameters.get("weight")) for module in modules)
     return [module for module, weight in weights if weight is not None and weight.dim() == 4]
 
 

@@ -54,6 +54,8 @@ class Compile(Technique):
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parts, tuple | list):
+            raise ConfigError(f"parts={self.parts!r}: give a tuple of names, such as ('unet',).")
         if unknown := [part for part in self.parts if part not in PARTS]:
             raise ConfigError(f"parts={self.parts!r}: {unknown[0]!r} is none of {', '.join(PARTS)}.")
 
@@ -66,11 +68,20 @@ class Compile(Technique):
         return reasons
 
     def apply(self, pipe: Any) -> Undo:
-        more = set_global(
-            torch._dynamo.config, "recompile_limit", max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
-        )
-        options = {"mode": self.mode, "backend": self.backend, "dynamic": self.dynamic}
-        return together([more, *(compile_in_place(block, **options) for block in self._blocks(pipe))])
+        try:
+            return together(self._steps(pipe))
+        except (
+            RuntimeError,
+            ValueError,
+            AssertionError,
+        ) as error:  # torch's own word on a mode or backend that it does not know
+            raise ConfigError(f"{self} is nothing that torch.compile does: {str(error).splitlines()[0]}") from error
+
+    def _steps(self, pipe: Any) -> Iterator[Undo]:
+        limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
+        yield set_global(torch._dynamo.config, "recompile_limit", limit)
+        for block in self._blocks(pipe):
+            yield compile_in_place(block, mode=self.mode, backend=self.backend, dynamic=self.dynamic)
 
     def _blocks(self, pipe: Any) -> Iterator[nn.Module]:
         for part in self.parts:

@@ -95,7 +95,9 @@ def plain_footprint(pipe: Any, work: Work) -> Footprint:
         work,
         {
             "encode": stage(texts, 0, 0),
-            "denoise": stage(unet, *_unet_memory(pipe.unet, rows, *latent)),
+            "denoise": stage(
+                unet, *_unet_memory(getattr(pipe.unet, "unet", pipe.unet), rows, *latent)
+            ),  # traced or not
             "decode": stage(vae, *_vae_memory(pipe.vae, work)),
         },
     )

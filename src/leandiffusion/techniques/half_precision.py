@@ -38,10 +38,12 @@ class HalfPrecision(Technique):
     calls: ClassVar[tuple[str, ...]] = ("from_pretrained(…, dtype=torch.float16)", 'enable("half_precision")')
     flag: ClassVar[str] = "--dtype fp16"
     price: ClassVar[Price] = Price(
-        saves="Half the memory of weights and activations; on GPUs, and on CPUs that multiply bfloat16, more than half "
-        "the time.",
+        saves="Half the memory of weights and activations. On GPUs also more than half the time; on CPUs that depends "
+        "on their instructions.",
         costs="Rounding: float16 keeps 11 bits and overflows above 65504, bfloat16 keeps 8 and never overflows.",
-        use="Always on a GPU (float16). On a CPU where `leandiffusion env` shows avx512_bf16 or amx_bf16 (bfloat16).",
+        use="Always on a GPU (float16). On a CPU where `leandiffusion env` shows amx_bf16, and on AMD's with "
+        "avx512_bf16 (bfloat16). Intel's with avx512_bf16 alone multiply it more slowly than float32: there it saves "
+        "memory, not time. `leandiffusion bench published` measures it.",
         refuses="Networks that were built by hand: there is no checkpoint to go back to. Cast them with .to(dtype).",
     )
 
@@ -69,7 +71,7 @@ class HalfPrecision(Technique):
         return [] if reason is None else [reason]
 
     def apply(self, pipe: Any) -> Undo:
-        return together([_cast(network, self.dtype) for network in pipe._networks().values()])
+        return together(_cast(network, self.dtype) for network in pipe._networks().values())
 
 
 def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
@@ -77,7 +79,6 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
     assert origin is not None
     put_down(network, origin.entries, origin.stamps)
     before = cast(network, dtype)
-    bring_up(network, device)
 
     def undo() -> None:
         for names, tensor in before:
@@ -85,6 +86,11 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
         if device.type != "cpu":
             bring_up(network, device)
 
+    try:
+        bring_up(network, device)
+    except BaseException:  # out of memory, a file that changed
+        undo()
+        raise
     return undo
 
 
@@ -92,16 +98,15 @@ def why_slow(dtype: torch.dtype | None, device: torch.device) -> str | None:
     """Why computing in that dtype there is slow, and what to take instead; None when it is not."""
     if device.type != "cpu" or dtype not in HALF:
         return None
-    fast = fast_bfloat16()
-    if dtype == torch.bfloat16 and not fast:
+    has_bfloat16 = fast_bfloat16()
+    if dtype == torch.bfloat16 and not has_bfloat16:
         return (
             "bfloat16 is emulated on this CPU, many times slower than float32: use dtype=torch.float32. To save memory "
             'add offload="sequential", which reads half-precision checkpoints as they are.'
         )
     if dtype == torch.float16 and not _fast_float16():
-        return (
-            f"float16 is emulated on this CPU, many times slower: use dtype=torch.{'bfloat16' if fast else 'float32'}."
-        )
+        better = "bfloat16" if has_bfloat16 else "float32"
+        return f"float16 is emulated on this CPU, many times slower: use dtype=torch.{better}."
     return None
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -35,9 +37,9 @@ class Offload(Technique):
     group: ClassVar[str] = "offload"
     exclusive: ClassVar[bool] = True
 
-    @property
+    @cached_property
     def compute_device(self) -> torch.device:
-        """Where the networks run."""
+        """Where the networks run: the device that is current when this is first asked, unless one was named."""
         if self.device is None:
             return (
                 torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -67,12 +69,19 @@ class Offload(Technique):
         return []
 
     def apply(self, pipe: Any) -> Undo:
+        return together(self._steps(pipe))
+
+    def _steps(self, pipe: Any) -> Iterator[Undo]:
         networks, device = travelling(pipe), self.compute_device
         total = sum(weight_bytes(network) for network in networks.values())
+        yield release
         with tqdm(
             total=total, unit="B", unit_scale=True, delay=2, leave=False, disable=None, desc="Offloading weights"
         ) as bar:
             engine = Engine(networks, self.policy, progress=bar.update)
+        yield engine.close
+        yield pipe._stack.after_calls(engine.rest)  # between calls modules hold the masters, which may be written to
+        yield attach(engine, device)
         if engine.kept:
             some = ", ".join(engine.kept[:3]) + (" …" if len(engine.kept) > 3 else "")
             warnings.warn(
@@ -80,7 +89,6 @@ class Offload(Technique):
                 stacklevel=2,
             )
         release()
-        return together([release, engine.close, attach(engine, device)])
 
     def notes(self, pipe: Any) -> list[str]:
         device = self.compute_device

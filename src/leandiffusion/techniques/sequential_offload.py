@@ -18,7 +18,8 @@ from .offloading import Offload
 @dataclass(frozen=True)
 class SequentialOffload(Offload):
     """`granularity`: 'leaf' layers travel one by one, 'block's of them together. `resident_fraction` of the weights,
-    from 0 to 1, stay on the device. `slots`: memory there for the others, in largest units, at least 2.
+    from 0 to 1, stay on the device until a call ends. `slots`: memory there for the others, in largest units, at least
+    2.
 
     ConfigError for values outside these.
     """
@@ -47,7 +48,7 @@ class SequentialOffload(Offload):
                 f"granularity={self.granularity!r}: sequential offload moves 'leaf's or 'block's; whole components is "
                 "model offload."
             )
-        if not 0 <= self.resident_fraction <= 1:
+        if not isinstance(self.resident_fraction, int | float) or not 0 <= self.resident_fraction <= 1:
             raise ConfigError(f"resident_fraction={self.resident_fraction!r} must lie between 0 and 1.")
         if isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 2:
             raise ConfigError(f"slots={self.slots!r} must be a whole number from 2 up: one computes, one comes.")

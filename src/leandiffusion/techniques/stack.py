@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class Stack:
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._applied: list[tuple[Applied, Undo]] = []
+        self._wanted: tuple[Applied, ...] = ()  # what is on, or while that changes what is being put on
+        self._between: list[Callable[[], None]] = []
         self._networks: dict[str, Any] = {}  # to which they were applied
         self._lock = threading.RLock()
         self._turn = threading.RLock()  # held by the one call that runs while a technique is exclusive
@@ -63,8 +65,11 @@ class Stack:
 
     @property
     def compute_device(self) -> torch.device | None:
-        """Where networks run when their weights travel; None when they run where their weights lie."""
-        return getattr(self.find("offload"), "compute_device", None)
+        """Where networks run when their weights travel; None when they run where their weights lie.
+
+        While offloading is just being put on, techniques below it are told where networks will run.
+        """
+        return _compute_device(self._wanted)
 
     # -- changing it -------------------------------------------------------------------------------------------------
 
@@ -101,21 +106,31 @@ class Stack:
             self._become([])
 
     def lifted(self, change: Callable[[], None]) -> None:
-        """Run `change` on the pipeline's components with everything off, then put back what was on."""
+        """Run `change` on the pipeline's components with everything off, then put back what was on.
+
+        What can not be used with the components as they are now stays off, with a warning that says why.
+        """
+        unfit: list[str] = []
         with self._changing():
             wanted = self.applied
             self._unwind(0)
             try:
                 change()
             finally:
-                self._wind(wanted)
+                why_not = [entry.technique.why_not(self._pipe) for entry in wanted]
+                for entry, why in zip(wanted, why_not, strict=True):
+                    unfit += [f"{entry.name} is switched off: {'; '.join(why)}."] if why else []
+                self._wind([entry for entry, why in zip(wanted, why_not, strict=True) if not why])
+        for message in unfit:
+            warnings.warn(message, stacklevel=3)
 
     def _become(self, wanted: list[Applied]) -> None:
         """Make `wanted` what is on, touching only what lies above the first difference."""
         wanted.sort(key=lambda entry: entry.technique.phase)
         before = self.applied
         same = next((i for i, pair in enumerate(zip(before, wanted, strict=False)) if pair[0] is not pair[1]), None)
-        self._unwind(min(len(before), len(wanted)) if same is None else same)
+        height = min(len(before), len(wanted)) if same is None else same
+        self._unwind(height if _above_cpu(wanted) == _above_cpu(before) else 0)  # kernels are chosen by the device
         try:
             self._wind(wanted)
         except BaseException:
@@ -128,8 +143,13 @@ class Stack:
             self._applied.pop()[1]()
 
     def _wind(self, wanted: list[Applied] | tuple[Applied, ...]) -> None:
-        for entry in wanted[len(self._applied) :]:
-            self._applied.append((entry, entry.technique.apply(self._pipe)))
+        self._wanted = tuple(wanted)
+        try:
+            for entry in wanted[len(self._applied) :]:
+                self._applied.append((entry, entry.technique.apply(self._pipe)))
+        except BaseException:
+            self._wanted = self.applied
+            raise
         self._networks = dict(self._pipe._networks())
         if self.find("offload") is None:  # what offloading left on disk belongs in memory again
             for network in self._networks.values():
@@ -150,6 +170,14 @@ class Stack:
         finally:
             with self._lock:
                 self._calls -= 1
+                if not self._calls:
+                    for step in self._between:
+                        step()
+
+    def after_calls(self, step: Callable[[], None]) -> Undo:
+        """Run `step` whenever the last of the calls under way has ended; undo takes it off again."""
+        self._between.append(step)
+        return lambda: self._between.remove(step)
 
     def _settle(self) -> None:
         """Where a network was replaced by hand, move what is on from the old one to the new one."""
@@ -173,7 +201,7 @@ def make(technique: Technique | str, settings: dict[str, Any]) -> Technique:
             raise ConfigError(f"{technique} has its settings: pass {list(settings)} when making it.")
         return technique
     cls = techniques.get(technique)
-    known = list(getattr(cls, "__dataclass_fields__", {}))
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
             raise ConfigError(
@@ -183,14 +211,13 @@ def make(technique: Technique | str, settings: dict[str, Any]) -> Technique:
     return cls(**settings)
 
 
-def check_together(wanted: list[Technique]) -> None:
-    """ConfigError for the first two that refuse each other, by name."""
+def check_together(wanted: list[Technique], fix: str = "Switch one off: pipe.disable({0!r}).") -> None:
+    """ConfigError for the first two that refuse each other, by name; `fix` says what to do, given the first's name."""
     for i, one in enumerate(wanted):
         for other in wanted[i + 1 :]:
             if other.name in one.refuses or one.name in other.refuses:
                 raise ConfigError(
-                    f"{other.name} and {one.name} can not be on together: {_because(one, other)} "
-                    f"Switch one off: pipe.disable({one.name!r})."
+                    f"{other.name} and {one.name} can not be on together: {_because(one, other)} {fix.format(one.name)}"
                 )
 
 
@@ -201,3 +228,13 @@ def _because(one: Technique, other: Technique) -> str:
 
 def _group(technique: Technique) -> str:
     return technique.group or technique.name
+
+
+def _compute_device(entries: Iterable[Applied]) -> torch.device | None:
+    return next((e.technique.compute_device for e in entries if _group(e.technique) == "offload"), None)  # type: ignore[attr-defined]
+
+
+def _above_cpu(entries: Iterable[Applied]) -> torch.device | None:
+    """The accelerator that weights travel to; None when they do not, or come from disk to the CPU."""
+    device = _compute_device(entries)
+    return None if device is None or device.type == "cpu" else device

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
 from ..weights.load import origin_of
 from . import techniques
@@ -24,6 +27,7 @@ from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
 
 _KEY = "leandiffusion.json"
+_TRACING = threading.Lock()  # torch.jit.trace keeps its state in a global, and writing a graph empties its weights
 _TRACER_WARNING: Any = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -34,6 +38,7 @@ class TracedUNet(Technique):
 
     `path` is a file that keeps the recorded graph, without weights: it is read when it was made for the same network,
     shapes, dtype and torch, and otherwise written. Without it the graph lives as long as the technique is on.
+    ConfigError for a path that is none.
     """
 
     path: str | Path | None = None
@@ -52,6 +57,10 @@ class TracedUNet(Technique):
         refuses="A trace fixes where weights are, so they can not travel, and there is nothing left to compile in it.",
     )
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str | os.PathLike | None):
+            raise ConfigError(f"path={self.path!r}: name a file to keep the graph in, or None to keep it in memory.")
+
     def why_not(self, pipe: Any) -> list[str]:
         if not isinstance(pipe.unet, UNet2DConditionModel | Traced):
             return [f"the UNet is a {type(pipe.unet).__name__}, expected leandiffusion's UNet2DConditionModel"]
@@ -59,7 +68,7 @@ class TracedUNet(Technique):
 
     def apply(self, pipe: Any) -> Undo:
         unet = pipe.unet
-        pipe.unet = traced = Traced(unet, None if self.path is None else Path(self.path))
+        pipe.unet = traced = Traced(unet, None if self.path is None else Path(self.path).expanduser())
 
         def undo() -> None:
             if pipe.unet is traced:  # and not replaced by hand meanwhile
@@ -136,9 +145,10 @@ class Traced(nn.Module):
     def _have_graph(self, inputs: Mapping[str, Tensor]) -> bool:
         """Whether the graph fits the inputs; it is read or made if there is none yet."""
         key = _describe(self.unet, inputs)
-        if self._key is None:
-            self._graph = self._read(key) or self._trace(key, inputs)
-            self._key = key
+        with _TRACING:
+            if self._key is None:
+                self._graph = self._read(key) or self._trace(key, inputs)
+                self._key = key
         if key != self._key and key not in self._warned:
             self._warned.add(key)
             warnings.warn(
@@ -162,14 +172,17 @@ class Traced(nn.Module):
     def _write(self, graph: Any, key: str, path: Path) -> None:
         aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
+            memory = io.BytesIO()  # writing to a full disk itself, torch ends the process
             with _without_weights(graph):
-                torch.jit.save(graph, str(aside), _extra_files={_KEY: key})
+                torch.jit.save(graph, memory, _extra_files={_KEY: key})
+            aside.write_bytes(memory.getbuffer())
             os.replace(aside, path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk or a missing folder as RuntimeError
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"the traced UNet could not be written to {path} ({reason}). Going on without.", stacklevel=2)
+        except OSError as error:
+            why = error.strerror or error
+            warnings.warn(f"the traced UNet could not be written to {path} ({why}). Going on without.", stacklevel=2)
         finally:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     def _read(self, key: str) -> Any:
         """The graph that `path` holds for this key, with the UNet's own weights; None when there is none."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-from leandiffusion.attention import AttentionBackend, backends
+from leandiffusion.attention import AttentionBackend, backends, kernels
 from leandiffusion.core.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -108,3 +112,25 @@ def test_names() -> None:
     assert {"plain", "sdpa"} <= set(backends.names())
     with pytest.raises(ConfigError, match=r"unknown attention backend 'sdap'\. Did you mean 'sdpa'"):
         backends.get("sdap")
+
+
+@pytest.mark.parametrize(("width", "kernel"), [(256, "FLASH_ATTENTION"), (512, "EFFICIENT_ATTENTION")])
+def test_flash_on_gpus_leaves_wide_heads_to_another(width: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention-2 ends at 256 channels a head; the VAE of every family has one of 512."""
+    chosen: list[str] = []
+
+    def choose(backend: SDPBackend) -> AbstractContextManager[None]:
+        chosen.append(backend.name)
+        return nullcontext()
+
+    monkeypatch.setattr(kernels, "sdpa_kernel", choose)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: v)
+    q = torch.empty(1, 1, 4, width, device="meta")  # no GPU is needed to choose for one
+    backends.get("flash")(q, q, q)
+    assert chosen == [kernel]
+
+
+def test_flash_on_the_cpu_changes_nothing_for_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "sdpa_kernel", None)
+    q, k, v = inputs((1, 2, 9, 9, 8), torch.float32)
+    torch.testing.assert_close(backends.get("flash")(q, k, v), F.scaled_dot_product_attention(q, k, v))

@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.main import get_command
 
+from leandiffusion.cli import generate
 from leandiffusion.cli.app import PANEL, app
 from leandiffusion.cli.options import parse_offload, parse_slicing
 from leandiffusion.cli.techniques import Choices
@@ -112,15 +113,30 @@ def test_records_without_techniques_are_still_read(run: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--attention", "flsh"], "Did you mean 'flash'?"),
         (["--attention", "xformers"], "attention_backend can not be used here"),
         (["--attention-slicing", "99"], "more than the 4 heads of"),
-        (["--trace", "--offload", "model"], "can not be on together"),
-        (["--trace", "--compile"], "can not be on together"),
     ],
 )
 def test_what_can_not_be_is_one_line(run: Any, tmp_path: Path, arguments: list[str], message: str) -> None:
     result = draw(run, tmp_path, *arguments)
     assert result.exit_code == 1
     assert message in " ".join(result.output.split())
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attention", "flsh"], "Did you mean 'flash'?"),
+        (["--trace", "--offload", "model"], "model_offload and traced_unet can not be on together"),
+        (["--trace", "--compile"], "Leave one of the two options out."),
+    ],
+)
+def test_wrong_usage_is_found_before_a_model_opens(
+    run: Any, tmp_path: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "open_model", None)
+    result = draw(run, tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert message in re.sub(r"[\s│]+", " ", result.output)
     assert not (tmp_path / "a.png").exists()

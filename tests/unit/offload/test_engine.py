@@ -218,6 +218,25 @@ def test_packing_and_unpacking() -> None:
     assert all(p is objects[name] for name, p in net.named_parameters())
 
 
+def test_no_more_is_pinned_than_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(*(nn.Linear(16, 16) for _ in range(8)))
+    pinned: list[int] = []
+    unpinned: list[int] = []
+    monkeypatch.setattr(host, "BLOCK_BYTES", 3000)  # two layers
+    monkeypatch.setattr(host, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(host, "_pin", lambda block: pinned.append(block.nbytes) is None)
+    monkeypatch.setattr(host, "_unpin", lambda block: unpinned.append(block.nbytes))
+    pieces = cut({"net": net}, "leaf")
+    store = HostStore(pieces.units, pieces.looked_up, torch.device("cuda", 0))
+    whole = sum(unit.nbytes for unit in pieces.units)
+    assert 0 < sum(pinned) <= 5000 < whole
+    blocks = {weight.master.untyped_storage().data_ptr(): weight.master.untyped_storage().nbytes()
+              for unit in pieces.units for weight in unit.weights}  # fmt: skip
+    assert sum(blocks.values()) == whole  # one copy, pinned or not
+    store.close()
+    assert unpinned == pinned[::-1]
+
+
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_running_out_of_memory_while_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Mixed()

@@ -170,6 +170,7 @@ def test_interrupt_stops_after_the_step(pipe: Any, draw: Draw, told: str) -> Non
     assert torch.equal(draw(pipe), plain), "the next call runs to its end"
 
 
+@pytest.mark.filterwarnings("ignore:decoding did not fit in memory")  # and then the strips fail too
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, torch.OutOfMemoryError])
 @pytest.mark.parametrize("place", ["unet", "vae", "scheduler", "callback", "text_encoder"])
 def test_an_error_leaves_the_pipeline_usable(
@@ -261,3 +262,8 @@ def test_a_notice_is_given_once_at_the_callers_line(sd1: Any, draw: Draw) -> Non
         sd1(["a cat", "a cat", "a dog"], num_inference_steps=1)
     assert [str(warning.message) for warning in caught] == ["unknown: a cat"]
     assert caught[0].filename == __file__
+
+
+def test_autocast_is_warned_of(sd1: Any, draw: Draw) -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match=r"torch.autocast is on: .* faster"):
+        draw(sd1)

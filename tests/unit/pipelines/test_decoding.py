@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from leandiffusion import NonFiniteError
+from leandiffusion.pipelines import stages
 from leandiffusion.pipelines.images import to_output
 from leandiffusion.pipelines.stages import decode, rescale_contrast
 
@@ -84,6 +85,63 @@ def test_a_broken_vae_is_an_error_that_names_the_stage(sd1: Any, draw: Draw, dty
         draw(sd1)
 
 
+def when_float32(layer: torch.nn.Module, inputs: Any) -> None:
+    if inputs[0].dtype == torch.float32:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("moment", ["making the copy", "running it"])
+def test_where_float32_does_not_fit_bfloat16_takes_its_place(
+    build: Any, latents: torch.Tensor, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = overflowing(build["vae"]()).half()
+    expected = decode(vae, latents.half())
+    if moment == "running it":
+        vae.use_tiling = True
+        vae.decoder.conv_in.register_forward_pre_hook(when_float32)
+    else:
+        copied = stages._copied
+
+        def fail(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
+            if dtype == torch.float32:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+            return copied(vae, device, dtype)
+
+        monkeypatch.setattr(stages, "_copied", fail)
+    with pytest.warns(UserWarning, match="float32 did not fit in memory: this picture is decoded in bfloat16"):
+        got = decode(vae, latents.half())
+    assert (got - expected).abs().mean() < 0.02, "8 bits instead of 24"
+    assert vae.dtype == torch.float16
+    with torch.no_grad():
+        vae.decoder.conv_out.bias[0] = float("nan")
+    with pytest.warns(match="bfloat16"), pytest.raises(NonFiniteError, match="NaN or infinity even in bfloat16"):
+        decode(vae, latents.half())
+
+
+def test_another_failure_in_float32_is_not_hidden(build: Any, latents: torch.Tensor) -> None:
+    vae = overflowing(build["vae"]()).half()
+
+    def fail(layer: torch.nn.Module, inputs: Any) -> None:
+        if inputs[0].dtype == torch.float32:
+            raise RuntimeError("stop")
+
+    vae.decoder.conv_in.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        decode(vae, latents.half())
+
+
+def test_what_does_not_fit_at_once_is_decoded_in_strips(build: Any, latents: torch.Tensor) -> None:
+    vae = build["vae"]()
+    expected = decode(vae, latents)
+    handle = vae.decoder.register_forward_pre_hook(when_float32)  # strips go to the decoder's layers
+    with pytest.warns(UserWarning, match=r"goes on in strips: pipe.enable_vae_tiling\(\)"):
+        got = decode(vae, latents)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)  # float32 sums in another order
+    handle.remove()
+    assert not vae.use_tiling
+    assert torch.equal(decode(vae, latents), expected)
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["pt", "latent"])
 def test_latents_that_are_no_numbers(sd1: Any, draw: Draw, number: float, kind: str) -> None:
@@ -93,6 +151,14 @@ def test_latents_that_are_no_numbers(sd1: Any, draw: Draw, number: float, kind: 
         draw(sd1, output_type=kind)
     sd1.unet.conv_out.bias.data = bias
     assert torch.equal(draw(sd1), plain)
+
+
+def test_they_are_found_at_the_first_step(sd1: Any, draw: Draw) -> None:
+    sd1.unet.conv_out.bias.data[0] = float("nan")
+    steps: list[int] = []
+    with pytest.raises(NonFiniteError):
+        draw(sd1, callback_on_step_end=lambda pipe, i, t, tensors: steps.append(i))
+    assert steps == [0]
 
 
 def test_forms_of_output() -> None:

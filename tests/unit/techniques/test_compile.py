@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from leandiffusion import StableDiffusionPipeline
+from leandiffusion import ConfigError, StableDiffusionPipeline
 from leandiffusion.techniques import compile as module
 from leandiffusion.techniques import techniques
 
@@ -64,3 +64,18 @@ def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None
     [reason] = module.Compile().why_not(pipe)
     assert "needs a C++ compiler" in reason
     assert module.Compile(backend="eager").why_not(pipe) == []
+
+
+@pytest.mark.parametrize("settings", [{"backend": "inducktor"}, {"backend": "eager", "dynamic": "yes"}])
+def test_what_torch_does_not_know_changes_nothing(pipe: Any, settings: dict[str, Any]) -> None:
+    limit = torch._dynamo.config.recompile_limit
+    with pytest.raises(ConfigError, match=r"is nothing that torch\.compile does"):
+        pipe.enable_compile(**settings)
+    assert torch._dynamo.config.recompile_limit == limit
+    assert not any("_compiled_call_impl" in vars(m) for m in (*pipe.unet.modules(), *pipe.vae.modules()))
+
+
+@pytest.mark.parametrize("parts", ["unet", 5, None])
+def test_parts_that_are_none(parts: Any) -> None:
+    with pytest.raises(ConfigError, match=r"give a tuple of names, such as \('unet',\)"):
+        module.Compile(parts=parts)

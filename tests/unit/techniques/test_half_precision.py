@@ -58,3 +58,32 @@ def test_without_a_checkpoint_there_is_no_way_back() -> None:
     pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
     with pytest.raises(BackendUnavailable, match=r"unet was not opened from a checkpoint.*use \.to\(dtype\)"):
         pipe.enable("half_precision")
+
+
+def test_a_failure_on_the_way_casts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained("demo")
+    exact = [p.clone() for p in pipe.unet.parameters()]
+    bring_up, calls = module.bring_up, 0
+
+    def fail(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise MemoryError
+        bring_up(*args)
+
+    monkeypatch.setattr(module, "bring_up", fail)
+    with pytest.raises(MemoryError):
+        pipe.enable("half_precision", dtype=torch.bfloat16)
+    assert {network.dtype for network in pipe._networks().values()} == {torch.float32}
+    assert all(torch.equal(p, e) for p, e in zip(pipe.unet.parameters(), exact, strict=True))
+
+
+def test_another_dtype_meanwhile_is_not_ignored_in_silence() -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained("demo")
+    pipe.enable("half_precision", dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"stays on: pipe.disable\('half_precision'\) makes it torch.float64"):
+        pipe.to(torch.float64)
+    assert pipe.dtype == torch.bfloat16
+    pipe.disable("half_precision")
+    assert pipe.dtype == torch.float64

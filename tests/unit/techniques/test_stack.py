@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -146,6 +146,68 @@ def test_a_replaced_component_is_met_at_the_next_call(stack: Stack) -> None:
         assert log() == ""
 
 
+def test_what_can_not_be_used_with_the_new_component_is_off_and_says_so() -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained("demo")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_vae_slicing()
+    pipe.enable_attention_slicing()
+    pipe.vae = nn.Linear(1, 1)
+    with (
+        pytest.warns(UserWarning, match=r"vae_slicing is switched off: its VAE is a Linear, expected"),
+        pipe._stack.call(),
+    ):
+        assert [entry.name for entry in pipe.techniques] == ["attention_slicing"]
+    assert not hasattr(pipe.vae, "use_slicing")
+
+
+@dataclass(frozen=True)
+class Kernel(Fake):
+    """Chooses by the device when it is applied."""
+
+    def apply(self, pipe: Any) -> Callable[[], None]:
+        LOG.append(f"{self.label} for {pipe.stack.compute_device}")
+        return lambda: None
+
+
+@dataclass(frozen=True)
+class Travel(Fake):
+    group: ClassVar[str] = "offload"
+    compute_device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+
+
+def test_what_is_chosen_by_the_device_is_chosen_for_the_one_that_weights_travel_to(stack: Stack) -> None:
+    stack._pipe.stack = stack
+    stack.enable(Kernel("a"), "")
+    gpu = Travel("gpu", Phase.OFFLOAD, compute_device=torch.device("cuda", 1))
+    stack.enable(gpu, "")
+    assert log() == "a for None a for cuda:1 +gpu"
+    stack.enable(Kernel("a"), "")  # slipped under
+    assert log() == "-gpu a for cuda:1 +gpu"
+    stack.enable(Travel("disk", Phase.OFFLOAD), "")
+    assert log() == "-gpu a for cpu +disk"
+    stack.disable("attention_slicing")
+    assert log() == ""
+    stack.clear()
+    assert log() == "-disk"
+    assert stack.compute_device is None
+
+
+def test_after_the_last_call_of_several(stack: Stack) -> None:
+    undo = stack.after_calls(lambda: LOG.append("rest"))
+    with stack.call():
+        with stack.call():
+            pass
+        assert log() == ""
+    assert log() == "rest"
+    with pytest.raises(ZeroDivisionError), stack.call():
+        raise ZeroDivisionError
+    assert log() == "rest"
+    undo()
+    with stack.call():
+        pass
+    assert log() == ""
+
+
 def test_lifting_everything_for_a_moment(stack: Stack) -> None:
     stack.enable(Fake("a"), "")
     stack.enable(Fake("z", Phase.GRAPH), "")
@@ -162,8 +224,10 @@ def test_making_by_name() -> None:
     assert str(make("vae_slicing", {})) == "vae_slicing"
     with pytest.raises(ConfigError, match="Did you mean 'attention_slicing'"):
         make("attention_slcing", {})
-    with pytest.raises(ConfigError, match=r"attention_slicing has no setting 'sise'\. Did you mean 'size'"):
+    with pytest.raises(ConfigError, match=r"no setting 'sise'\. Did you mean 'size'\? Its settings: size\.$"):
         make("attention_slicing", {"sise": 2})
+    with pytest.raises(ConfigError, match="vae_slicing has no setting 'phase'"):
+        make("vae_slicing", {"phase": 1})
     with pytest.raises(ConfigError, match="has its settings"):
         make(Fake(), {"size": 2})
 
@@ -173,6 +237,7 @@ def test_making_by_name() -> None:
     [
         ("sequential_offload", {"granularity": "component"}, "whole components is model offload"),
         ("sequential_offload", {"resident_fraction": 1.5}, "between 0 and 1"),
+        ("sequential_offload", {"resident_fraction": "half"}, "between 0 and 1"),
         ("sequential_offload", {"slots": 1}, "whole number from 2 up"),
         ("vae_tiling", {"rows": 3}, "8 or more"),
         ("half_precision", {"dtype": torch.float32}, "float16 or torch.bfloat16"),
@@ -255,3 +320,29 @@ def test_attaching_and_taking_off() -> None:
     with pytest.raises(OSError):
         together([lambda: done.append(1), fail, lambda: done.append(3)])()
     assert done == [3, 1]
+
+
+def test_a_setting_that_was_changed_meanwhile_stays() -> None:
+    """Two pipelines with one of torch's settings on, switched off in the order in which they were switched on."""
+
+    class Torch:
+        fast = False
+
+    first, second = set_global(Torch, "fast", True), set_global(Torch, "fast", True)
+    first()
+    second()
+    assert Torch.fast is False
+
+
+def test_changes_made_before_a_failure_are_undone() -> None:
+    log: list[str] = []
+
+    def changes() -> Iterator[Callable[[], None]]:
+        for name in "ab":
+            log.append(f"+{name}")
+            yield lambda name=name: log.append(f"-{name}")
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        together(changes())
+    assert log == ["+a", "+b", "-b", "-a"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from leandiffusion import StableDiffusionPipeline
+from leandiffusion import ConfigError, StableDiffusionPipeline
 from leandiffusion.techniques.traced_unet import Traced
 
 
@@ -95,12 +98,57 @@ def test_a_folder_that_is_not_there_costs_the_file_alone(pipe: Any, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_costs_the_file_alone(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own writer ends the whole process there, so it must not meet the disk."""
+    expected, write = draw(pipe), Path.write_bytes
+
+    def full(self: Path, data: Any) -> int:
+        write(self, bytes(data[:100]))
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    pipe.enable_traced_unet(tmp_path / "unet.pt")
+    with pytest.warns(UserWarning, match=r"could not be written to .* \(No space left on device\)\. Going on without"):
+        np.testing.assert_allclose(draw(pipe), expected, atol=1e-4)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_changed_later_are_heeded(pipe: Any) -> None:
     pipe.enable_traced_unet()
     before = draw(pipe)
     with torch.no_grad():
         pipe.unet.unet.conv_out.bias += 0.5
     assert not np.array_equal(draw(pipe), before)
+
+
+def test_threads_trace_once(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.jit.trace keeps its state in a global, and while the graph is written its weights are empty."""
+    expected, trace, traced = draw(pipe), torch.jit.trace, 0
+    results: list[np.ndarray] = []
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        nonlocal traced
+        traced += 1
+        time.sleep(0.2)
+        return trace(*args, **kwargs)
+
+    pipe.enable_traced_unet(tmp_path / "unet.pt")
+    monkeypatch.setattr(torch.jit, "trace", slowly)
+    threads = [threading.Thread(target=lambda: results.append(draw(pipe))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert traced == 1
+    assert len(results) == 3
+    for result in results:
+        np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [5, b"unet.pt", True])
+def test_a_path_that_is_none(pipe: Any, path: Any) -> None:
+    with pytest.raises(ConfigError, match="name a file to keep the graph in"):
+        pipe.enable_traced_unet(path)
 
 
 def test_it_looks_like_the_unet(pipe: Any, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Some are covered where the thing itself is tested:
 
 | trap | test |
 |---|---|
-| 6 streams pin a second copy of every weight | unit/offload/test_engine.py::test_packing_and_unpacking |
+| 6 streams pin a second copy of every weight | unit/offload/test_engine.py: test_no_more_is_pinned… |
 | 8 compile and model offload crash on the second image | contract/test_pairs.py (refused by name) |
 | 9 SDXL's VAE overflows float16 into black pictures | unit/pipelines/test_decoding.py |
 | 14 single files go online, or load float32 first | parity/test_single_file.py, unit/weights/test_memory.py |
@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ import pytest
 import torch
 from torch import nn
 
-from leandiffusion import ConfigError, StableDiffusionPipeline
+from leandiffusion import ConfigError, StableDiffusionPipeline, UNet2DConditionModel
 from leandiffusion.attention import backends
 from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.demo import model_folder
+from leandiffusion.families.base import families
 from leandiffusion.modules.transformer import attention_layers
 from leandiffusion.techniques.footprint import Work, plain_footprint
+from leandiffusion.weights.build import build_empty
 
 
 @pytest.fixture
@@ -69,6 +72,11 @@ def test_trap_02_an_explicit_gpu_is_not_ignored(pipe: Any) -> None:
         pipe.enable_sequential_cpu_offload(gpu_id=missing)
     with pytest.raises(ConfigError, match="name two devices"):
         pipe.enable_model_cpu_offload(gpu_id=0, device="cpu")
+    for wrong in (-1, "0", True):
+        with pytest.raises(ConfigError, match=f"gpu_id={wrong!r} is no number of a GPU"):
+            pipe.enable_sequential_cpu_offload(wrong)
+    with pytest.raises(ConfigError, match="device='gpu' is no device"):
+        pipe.enable_model_cpu_offload(device="gpu")
     assert pipe.techniques == ()
 
 
@@ -92,6 +100,35 @@ def test_trap_03_weights_can_be_touched_outside_a_forward(pipe: Any) -> None:
     assert np.isfinite(weighted.images).all()
     pipe.disable("sequential_offload")
     assert torch.equal(pipe.text_encoder.text_model.embeddings.token_embedding.weight, table.flip(0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"technique": "model_offload"},
+        {"technique": "sequential_offload"},
+        {"technique": "sequential_offload", "resident_fraction": 1.0},
+    ],
+    ids=["model", "sequential", "resident"],
+)
+def test_trap_03_what_is_written_between_calls_stays(pipe: Any, settings: dict[str, Any]) -> None:
+    """Copies on the device, of the layer that ran last and of those read ahead, used to take the writes with them."""
+    plain: Any = StableDiffusionPipeline.from_pretrained("demo")
+    plain.set_progress_bar_config(disable=True)
+    pipe.enable(**settings)
+    draw(pipe)
+    for each in (pipe, plain):
+        with torch.no_grad():
+            each.vae.decoder.conv_out.weight.mul_(0.5)
+            for network in (each.text_encoder, each.unet):
+                for layer in network.modules():
+                    if isinstance(layer, nn.Linear):
+                        layer.weight.data += 0.002  # as scripts that merge a LoRA do
+    expected = draw(plain)
+    assert np.array_equal(draw(pipe), expected)
+    assert np.array_equal(draw(pipe), expected)
+    pipe.disable(settings["technique"])
+    assert np.array_equal(draw(pipe), expected)
 
 
 @pytest.mark.parametrize("call", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
@@ -172,6 +209,15 @@ def test_trap_12_channels_last_reaches_every_convolution(pipe: Any) -> None:
     assert wrong == []
 
 
+def test_trap_12_the_documented_strides() -> None:
+    """What diffusers' documentation prints for SD1.5's `unet.conv_out`."""
+    part = families.get("sd1").parts["unet"]
+    unet = build_empty(lambda: UNet2DConditionModel.from_config(part.config))
+    assert unet.conv_out.weight.stride() == (2880, 9, 3, 1)
+    unet.to(memory_format=torch.channels_last)
+    assert unet.conv_out.weight.stride() == (2880, 1, 960, 320)
+
+
 @dataclass
 class Output:
     sample: torch.Tensor
@@ -207,3 +253,9 @@ def test_trap_13_the_documented_trace_works(pipe: Any, tmp_path: Path) -> None:
     assert pipe.dtype == torch.float32
     assert pipe.device.type == "cpu"
     np.testing.assert_allclose(draw(pipe), expected, atol=1e-4)
+    for name in ("channels_last", "vae_tiling", "sequential_offload"):  # go on with the rest of the networks
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* are not in a checkpoint as they are in memory")
+            pipe.enable(name)
+        np.testing.assert_allclose(draw(pipe), expected, atol=2e-4)
+        pipe.disable(name)
