@@ -2,6 +2,9 @@
 # make test     run the test suite
 # make check    ruff, pyright, import-linter
 # make docs     draw docs/techniques.md from the techniques' declarations
+# make bench    measure this CPU with the full-size SD1.5 network, beside diffusers and OpenVINO; half an hour
+# make bench-gpu  the same on one CUDA GPU, with what PYTHON has installed; nine minutes
+# make report   draw benchmarks/README.md from benchmarks/results
 # make setup    prepare .venv with everything
 # make wheel    build dist/*.whl
 #
@@ -20,8 +23,9 @@ BASE := $(VENV)/.base-installed
 RUN := $(VENV)/.run-installed
 TEST := $(VENV)/.test-installed
 DEV := $(VENV)/.dev-installed
+PEERS := $(VENV)/.peers-installed
 
-.PHONY: help demo test check docs setup wheel clean
+.PHONY: help demo test check docs bench bench-gpu report setup wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -44,6 +48,32 @@ check: $(DEV)
 docs: $(RUN)
 	@$(BIN)/python -m tools.price_list
 
+# The runs share one folder for the network's 2 GB of random weights, and what peers convert.
+WORK ?= /tmp/leandiffusion-bench
+RESULTS := benchmarks/results
+MAIN_ROWS := plain,memory_efficient,best_fp32,diffusers_fp32,openvino_f32
+MEMORY_ROWS := resident,model_offload,sequential_offload,sequential_slicing,least
+ATTENTION_ROWS := 256_before,256_after,512_before,512_after
+, := ,
+ON_CPU = $(BIN)/leandiffusion bench $(1) --model shape:sd15 --device cpu --work $(WORK) \
+    --out $(RESULTS)/cpu-$(1)-$(2).jsonl $(3)
+ON_GPU = PYTHONPATH=src $(PYTHON) -m leandiffusion bench $(1) --model shape:sd15 --device cuda --work $(WORK) \
+    --out $(RESULTS)/cuda-$(1).jsonl $(2)
+
+bench: $(PEERS)
+	$(call ON_CPU,published,256px,--size 256 --steps 2 --peers diffusers$(,)openvino)
+	$(call ON_CPU,published,512px,--size 512 --steps 2 --repeat 2 --peers diffusers$(,)openvino --rows $(MAIN_ROWS))
+	$(call ON_CPU,memory,512px,--size 512 --steps 2 --repeat 1 --rows $(MEMORY_ROWS))
+	$(call ON_CPU,attention,512px,--steps 2 --repeat 1 --rows $(ATTENTION_ROWS))
+
+bench-gpu:
+	$(call ON_GPU,published,--steps 50 --repeat 2 --rows all)
+	$(call ON_GPU,memory,--steps 10 --repeat 2)
+	$(call ON_GPU,attention,--steps 5 --repeat 2)
+
+report: $(TEST)
+	@$(BIN)/python -m tools.bench_report
+
 setup: $(TEST) $(DEV)
 
 wheel: $(BASE)
@@ -65,6 +95,10 @@ $(RUN): $(BASE) $(SPEC)
 
 $(TEST): $(RUN) $(SPEC)
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(PEERS): $(RUN) $(SPEC)
+	$(PIP) -e '.[bench,peers]'
 	@touch $@
 
 $(DEV): $(RUN) $(SPEC)

@@ -15,6 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+from leandiffusion.bench.models import write_random_checkpoint
+from leandiffusion.families.base import families
+
 FRESH_IMPORTS = ["import leandiffusion", "from leandiffusion import StableDiffusionPipeline"]
 OPEN = """
 import json, sys, time, torch
@@ -28,32 +33,6 @@ networks = (pipe.unet, pipe.vae, pipe.text_encoder)
 weights = sum(t.nbytes for network in networks for t in network.state_dict().values())
 print(json.dumps({"seconds": seconds, "weights": weights, "peak": peak_rss() - before}))
 """
-
-
-def write_checkpoint(folder: Path, dtype: str) -> None:
-    """A whole SD1 pipeline folder with random weights, network by network so that one at a time is in memory."""
-    import torch
-
-    from leandiffusion import CLIPTokenizer, StableDiffusionPipeline
-    from leandiffusion.core.config import write_json
-    from leandiffusion.families.base import families
-    from leandiffusion.families.folder import component_class
-
-    family = families.get("sd1")
-    index: dict[str, object] = {"_class_name": StableDiffusionPipeline.__name__, "_diffusers_version": "0.30.0"}
-    for name, part in family.parts.items():
-        with torch.device("meta"):
-            network = component_class(part.class_name).from_config(part.config)
-        network = network.to(getattr(torch, dtype)).to_empty(device="cpu").requires_grad_(False)
-        for tensor in network.parameters():
-            tensor.normal_(std=0.02)
-        network.save_pretrained(folder / name)
-        index[name] = ["transformers" if name == "text_encoder" else "diffusers", part.class_name]
-    CLIPTokenizer.standard().save_pretrained(folder / "tokenizer")
-    class_name, settings = family.scheduler
-    component_class(class_name).from_config(settings).save_pretrained(folder / "scheduler")
-    index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", class_name]}
-    write_json(folder / "model_index.json", index)
 
 
 def time_statement(statement: str) -> float:
@@ -74,9 +53,9 @@ def main() -> None:
     for statement in FRESH_IMPORTS:
         print(f"{statement}: {time_statement(statement):.2f} s", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.folder or Path(temporary)
+        folder = asked.folder or Path(temporary) / "sd15"
         if not (folder / "model_index.json").exists():
-            write_checkpoint(folder, asked.dtype)
+            write_random_checkpoint(families.get("sd1"), folder, getattr(torch, asked.dtype))
         arguments = [sys.executable, "-c", OPEN, str(folder), asked.at or asked.dtype]
         found = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
     ratio = found["peak"] / found["weights"]

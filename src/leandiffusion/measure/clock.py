@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+Watch = Callable[[str], AbstractContextManager[object]]
+"""Called with a stage's name; what it returns is entered before the stage begins and left after it ended."""
 
 
 class StageClock:
@@ -12,21 +15,24 @@ class StageClock:
 
     A stage entered again adds to what it has. Stages may nest; the outer one then counts the inner one's time too.
     `synchronize` is called before each reading: pass `torch.cuda.synchronize` where work is queued on a GPU, so that
-    a stage is charged for what it asked for.
+    a stage is charged for what it asked for. `watch` is entered around each stage, outside of its time: to read memory
+    at its ends, say.
     """
 
-    def __init__(self, synchronize: Callable[[], object] | None = None) -> None:
+    def __init__(self, synchronize: Callable[[], object] | None = None, watch: Watch | None = None) -> None:
         self.seconds: dict[str, float] = {}
         self._synchronize = synchronize
+        self._watch = watch or nullcontext
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Charge the body of the `with` to stage `name`, also when it raises."""
-        start = self._now()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+        with self._watch(name):
+            start = self._now()
+            try:
+                yield
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
 
     @property
     def total(self) -> float:

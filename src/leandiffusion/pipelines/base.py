@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.errors import ConfigError
-from ..measure.clock import StageClock
+from ..measure.clock import StageClock, Watch
 from ..schedulers import randn
 from . import inputs
 from .assembly import Assembly
@@ -61,7 +61,9 @@ def drawing(method: Callable[P, R]) -> Callable[P, R]:
 class DiffusionPipeline(MemoryAndSpeed, Assembly):
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
-    `last_times` holds the seconds per stage of the most recent finished call.
+    `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the
+    name of each stage ('encode', 'denoise', 'decode', 'safety'); the context manager that it returns is entered around
+    the stage.
     """
 
     callback_tensors: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
@@ -76,6 +78,7 @@ class DiffusionPipeline(MemoryAndSpeed, Assembly):
     def __init__(self, components: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         super().__init__(components, settings)
         self.last_times: dict[str, float] = {}
+        self.watch: Watch | None = None
         self._progress: dict[str, Any] = {}
         self._interrupt = False
         self._origin: DiffusionPipeline | None = None  # the pipeline that this is one call's view of
@@ -201,7 +204,7 @@ class DiffusionPipeline(MemoryAndSpeed, Assembly):
         return [e if e is None else e.to(place, self.dtype).repeat_interleave(count, dim=0) for e in embeddings]
 
     def _clock(self) -> StageClock:
-        return StageClock(torch.cuda.synchronize if self.device.type == "cuda" else None)
+        return StageClock(torch.cuda.synchronize if self.device.type == "cuda" else None, self.watch)
 
     @property
     def _distilled(self) -> bool:

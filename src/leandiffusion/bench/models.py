@@ -1,0 +1,122 @@
+"""The model that a run draws with: the packaged one, a checkpoint, or a full-size network with random weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.config import read_json, write_json
+from ..core.errors import ConfigError
+from ..core.registry import did_you_mean
+from ..core.units import format_bytes
+from ..families.base import Family, families
+from ..families.folder import INDEX_FILE, component_class
+from ..modules.tokenizer import CLIPTokenizer
+from ..pipelines.assembly import packaged
+from ..weights.build import build_empty
+from ..weights.locate import find_checkpoint
+
+SHAPES = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
+"""Names behind `shape:`, and the families whose networks they are."""
+
+SHAPE = "shape:"
+
+
+def find_model(name: str, work: Path) -> dict[str, Any]:
+    """The checkpoint called `name`, ready on disk: {'folder': path, 'size': side of its pictures in pixels}.
+
+    'shape:sd15' and its like are made in `work`, once. ConfigError for unknown shapes and for a full disk,
+    WeightsError's kinds for checkpoints that are not there.
+    """
+    if name.startswith(SHAPE):
+        family = shape_of(name)
+        folder = work / f"{name.removeprefix(SHAPE)}-bfloat16"
+        if not folder.exists():
+            write_random_checkpoint(family, folder, torch.bfloat16)
+        return {"folder": str(folder), "size": family.size}
+    path = Path(name).expanduser()
+    if path.is_file():
+        return {"folder": str(path), "size": 512}
+    folder = find_checkpoint(packaged(name)).folder
+    config = read_json(folder / "unet" / "config.json")
+    levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", (0,) * 4))
+    return {"folder": str(folder), "size": int(config.get("sample_size", 64)) * 2 ** (levels - 1)}
+
+
+def shape_of(name: str) -> Family:
+    """The family behind 'shape:sd15' and its like; ConfigError for others."""
+    shape = name.removeprefix(SHAPE)
+    if shape not in SHAPES:
+        known = [SHAPE + known for known in SHAPES]
+        raise ConfigError(f"unknown model {name!r}.{did_you_mean(name, known)} Shapes: {', '.join(known)}.")
+    return families.get(SHAPES[shape])
+
+
+def write_random_checkpoint(family: Family, folder: Path, dtype: torch.dtype, *, seed: int = 0) -> None:
+    """A pipeline folder of the family at full size with random weights, one network at a time in memory.
+
+    Weights keep the variance of what passes through them (LeCun et al. 1998), so that pictures are noise of an
+    ordinary range in every dtype. The same seed gives the same weights. ConfigError when the disk has no room. The
+    folder appears when it is complete.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(family, folder.parent, dtype)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
+        _write(family, Path(aside) / "done", dtype, seed)
+        os.replace(Path(aside) / "done", folder)
+
+
+def _write(family: Family, folder: Path, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    index: dict[str, Any] = {"_class_name": family.pipeline, "_diffusers_version": "0.30.0"}
+    for name, part in family.parts.items():
+        network = _random_network(component_class(part.class_name), part.config, dtype)
+        network.save_pretrained(folder / name)
+        del network
+        index[name] = ["transformers" if name.startswith("text_encoder") else "diffusers", part.class_name]
+    for name, settings in family.tokenizers.items():
+        CLIPTokenizer.standard(**settings).save_pretrained(folder / name)
+        index[name] = ["transformers", "CLIPTokenizer"]
+    class_name, settings = family.scheduler
+    component_class(class_name).from_config(settings).save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", class_name]
+    write_json(folder / INDEX_FILE, index)
+
+
+def _random_network(cls: type[Any], config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    network = build_empty(lambda: cls.from_config(config)).requires_grad_(False)
+    for module in network.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                filled = torch.empty(weight.shape, dtype=dtype)
+                _fill(module, name, filled)
+                module._parameters[name] = nn.Parameter(filled, requires_grad=False)
+    return network
+
+
+def _fill(module: nn.Module, name: str, weight: torch.Tensor) -> None:
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+        weight.fill_(1.0 if name == "weight" else 0.0)
+    elif name == "bias":
+        weight.zero_()
+    elif isinstance(module, nn.Embedding) or weight.dim() < 2:
+        weight.normal_(std=0.02)
+    else:
+        weight.normal_(std=1 / math.sqrt(weight[0].numel()))
+
+
+def _check_room(family: Family, folder: Path, dtype: torch.dtype) -> None:
+    needed, free = sum(family.footprint(dtype).values()), shutil.disk_usage(folder).free
+    if needed * 1.05 > free:
+        raise ConfigError(
+            f"{family.title} with random weights takes {format_bytes(needed)} on disk and {folder} has "
+            f"{format_bytes(free)} free: choose another folder with --work."
+        )

@@ -1,0 +1,90 @@
+"""OpenVINO drawing a row on the CPU: it runs the networks, converted once for one shape, and this library's loop calls
+them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...core.errors import BackendUnavailable
+from ..workload import Job, Row, Workload
+from . import peers
+from .base import Meter
+
+
+@peers.register("openvino")
+class OpenVINO:
+    """Compiles what `prepare` wrote: no weights of this library's networks are in memory.
+
+    A row's settings are properties of OpenVINO's CPU device. BackendUnavailable where it lacks the row's precision.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("openvino",)
+
+    def __init__(self, job: Job) -> None:
+        import torch
+
+        from ...pipelines import open_pipeline
+        from ...schedulers import build
+        from ..openvino_networks import KINDS, openvino
+
+        self._job = job
+        core = openvino().Core()
+        _check_precision(core, job.row.settings["INFERENCE_PRECISION_HINT"])
+        properties = {**job.row.settings, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        parts: dict[str, Any] = {path.name: KINDS[path.name](core, path, properties) for path in _home(job).iterdir()}
+        if "text_encoder_2" not in parts:  # SDXL's pipeline knows no safety checker; no peer runs one
+            parts |= {"safety_checker": None, "feature_extractor": None}
+        self._pipe = open_pipeline(job.folder, **parts)
+        self._pipe.scheduler = build("ddim", self._pipe.scheduler.config)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._pipe.notice = None
+
+    @classmethod
+    def rows(cls, workload: Workload) -> list[Row]:
+        if workload.device != "cpu":
+            return []
+        return [
+            Row(
+                f"openvino_{precision}", f"OpenVINO {precision}", dtype, peer="openvino",
+                settings={"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"},
+            )
+            for precision, dtype in (("f32", "float32"), ("bf16", "bfloat16"))
+        ]  # fmt: skip
+
+    @classmethod
+    def prepare(cls, job: Job) -> None:
+        """Convert the networks, unless they lie in `job.work` already. Rows of both precisions use the same."""
+        from ..openvino_networks import convert
+
+        home = _home(job)
+        if home.exists():
+            return
+        with tempfile.TemporaryDirectory(dir=job.work, prefix=".openvino-") as aside:
+            convert(job.folder, Path(aside) / "done", job.size, job.workload.batch)
+            os.replace(Path(aside) / "done", home)
+
+    def draw(self, steps: int, meter: Meter) -> np.ndarray[Any, Any] | None:
+        from ..own import draw_with
+
+        return draw_with(self._pipe, self._job, steps, meter)
+
+
+def _check_precision(core: Any, precision: str) -> None:
+    able = [name.lower() for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+    if precision != "f32" and precision not in able:
+        raise BackendUnavailable(f"OpenVINO does not compute {precision} on this CPU, but {', '.join(able)}")
+
+
+def _home(job: Job) -> Path:
+    """Where the converted networks lie: a folder for each checkpoint as it is now, each size and each batch."""
+    path = Path(job.folder)
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    stamp = [path.resolve().as_posix(), *(file.stat().st_mtime_ns for file in files if file.exists())]
+    digest = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]
+    return Path(job.work) / f"openvino-{path.stem}-{digest}-{job.size}px-{job.workload.batch}"

@@ -1,0 +1,61 @@
+"""Records as pictures, by matplotlib, which is only needed here: `pip install 'leandiffusion[bench]'`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import BackendUnavailable
+from .record import Records
+
+PLOTS = {
+    "tradeoff": "Time per step against peak memory",
+    "speedup": "Speed-up of a step, by row",
+    "timeline": "Memory over time, by stage",
+    "attention": "Steps per second and memory, by size of the picture",
+}
+"""Ends of the files' names, and what each shows."""
+
+
+def draw_plots(records: Records, stem: Path) -> list[Path]:
+    """Draw what the records hold enough of; the files written, `<stem>-<name>.png` with the names of `PLOTS`.
+
+    Plots of an earlier run with the same stem are replaced, or removed where there is no longer enough to draw.
+    BackendUnavailable without matplotlib.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise BackendUnavailable("plots need matplotlib: pip install 'leandiffusion[bench]'.") from error
+    from .drawing import canvas, charts, curves
+
+    kinds = {"tradeoff": charts.tradeoff, "speedup": charts.speedup, "timeline": curves.timeline}
+    if records.run.suite == "attention":
+        kinds = {"attention": curves.attention}
+    written = []
+    with matplotlib.rc_context(canvas.STYLE):
+        for name in PLOTS:
+            path, draw = plot_path(stem, name), kinds.get(name)
+            figure = draw(records) if draw else None
+            if figure is None:
+                path.unlink(missing_ok=True)
+            else:
+                _save(figure, path)
+                written.append(path)
+    return written
+
+
+def plot_path(stem: Path, name: str) -> Path:
+    """Where the plot of that name lies."""
+    return stem.with_name(f"{stem.name}-{name}.png")
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Written aside, then renamed: a reader never sees half a picture."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(aside, format="png", metadata={"Software": None})
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""One process per job, so that its peak of memory is its own, and its crash only its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+LINES_OF_TROUBLE = 3
+
+
+def ask(task: str, **arguments: Any) -> dict[str, Any]:
+    """Let a fresh process do a task of `worker`; its answer, or {'error': …} when it died without one.
+
+    Ctrl-C ends it: it has a process group of its own, so that only this process is interrupted by a terminal.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "leandiffusion.bench.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            out, _ = process.communicate(json.dumps({"do": task, **arguments}))
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        try:
+            return json.loads(out)
+        except ValueError:
+            errors.seek(0)
+            return {"error": _last_words(process.returncode, errors.read())}
+
+
+def _last_words(code: int, text: str) -> str:
+    """What is known of a process that died without an answer."""
+    last = " | ".join(line.strip() for line in text.splitlines()[-LINES_OF_TROUBLE:])
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        hint = ", perhaps out of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}{': ' + last if last else ''}"
+    return f"its process ended with code {code}{': ' + last if last else ''}"

@@ -1,0 +1,196 @@
+"""What stands in a table, before it is drawn for a terminal or a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..core.units import format_bytes, format_seconds
+from .record import Measurement, Records
+from .statistics import Figure, Spread, figure_of, ratio_of, speedup_of, spread_of
+from .words import headline, suite_title, title_of
+
+PUBLISHED_SECONDS = {
+    "plain": 9.50,
+    "cudnn_autotune": 9.37,
+    "half_precision": 3.61,
+    "channels_last": 3.30,
+    "traced": 3.21,
+    "memory_efficient": 2.63,
+}
+"""Stable Diffusion 1.5, 512 px, 50 DDIM steps on an NVIDIA TITAN RTX, by row."""
+
+PUBLISHED_RATES = (
+    ("T4", 3.5, 5.5),
+    ("RTX 3060", 4.6, 7.8),
+    ("A10G", 8.88, 15.6),
+    ("RTX A6000", 11.7, 21.09),
+    ("TITAN RTX", 12.51, 18.22),
+    ("A100-40GB", 18.6, 29.0),
+    ("A100-80GB", 18.7, 29.5),
+)
+"""Steps per second before and after memory-efficient attention: 512 px, float16."""
+
+STEPS = 50
+LONG_PREPARATION = 0.5
+"""Seconds; preparing is shown where some row takes longer."""
+
+STEP, DECODE, PEAK = figure_of("step"), figure_of("decode"), figure_of("peak")
+NOTHING = "–"
+
+Cell = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """`columns` are headings, the first of them of what each row is; `legend` says by heading what they mean."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    legend: dict[str, str] = field(default_factory=dict)
+
+    def only(self, columns: tuple[str, ...]) -> Sheet:
+        """The sheet with its first column and these, as far as it has them."""
+        kept = [i for i, heading in enumerate(self.columns) if i == 0 or heading in columns]
+        headings = [self.columns[i] for i in kept]
+        legend = {heading: line for heading, line in self.legend.items() if heading in headings}
+        return Sheet(self.title, headings, [[row[i] for i in kept] for row in self.rows], legend)
+
+
+def main_sheet(records: Records) -> Sheet:
+    """Each measured row with its figures. Columns in which no row has a value are left out."""
+    if records.run.suite == "attention":
+        return attention_sheet(records)
+    names = [row for row in records.run.rows if records.measured(row)]
+    cells = {heading: [cell(row) for row in names] for heading, cell in _columns(records).items()}
+    cells = {heading: column for heading, column in cells.items() if heading == "row" or any(column)}
+    rows = [[text or NOTHING for text in row] for row in zip(*cells.values(), strict=True)]
+    legend = {heading: line for heading, line in _legend(records).items() if heading in cells}
+    return Sheet(f"{suite_title(records)}: {headline(records)}", list(cells), rows, legend)
+
+
+def attention_sheet(records: Records) -> Sheet:
+    """Steps per second and memory before and after memory-efficient attention, by size."""
+    columns = ["size", "it/s before", "it/s after", "× faster", "peak before", "peak after", "× peak"]
+    rows = []
+    for size, (before, after) in sizes(records).items():
+        rates, peaks = ([_text(spread_of(records, row, f), form) for row in (before, after)] for f, form in _PAIR)
+        faster, bigger = speedup_of(records, after, STEP, before), ratio_of(records, after, PEAK, before)
+        cells = [f"{size} px", *rates, str(faster or ""), *peaks, str(bigger or "")]
+        if any(cells[1:]):
+            rows.append([text or NOTHING for text in cells])
+    pairs = ", ".join(f"{gpu} {before:g} → {after:g}" for gpu, before, after in PUBLISHED_RATES)
+    legend = {
+        "it/s before": "it/s: denoising steps per second, median of the rounds; × faster and × peak: within each "
+        "round, median (least–greatest).",
+        "it/s after": f"Published for 512 px in float16, it/s: {pairs}.",
+    }
+    return Sheet(f"{suite_title(records)}: {headline(records)}", columns, rows, legend)
+
+
+def sizes(records: Records) -> dict[int, tuple[str, str]]:
+    """Names of the rows before and after, by size in pixels, of the attention suite."""
+    found = {int(match[1]) for row in records.run.rows if (match := re.fullmatch(r"(\d+)_(before|after)", row))}
+    return {size: (f"{size}_before", f"{size}_after") for size in sorted(found)}
+
+
+def share_of_limit(records: Records, row: str) -> Spread | None:
+    """Operations per second of the row's steps over the most that the machine reached in that round at its dtype."""
+    count = records.run.flops.get("step")
+    if not count or records.run.suite == "attention":
+        return None
+
+    def share(m: Measurement) -> float | None:
+        most = max(m.ceiling.get(m.dtype, {}).values(), default=0.0)
+        return count / m.seconds["step"] / most if most and m.seconds.get("step") else None
+
+    return spread_of(records, row, share)
+
+
+def whole_picture(m: Measurement) -> float | None:
+    """Seconds of text, 50 steps and decoding; None where one of them was not run."""
+    parts = [m.seconds.get(stage) for stage in ("text", "step", "decode")]
+    if None in parts:
+        return None
+    text, step, decode = (part or 0.0 for part in parts)
+    return text + STEPS * step + decode
+
+
+def _columns(records: Records) -> dict[str, Cell]:
+    prepare = figure_of("prepare")
+    long = any((prepare(m) or 0) > LONG_PREPARATION for row in records.run.rows for m in records.measured(row))
+    published = records.run.suite == "published"
+
+    def seconds(figure: Figure) -> Cell:
+        return lambda row: _text(spread_of(records, row, figure), format_seconds)
+
+    columns: dict[str, Cell] = {
+        "row": lambda row: title_of(records, row),
+        "step": seconds(STEP),
+        "it/s": lambda row: _text(spread_of(records, row, STEP), rate),
+        "× faster": lambda row: str(speedup_of(records, row, STEP) or ""),
+        "text": seconds(figure_of("text")),
+        "decode": seconds(DECODE),
+        "prepare": seconds(prepare) if long else lambda row: "",
+        "peak": lambda row: _text(spread_of(records, row, PEAK), format_bytes),
+        "× peak": lambda row: _text(ratio_of(records, row, PEAK), "{:.2f}".format),
+        "% of limit": lambda row: _text(share_of_limit(records, row), "{:.0%}".format),
+        "PSNR / SSIM": lambda row: _quality(records.measured(row)),
+    }
+    if published:
+        columns[f"{STEPS} steps"] = seconds(whole_picture)
+        columns["× whole"] = lambda row: str(speedup_of(records, row, whole_picture) or "")
+        columns["published"] = _published
+    return columns
+
+
+def _legend(records: Records) -> dict[str, str]:
+    base = title_of(records, records.base) if records.base else NOTHING
+    return {
+        "step": "step: one denoising step, a UNet call with and one without the words; it/s: steps per second; text, "
+        "decode: encoding the prompt, decoding the picture. Medians of the rounds.",
+        "× faster": f"× faster: step time of '{base}' over the row's, within each round: median (least–greatest).",
+        "prepare": "prepare: what the first call takes beyond a later one, such as compiling and tracing.",
+        "peak": "peak: most memory at any time, loading included, "
+        + ("of the process" if str(records.run.workload.get("device")).startswith("cpu") else "reserved on the GPU")
+        + f"; × peak: over that of '{base}'.",
+        "% of limit": "% of limit: operations per second in a step over the most that matrix products or convolutions "
+        "reached on this machine in that round, in the dtype of the row's weights. Beyond 100% where products are "
+        "computed in a faster dtype than that.",
+        "PSNR / SSIM": "PSNR / SSIM: the picture against the plain float32 one; the worst of the rounds.",
+        f"{STEPS} steps": f"{STEPS} steps: text + {STEPS} × step + decode, computed. × whole: that of '{base}' over "
+        "the row's.",
+        "published": f"published: speed-up and seconds of {STEPS} DDIM steps, 512 px, Stable Diffusion 1.5 on an "
+        "NVIDIA TITAN RTX; to compare with × whole.",
+    }
+
+
+def _published(row: str) -> str:
+    seconds = PUBLISHED_SECONDS.get(row)
+    return f"×{PUBLISHED_SECONDS['plain'] / seconds:.2f} ({seconds:.2f} s)" if seconds else ""
+
+
+def _quality(measured: list[Measurement]) -> str:
+    """The worst of the rounds: '38.1 dB / 0.9871', or 'identical'."""
+    found = [m.quality for m in measured if m.quality]
+    ssim = min((value for q in found if (value := q.get("ssim")) is not None), default=None)
+    psnr = min((value for q in found if (value := q.get("psnr")) is not None), default=None)
+    if psnr is None and ssim is not None and ssim > 0.9999 and all("psnr" in q for q in found):
+        return "identical"
+    parts = [NOTHING if psnr is None else f"{psnr:.1f} dB", NOTHING if ssim is None else f"{ssim:.4f}"]
+    return " / ".join(parts) if parts != [NOTHING] * 2 else ""
+
+
+def rate(seconds: float) -> str:
+    """Seconds per step -> steps per second, three digits."""
+    value = 1 / seconds if seconds else 0.0
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _text(spread: Spread | None, form: Callable[[float], str]) -> str:
+    return "" if spread is None else form(spread.median)
+
+
+_PAIR: tuple[tuple[Figure, Callable[[float], str]], ...] = ((STEP, rate), (PEAK, format_bytes))

@@ -1,0 +1,126 @@
+"""`leandiffusion bench`: the suites, and comparing two runs. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import parse_dtype
+from .report import in_one_line
+
+app = typer.Typer(
+    help="Measure what each technique does to time, memory and the picture, on this machine.", no_args_is_help=True
+)
+
+EXAMPLES = """
+Examples:
+
+leandiffusion bench {suite} --quick
+
+leandiffusion bench {suite} --model shape:sd15 --size 512 --steps 10
+
+leandiffusion bench {suite} --model ./stable-diffusion-v1-5 --peers diffusers,openvino --out mine.jsonl
+
+leandiffusion bench {suite} --rows {rows}
+"""
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="demo|PATH|ID|shape:NAME",
+        help="The packaged model, a checkpoint, or a full-size network with random weights: sd15, sd21 or sdxl.",
+    ),
+]
+Size = Annotated[int | None, typer.Option(min=64, help="Side of the square pictures.", show_default="the model's")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Measured steps per round.", show_default="50 on a GPU, 4 on a CPU")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures per call.")]
+Dtype = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_dtype, metavar="fp16|bf16|fp32", help="What half precision means.",
+        show_default="fp16 on a GPU; bf16 on a CPU that multiplies it, else fp32",
+    ),
+]  # fmt: skip
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="Such as cpu or cuda:1; a CUDA GPU if there is one.")]
+Repeat = Annotated[int | None, typer.Option(min=1, help="Rounds, in which rows take turns.", show_default="3")]
+Rows = Annotated[str | None, typer.Option(metavar="NAME,…", help="Only these rows; 'all' adds those that take long.")]
+Peers = Annotated[
+    str | None, typer.Option(metavar="NAME,…", help="Draw the same with diffusers, openvino, in the same rounds.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="A first look: one round, two steps, 256 pixels at most.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.jsonl", help="Tables and plots go beside it.", show_default="numbered in bench-results"),
+]
+Work = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Keeps the model that a shape makes, for the next run.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the whole trace of an error.")]
+
+
+@app.command(epilog=EXAMPLES.format(suite="published", rows="plain,half_precision"))
+def published(
+    model: Model = "shape:sd15", size: Size = None, steps: Steps = None, batch: Batch = 1, dtype: Dtype = None,
+    device: Device = None, repeat: Repeat = None, rows: Rows = None, peers: Peers = None, quick: Quick = False,
+    out: Out = None, work: Work = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """The published table, measured here: fp32, cuDNN autotuner, half precision, channels-last, traced, attention."""
+    _suite("published", out, work, verbose, model, size, steps, batch, dtype, device, repeat, rows, peers, quick)
+
+
+@app.command(epilog=EXAMPLES.format(suite="memory", rows="resident,sequential_offload,least"))
+def memory(
+    model: Model = "shape:sd15", size: Size = None, steps: Steps = None, batch: Batch = 1, dtype: Dtype = None,
+    device: Device = None, repeat: Repeat = None, rows: Rows = None, peers: Peers = None, quick: Quick = False,
+    out: Out = None, work: Work = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Every way of saving memory: offloading, slicing, tiling, alone and together."""
+    _suite("memory", out, work, verbose, model, size, steps, batch, dtype, device, repeat, rows, peers, quick)
+
+
+@app.command(epilog=EXAMPLES.format(suite="attention", rows="512_before,512_after"))
+def attention(
+    model: Model = "shape:sd15", steps: Steps = None, batch: Batch = 1, dtype: Dtype = None, device: Device = None,
+    repeat: Repeat = None, rows: Rows = None, quick: Quick = False, out: Out = None, work: Work = None,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Steps per second before and after memory-efficient attention, from 256 to 2048 pixels."""
+    _suite("attention", out, work, verbose, model, None, steps, batch, dtype, device, repeat, rows, None, quick)
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD.jsonl")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.jsonl")],
+    fail_over: Annotated[str, typer.Option(metavar="SHARE", help="How much worse is too much, such as 10%.")] = "10%",
+    verbose: Verbose = False,
+) -> None:
+    """Hold one run against another by their ratios; exit code 1 when a row became slower or bigger."""
+    with in_one_line(verbose):
+        from . import benching
+
+        worse = benching.compare_files(old, new, fail_over)
+    raise typer.Exit(1 if worse else 0)
+
+
+def _suite(
+    suite: str, out: Path | None, work: Path | None, verbose: bool, model: str, size: int | None, steps: int | None,
+    batch: int, dtype: str | None, device: str | None, repeat: int | None, rows: str | None, peers: str | None,
+    quick: bool,
+) -> None:  # fmt: skip
+    with in_one_line(verbose):
+        from ..bench.runner import Wish
+        from . import benching
+
+        wish = Wish(
+            suite, model, size, steps, batch, dtype, device, repeat, _names(rows), _names(peers), quick
+        )  # fmt: skip
+        benching.run(wish, out, work)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))

@@ -1,0 +1,131 @@
+"""What `leandiffusion bench` does: run a suite with a progress display, write its records, tables and plots."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import typer
+
+from ..bench.compare import compare, parse_share
+from ..bench.compare import table as changes_table
+from ..bench.record import Records, Writer, read_records
+from ..bench.runner import Plan, Tell, Wish, execute, plan, workplace
+from ..bench.tables import markdown, rich_tables
+from ..core.errors import BackendUnavailable, ConfigError
+from .report import INTERRUPTED, say
+
+RESULTS = Path("bench-results")
+
+
+def run(wish: Wish, out: Path | None, work: Path | None) -> None:
+    """Run the suite; prints its tables. Records are kept whatever happens once the first row has begun.
+
+    Raises ConfigError, BackendUnavailable and WeightsError's kinds before that for a wish that can not be carried out.
+    """
+    check_out(out)
+    with workplace(work) as place, progress() as tell:
+        ready = plan(wish, place, tell)
+        path = out or _default_path(ready)
+        with _records_file(path) as file:
+            try:
+                execute(ready, Writer(file, ready.run), tell)
+                interrupted = False
+            except KeyboardInterrupt:
+                interrupted = True
+    records = read_records(path)
+    show(records, path)
+    if interrupted:
+        say(f"Interrupted. The finished rows are in {path}.")
+        raise typer.Exit(INTERRUPTED)
+
+
+def check_out(out: Path | None) -> None:
+    """ConfigError when records could not be written there. Makes the folder."""
+    folder = (out or RESULTS / "x").parent
+    if out is not None and out.suffix != ".jsonl":
+        raise ConfigError(f"--out {out}: expected a file name that ends in .jsonl.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if out is not None and out.is_dir():
+            raise ConfigError(f"--out {out} is a folder: name a file that ends in .jsonl.")
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"records can not be written to {folder}: {error.strerror}. Choose another --out.") from error
+
+
+def show(records: Records, path: Path) -> None:
+    """Print the tables, and write them and the plots beside the records."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    for table in rich_tables(records):
+        console.print(table)
+    page = path.with_suffix(".md")
+    page.write_text(markdown(records), encoding="utf-8")
+    written = [path, page]
+    try:
+        from ..bench.plots import draw_plots
+
+        written += draw_plots(records, path.with_suffix(""))
+    except BackendUnavailable as error:
+        say(f"Note: {error}")
+    for each in written:
+        typer.echo(each)
+
+
+def compare_files(old: Path, new: Path, share: str) -> bool:
+    """Print what changed; whether anything became worse by more than the share."""
+    from rich.console import Console
+
+    changes = compare(read_records(old), read_records(new), parse_share(share))
+    Console().print(changes_table(changes))
+    worse = [change for change in changes if change.worse]
+    say(f"{len(worse)} of {len(changes)} figures are worse by more than {share}." if worse else "Nothing is worse.")
+    return bool(worse)
+
+
+@contextmanager
+def progress() -> Iterator[Tell]:
+    """A bar with the time left, on standard error; a line per job where that is no terminal."""
+    from rich import progress as parts
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, total: say(f"[{done}/{total}] {what}" if total else what)
+        return
+    columns = (
+        parts.TextColumn("{task.description}"), parts.BarColumn(), parts.MofNCompleteColumn(),
+        parts.TimeElapsedColumn(), parts.TextColumn("left"), parts.TimeRemainingColumn(),
+    )  # fmt: skip
+    with parts.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
+
+
+@contextmanager
+def _records_file(path: Path) -> Iterator[IO[str]]:
+    """A file that takes the place of `path` in the end, also when the run is cut short."""
+    aside = path.with_name(f"{path.name}.part")
+    with aside.open("w", encoding="utf-8") as file:
+        try:
+            yield file
+        finally:
+            file.flush()
+            os.replace(aside, path)
+
+
+def _default_path(ready: Plan) -> Path:
+    load = ready.workload
+    model = Path(load.model.replace(":", "-")).stem or "model"
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return RESULTS / f"{ready.run.suite}-{model}-{load.size}px-{load.device.replace(':', '')}-{now}.jsonl"

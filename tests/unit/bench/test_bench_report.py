@@ -1,0 +1,92 @@
+"""benchmarks/README.md is what the committed records give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tools.bench_report import RESULTS, main, page
+
+from leandiffusion.bench.record import Measurement, Records, Writer
+from leandiffusion.core.errors import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    results = tmp_path / "results"
+    results.mkdir()
+    return results
+
+
+def commit(records: Records, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        writer = Writer(file, records.run)
+        for outcome in records.outcomes:
+            writer.add(outcome)
+        writer.finish()
+
+
+def losses(text: str) -> list[str]:
+    section = text.split("## Slower than a peer\n")[1].split("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("- ")]
+
+
+def test_the_committed_page_is_what_the_records_give() -> None:
+    committed = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert committed == page(RESULTS), "run `make report` and look at what changed"
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_without_records_it_says_so(make: bool, tmp_path: Path) -> None:
+    if make:
+        (tmp_path / "results").mkdir()
+    text = page(tmp_path / "results")
+    assert "No records are committed." in text
+    assert "Slower than a peer" not in text
+
+
+def test_a_section_for_each_file_in_order_of_names(folder: Path, published: Records, attention: Records) -> None:
+    commit(attention, folder / "b.jsonl")
+    commit(published, folder / "a.jsonl")
+    target = main(folder)
+    text = target.read_text(encoding="utf-8")
+    assert target == folder.parent / "README.md"
+    assert text == page(folder)
+    assert text.index("## The published table") < text.index("## Memory-efficient attention")
+    assert {path.name for path in folder.glob("*.png")} == {
+        "a-tradeoff.png", "a-speedup.png", "a-timeline.png", "b-attention.png",
+    }  # fmt: skip
+    for link in ("a-tradeoff.png", "a-speedup.png", "a-timeline.png", "b-attention.png", "a.jsonl", "b.jsonl"):
+        assert f"](results/{link})" in text
+
+
+def test_it_says_where_we_are_slower(folder: Path, published: Records, attention: Records) -> None:
+    commit(published, folder / "a.jsonl")
+    commit(attention, folder / "b.jsonl")
+    slower, alone = losses(page(folder))
+    assert "“+ memory-efficient attention” is **5% slower per step than OpenVINO, bf16**" in slower
+    assert "Memory-efficient attention, before and after (b): no other program; none was asked for." in alone
+
+
+def test_it_says_where_we_are_not(folder: Path, published: Records) -> None:
+    kept = [outcome for outcome in published.outcomes if outcome.row != "openvino_half"]
+    commit(replace(published, outcomes=kept), folder / "a.jsonl")
+    assert losses(page(folder)) == ["- None: wherever another program was measured, our row was not behind it."]
+
+
+def test_nothing_comparable_is_no_victory(
+    folder: Path, records_of: Callable[..., Records], measure: Callable[..., Measurement]
+) -> None:
+    commit(records_of(measure("plain"), measure("openvino_half")), folder / "a.jsonl")
+    commit(records_of(measure("openvino_half")), folder / "b.jsonl")
+    one, other = losses(page(folder))
+    assert "no row of ours has the precision of “OpenVINO, bf16”" in one
+    assert "no other program; none could be compared" in other
+
+
+def test_a_broken_file_is_named(folder: Path) -> None:
+    (folder / "a.jsonl").write_text("{")
+    with pytest.raises(ConfigError, match=r"a\.jsonl, line 1 is no record"):
+        main(folder)

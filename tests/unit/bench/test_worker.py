@@ -1,0 +1,112 @@
+"""The process of a job, with the packaged model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from leandiffusion import StableDiffusionPipeline
+from leandiffusion.bench import worker
+from leandiffusion.bench.own import starting_noise
+from leandiffusion.bench.process import ask
+from leandiffusion.bench.suites import attention, memory, published
+from leandiffusion.bench.workload import GUIDANCE, PROMPT, Job, Row, Workload
+from leandiffusion.demo import model_folder
+from leandiffusion.schedulers import build
+
+LOAD = Workload("demo", 128, 3, 1, "bfloat16", "cpu", 1)
+
+
+def job(row: Row, picture: Path | None = None, load: Workload = LOAD) -> dict[str, Any]:
+    return Job(row, load, str(model_folder()), "", None if picture is None else str(picture)).to_json()
+
+
+def draw(row: Row, **more: Any) -> dict[str, Any]:
+    return worker.answer({"do": "draw", "job": job(row, **more), "timeline": False})
+
+
+@pytest.fixture(autouse=True)
+def _no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of memory is for a process of its own, not for the suite's."""
+    monkeypatch.setattr(worker, "_limit_memory", lambda device: None)
+
+
+@pytest.mark.parametrize("suite", [published, memory])
+def test_every_row_draws_or_says_why_not(suite: Any, tmp_path: Path) -> None:
+    rows = [row for row in suite(LOAD) if not row.asked]
+    answers = {row.name: draw(row, picture=tmp_path / f"{row.name}.npy") for row in rows}
+    for name, answer in answers.items():
+        assert "result" in answer or "cuDNN" in answer["absent"], (name, answer)
+        if "result" in answer:
+            assert {"load", "text", "step", "denoise", "decode", "prepare"} == set(answer["result"]["seconds"])
+            assert len(answer["result"]["steps"]) == LOAD.steps
+
+
+def test_the_picture_is_the_pipelines_own(tmp_path: Path) -> None:
+    path = tmp_path / "picture.npy"
+    assert "result" in draw(Row("plain", "plain", "float32"), picture=path)
+    pipe = StableDiffusionPipeline.from_pretrained(model_folder())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = build("ddim", pipe.scheduler.config)
+    noise = starting_noise(pipe, LOAD, 128)
+    expected = pipe(
+        PROMPT, width=128, height=128, num_inference_steps=3, guidance_scale=GUIDANCE, latents=noise, output_type="np"
+    ).images
+    assert np.array_equal(np.load(path), expected)
+
+
+def test_attention_rows_draw_no_picture() -> None:
+    row = next(row for row in attention(LOAD) if row.name == "256_after")
+    seconds = draw(row)["result"]["seconds"]
+    assert "decode" not in seconds
+    assert seconds["step"] > 0
+
+
+def test_scores_that_do_not_fit_are_refused_before_they_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    from leandiffusion.bench import own
+
+    monkeypatch.setattr(own, "available_memory", lambda: 1000)
+    row = next(row for row in attention(LOAD) if row.name == "256_before")
+    assert "attention's scores alone would take" in draw(row)["absent"]
+
+
+def test_what_goes_wrong_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = worker.answer({"do": "draw", "job": job(Row("x", "x", techniques=(("nothing", {}),))), "timeline": False})
+    assert answer["error"].startswith("unknown technique 'nothing'")
+    assert answer["wrong"]
+    monkey = worker.answer({"do": "model", "name": "shape:sd155", "work": "."})
+    assert "Did you mean 'shape:sd15'" in monkey["error"]
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_real_process_answers_and_keeps_the_peak_of_its_own() -> None:
+    answer = ask("draw", job=job(Row("plain", "plain", "float32")), timeline=True)
+    peaks = answer["result"]["peaks"]
+    assert max(peaks.values()) < 2 << 30
+    assert {"load", "warm-up", "text", "denoise", "decode"} == set(peaks)
+    assert all(len(sample) == 3 for sample in answer["result"]["timeline"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_memory_beyond_the_limit_is_an_error_of_the_row() -> None:
+    code = (
+        "from leandiffusion.bench import worker; import torch, leandiffusion.measure.environment as e\n"
+        "e.available_memory = lambda: 2 << 30\n"
+        "worker._limit_memory('cpu')\n"
+        "try: torch.zeros(4 << 30, dtype=torch.uint8)\n"
+        "except RuntimeError as error: print('caught', error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("caught"), done.stderr
+
+
+def test_survey_refuses_what_is_not_there() -> None:
+    assert worker.answer({"do": "survey", "device": "gpu", "half": None})["wrong"]
+    if not torch.cuda.is_available():
+        assert "absent" in worker.answer({"do": "survey", "device": "cuda", "half": None})

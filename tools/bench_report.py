@@ -1,0 +1,119 @@
+"""Draws benchmarks/README.md and its plots from committed records: `python -m tools.bench_report`, or `make report`."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+from leandiffusion.bench.against import duels, has_peers, in_words
+from leandiffusion.bench.plots import PLOTS, draw_plots, plot_path
+from leandiffusion.bench.record import Records, read_records
+from leandiffusion.bench.tables import markdown
+from leandiffusion.bench.words import headline, suite_title, title_of
+from leandiffusion.core.errors import LeanError
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+INTRODUCTION = """\
+# Benchmarks
+
+What each technique does to time, memory and the picture, and how other programs fare with the same work. This page is
+drawn from the records in [{folder}]({folder}) by `make report`; a test fails when the two differ.
+
+Every row is drawn by a process of its own, which opens the model, warms up and then draws. Rows take turns in rounds,
+so that a machine that becomes slower does so for all of them. Figures are medians over the rounds with the least and
+the greatest value; ratios are taken within a round before their median is. Memory is the most that the process held at
+any time, loading included.
+
+To repeat it: `make bench` on a CPU, `make bench-gpu` on a CUDA GPU, or a suite by hand, such as
+
+```sh
+leandiffusion bench published --model shape:sd15 --size 512 --peers diffusers,openvino
+leandiffusion bench compare OLD.jsonl NEW.jsonl --fail-over 10%
+```
+"""
+
+NOTHING = "No records are committed.\n"
+
+LOSSES = """\
+Our fastest row of the same precision against each other program's, in step time, decoding and peak memory:
+"""
+
+
+def page(folder: Path) -> str:
+    """The whole page, from the records in the folder and the plots that lie beside them. ConfigError for a broken file.
+
+    Links are relative to the folder's parent, where the page belongs.
+    """
+    runs = {path: read_records(path) for path in record_files(folder)}
+    parts = [INTRODUCTION.format(folder=folder.name), *_scripts(folder.parent)]
+    if runs:
+        parts += ["## Slower than a peer\n", _losses(runs)]
+    else:
+        parts.append(NOTHING)
+    parts += [_section(folder, path, records) for path, records in runs.items()]
+    return "\n".join(parts)
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The files of records in the folder, in order of names."""
+    return sorted(folder.glob("*.jsonl"))
+
+
+def main(folder: Path = RESULTS) -> Path:
+    """Draw the plots and write the page; where it lies. ConfigError and BackendUnavailable as the parts raise them."""
+    for path in record_files(folder):
+        draw_plots(read_records(path), path.with_suffix(""))
+    target = folder.parent / "README.md"
+    target.write_text(page(folder), encoding="utf-8")
+    return target
+
+
+def _section(folder: Path, path: Path, records: Records) -> str:
+    plots = [
+        (f"{shows}: {headline(records)}", f"{folder.name}/{plot.name}")
+        for name, shows in PLOTS.items()
+        if (plot := plot_path(path.with_suffix(""), name)).exists()
+    ]
+    return markdown(records, level=2, pictures=plots) + f"\nRecords: [{path.name}]({folder.name}/{path.name})\n"
+
+
+def _losses(runs: dict[Path, Records]) -> str:
+    """Every figure in which our comparable row is behind a peer's; and what could not be compared."""
+    lines, open_questions, compared = [], [], False
+    for path, records in runs.items():
+        found, where = duels(records), f"{suite_title(records)} ({path.stem})"
+        if not found:
+            reason = "none could be compared" if has_peers(records) else "none was asked for"
+            open_questions.append(f"- {where}: no other program; {reason}.")
+        for peer in dict.fromkeys(duel.peer for duel in found):
+            alike = next((duel for duel in found if duel.peer == peer and duel.comparable), None)
+            if alike is None:
+                open_questions.append(f"- {where}: no row of ours has the precision of “{title_of(records, peer)}”.")
+                continue
+            compared = True
+            ours = title_of(records, alike.ours)
+            lines += [
+                f"- {where}: “{ours}” is **{in_words(what, ratio, title_of(records, peer))}**."
+                for what, ratio in alike.losses()
+            ]
+    if compared and not lines:
+        lines = ["- None: wherever another program was measured, our row was not behind it."]
+    return "\n".join([LOSSES, *lines, *open_questions]) + "\n"
+
+
+def _scripts(folder: Path) -> list[str]:
+    """The folder's own scripts, with the first line of what they say of themselves."""
+    lines = []
+    for path in sorted(folder.glob("*.py")):
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        lines.append(f"- [{path.name}]({path.name}): {about.partition(chr(10))[0]}")
+    return ["Single questions have scripts of their own:\n", "\n".join(lines) + "\n"] if lines else []
+
+
+if __name__ == "__main__":
+    try:
+        print(main(*map(Path, sys.argv[1:2])))
+    except LeanError as error:
+        sys.exit(f"Error: {error}")
