@@ -9,7 +9,8 @@ import time
 import leandiffusion
 
 SLOW_DRAWING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background is started without
 from leandiffusion import demo
 from leandiffusion.cli import app, generate
 class Pipe:

@@ -16,6 +16,14 @@ from leandiffusion.bench.record import Measurement, read_records
 from leandiffusion.cli.app import app
 
 
+MAIN = """
+import signal
+from leandiffusion.cli.app import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background is started without
+main()
+"""
+
+
 def bench(*words: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `leandiffusion bench …`."""
     done = CliRunner().invoke(app, ["bench", *words], prog_name="leandiffusion")
@@ -101,7 +109,7 @@ def test_wrong_usage_is_code_2(words: str) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path) -> None:
     path = tmp_path / "cut.jsonl"
-    command = [sys.executable, "-m", "leandiffusion", "bench", "published", "--model", "demo", "--size", "64"]
+    command = [sys.executable, "-c", MAIN, "bench", "published", "--model", "demo", "--size", "64"]
     command += ["--steps", "1", "--repeat", "50", "--rows", "plain", "--out", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         part = path.with_name(f"{path.name}.part")
