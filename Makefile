@@ -51,8 +51,8 @@ docs: $(RUN)
 # The runs share one folder for the network's 2 GB of random weights, and what peers convert.
 WORK ?= /tmp/leandiffusion-bench
 RESULTS := benchmarks/results
-MAIN_ROWS := plain,memory_efficient,best_fp32,diffusers_fp32,openvino_f32
-MEMORY_ROWS := resident,model_offload,sequential_offload,sequential_slicing,least
+MAIN_ROWS := best_fp32,memory_efficient,diffusers_fp32,openvino_f32
+MEMORY_ROWS := resident,sequential_offload,least
 ATTENTION_ROWS := 256_before,256_after,512_before,512_after
 , := ,
 ON_CPU = $(BIN)/leandiffusion bench $(1) --model shape:sd15 --device cpu --work $(WORK) \
@@ -61,15 +61,15 @@ ON_GPU = PYTHONPATH=src $(PYTHON) -m leandiffusion bench $(1) --model shape:sd15
     --out $(RESULTS)/cuda-$(1).jsonl $(2)
 
 bench: $(PEERS)
-	$(call ON_CPU,published,256px,--size 256 --steps 2 --peers diffusers$(,)openvino)
-	$(call ON_CPU,published,512px,--size 512 --steps 2 --repeat 2 --peers diffusers$(,)openvino --rows $(MAIN_ROWS))
-	$(call ON_CPU,memory,512px,--size 512 --steps 2 --repeat 1 --rows $(MEMORY_ROWS))
+	$(call ON_CPU,published,256px,--size 256 --steps 3 --repeat 2 --peers diffusers$(,)openvino)
+	$(call ON_CPU,published,512px,--size 512 --steps 3 --repeat 2 --peers diffusers$(,)openvino --rows $(MAIN_ROWS))
+	$(call ON_CPU,memory,512px,--size 512 --steps 3 --repeat 1 --rows $(MEMORY_ROWS))
 	$(call ON_CPU,attention,512px,--steps 2 --repeat 1 --rows $(ATTENTION_ROWS))
 
 bench-gpu:
 	$(call ON_GPU,published,--steps 50 --repeat 2 --rows all)
-	$(call ON_GPU,memory,--steps 10 --repeat 2)
-	$(call ON_GPU,attention,--steps 5 --repeat 2)
+	$(call ON_GPU,memory,--steps 10 --repeat 1)
+	$(call ON_GPU,attention,--steps 5 --repeat 1)
 
 report: $(TEST)
 	@$(BIN)/python -m tools.bench_report

@@ -42,16 +42,16 @@ def duels(records: Records) -> list[Duel]:
     ours = [row for row in measured if not _peer(records, row)]
     found = []
     for peer in (row for row in measured if _peer(records, row)):
-        alike = _fastest(records, [row for row in ours if reduced(records, row) == reduced(records, peer)])
+        alike = _fastest(records, [row for row in ours if precision(records, row) == precision(records, peer)])
         best = _fastest(records, ours)
         found += [_duel(records, peer, row, row == alike) for row in dict.fromkeys((alike, best)) if row is not None]
     return found
 
 
-def reduced(records: Records, row: str) -> bool:
-    """Whether the row computes in less than float32: by its weights, or float32 weights with TF32 products."""
+def precision(records: Records, row: str) -> tuple[str, bool]:
+    """The dtype of the row's weights, and whether float32 products are computed in TF32: what rows are compared by."""
     about = str(records.run.rows[row].get("about", ""))
-    return records.measured(row)[0].dtype != "float32" or re.search(r"\btf32\b", about) is not None
+    return records.measured(row)[0].dtype, re.search(r"\btf32\b", about) is not None
 
 
 def has_peers(records: Records) -> bool:

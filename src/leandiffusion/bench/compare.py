@@ -65,7 +65,10 @@ def compare(old: Records, new: Records, limit: float) -> list[Change]:
         if not new.measured(row):
             reason = new.trouble(row) or ("was not reached" if row in new.run.rows else "is not among the rows")
             changes.append(Change(row, MEASURED, None, None, math.inf, True, reason))
-        elif row == base:
+            continue
+        if (reason := new.trouble(row)) and not old.trouble(row):
+            changes.append(Change(row, MEASURED, None, None, math.inf, True, reason))
+        if row == base:
             then, now = (spread_of(records, row, figure_of("peak")) for records in (old, new))
             changes += _change(row, OWN_PEAK, then, now, limit)
         else:

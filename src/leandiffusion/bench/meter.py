@@ -39,6 +39,7 @@ class Meter:
         self.reserved: dict[str, int] = {}
         self.timeline: list[tuple[float, int, str]] = []
         self._cuda = device.startswith("cuda")
+        self._index = torch.device(device).index or 0
         self._begin = time.perf_counter()
         self._stage = ""
         self._ticks: list[Any] = []
@@ -100,7 +101,10 @@ class Meter:
                 self.allocated[name] = max(self.allocated.get(name, 0), memory.allocated)
                 self.reserved[name] = max(self.reserved.get(name, 0), memory.reserved)
 
+    def _reserved_now(self) -> int:
+        return torch.cuda.memory_reserved(self._index) if torch.cuda.is_initialized() else 0
+
     def _sample(self) -> None:
         while not self._done.wait(SAMPLE_SECONDS):
-            held = torch.cuda.memory_reserved() if self._cuda and torch.cuda.is_initialized() else rss() or 0
+            held = self._reserved_now() if self._cuda else rss() or 0
             self.timeline.append((round(time.perf_counter() - self._begin, 3), held, self._stage))

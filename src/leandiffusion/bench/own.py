@@ -70,7 +70,7 @@ class Own:
     def _check_memory(self) -> None:
         """BackendUnavailable when attention's scores alone are more than there is: the system might end any process."""
         load = self._job.workload
-        free = torch.cuda.mem_get_info()[0] if load.device.startswith("cuda") else available_memory()
+        free = torch.cuda.mem_get_info(load.device)[0] if load.device.startswith("cuda") else available_memory()
         stages = plain_footprint(self._pipe, Work(self._job.size, self._job.size, load.batch)).stages
         needed = max(stage.attention for stage in stages.values())
         if free is not None and needed > free:

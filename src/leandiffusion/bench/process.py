@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from typing import Any
 
 LINES_OF_TROUBLE = 3
+SECONDS_TO_CLEAN_UP = 5.0
 
 
 def ask(task: str, **arguments: Any) -> dict[str, Any]:
@@ -17,7 +20,7 @@ def ask(task: str, **arguments: Any) -> dict[str, Any]:
 
     Ctrl-C ends it: it has a process group of its own, so that only this process is interrupted by a terminal.
     """
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "leandiffusion.bench.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
@@ -25,14 +28,23 @@ def ask(task: str, **arguments: Any) -> dict[str, Any]:
         try:
             out, _ = process.communicate(json.dumps({"do": task, **arguments}))
         except BaseException:
-            process.kill()
-            process.wait()
+            _end(process)
             raise
         try:
             return json.loads(out)
         except ValueError:
             errors.seek(0)
             return {"error": _last_words(process.returncode, errors.read())}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Let the process clean up, as Ctrl-C would; then end it, and whatever it started, for good."""
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_CLEAN_UP)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _last_words(code: int, text: str) -> str:

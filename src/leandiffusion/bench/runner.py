@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,10 @@ from .workload import Job, Row, Workload
 
 REFERENCE = Row("reference", "plain fp32", "float32", (("attention_backend", {"backend": "plain"}),))
 """Draws the picture that others are compared with, where the first row does not."""
+
+
+QUICK = 256
+"""Pixels at most in a first look."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,14 @@ def plan(wish: Wish, work: Path, tell: Tell = lambda what, done, total: None) ->
     rows, left_out = choose_rows(wish, load)
     tell(f"getting {wish.model} ready", 0, 0)
     model = _ask("model", name=wish.model, work=str(work))
-    load = replace(load, size=load.size or min(model["size"], 256 if wish.quick else model["size"]))
+    load = replace(load, size=load.size or min(model["size"], QUICK if wish.quick else model["size"]))
     own_sizes = any(row.size for row in rows)  # then there is no one number of operations
-    flops = {} if own_sizes else _ask("flops", folder=model["folder"], size=load.size, batch=load.batch)
+    counted = {} if own_sizes else ask("flops", folder=model["folder"], size=load.size, batch=load.batch)
     described = {
         row.name: {"title": row.title, "about": row.describe(load.half), "peer": row.peer} for row in rows + left_out
     }
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    run = Run(wish.suite, vars(load), described, seen["environment"], flops, commit(), now)
+    run = Run(wish.suite, vars(load), described, seen["environment"], counted.get("result", {}), commit(), now)
     return Plan(run, load, model["folder"], work, rows, left_out)
 
 
@@ -117,10 +120,15 @@ def choose_rows(wish: Wish, load: Workload) -> tuple[list[Row], list[Row]]:
     for name in wish.rows:
         if name not in names and name != "all":
             raise ConfigError(
-                f"unknown row {name!r} of {wish.suite}.{did_you_mean(name, names)} Rows: {', '.join(names)}; or all."
+                f"unknown row {name!r} of {wish.suite}.{did_you_mean(name, names)} Rows: {', '.join(names)}; or all. "
+                "Those of other programs need --peers."
             )
     if wish.rows and "all" not in wish.rows:
         return [row for row in known if row.name in wish.rows], []
+    if wish.quick and not wish.rows:
+        known = [
+            replace(row, asked=f"--quick stops at {QUICK} px") if (row.size or 0) > QUICK else row for row in known
+        ]
     usual = [row for row in known if not row.asked or "all" in wish.rows]
     return usual, [row for row in known if row not in usual]
 
@@ -152,8 +160,11 @@ class Rounds:
         self._plan, self._pictures, self._add, self._tell = plan, pictures, add, tell
         self._rows = list(plan.rows)
         first = plan.rows[0]
-        self._reference = first if first.dtype == "float32" and not first.peer and first.pictures else REFERENCE
+        plain = replace(first, name=REFERENCE.name, title=REFERENCE.title) == REFERENCE
+        self._reference = first if plain else REFERENCE
+        self._no_reference = "it could not be drawn"
         self._dtypes = sorted({"float32", plan.workload.half})
+        self._started = False
         self._done, self._total = 0, (len(plan.rows) + 1) * plan.workload.repeat + sum(bool(r.peer) for r in plan.rows)
 
     def prepare(self) -> None:
@@ -164,14 +175,16 @@ class Rounds:
             self._keep(row, 0, ask("prepare", job=self._job(row).to_json()))
         if self._reference is REFERENCE and any(row.pictures for row in self._rows):
             self._tell("drawing the reference picture", self._done, self._total)
-            ask("draw", job=self._job(REFERENCE).to_json(), timeline=False)
+            answer = ask("draw", job=self._job(REFERENCE).to_json(), timeline=False)
+            self._no_reference = answer.get("error") or answer.get("absent") or ""
 
     def run(self, number: int) -> None:
         """Measure the machine, then every row that is still in, once."""
-        load = self._plan.workload
+        load, self._started = self._plan.workload, True
         self._say(f"round {number + 1}/{load.repeat}: the machine itself")
         ceiling = ask("ceiling", device=load.device, dtypes=self._dtypes).get("result", {})
-        for row in list(self._rows):
+        # Every other round backwards: a machine that slows down within a round does so for other rows each time.
+        for row in list(self._rows if number % 2 == 0 else reversed(self._rows)):
             self._say(f"round {number + 1}/{load.repeat}: {row.title}")
             answer = ask("draw", job=self._job(row).to_json(), timeline=number == 0)
             if (result := self._keep(row, number, answer)) is not None:
@@ -184,7 +197,7 @@ class Rounds:
         if "result" in answer:
             return answer["result"]
         self._rows.remove(row)
-        self._total -= self._plan.workload.repeat - number - 1
+        self._total -= self._plan.workload.repeat - number - self._started
         if "absent" in answer:
             self._add(Absent(row.name, answer["absent"]))
         else:
@@ -209,14 +222,14 @@ class Rounds:
         from ..measure.quality import psnr, ssim
 
         if not self._picture(self._reference).exists():
-            return {}, ["there is no plain float32 picture to compare with"]
+            return {}, [f"there is no plain float32 picture to compare with: {self._no_reference}"]
         picture, reference = np.load(self._picture(row)), np.load(self._picture(self._reference))
         if not np.isfinite(picture).all():
             return {}, ["its picture holds NaN or infinity"]
-        if picture.shape != reference.shape or min(picture.shape[1:3]) < 11:
-            return {}, []
-        found = {"psnr": psnr(picture, reference), "ssim": ssim(picture, reference)}
-        return {k: v for k, v in found.items() if v is None or math.isfinite(v)}, []
+        try:
+            return {"psnr": psnr(picture, reference), "ssim": ssim(picture, reference)}, []
+        except ConfigError as error:
+            return {}, [f"its picture could not be compared: {error}"]
 
     def _say(self, what: str) -> None:
         self._tell(what, self._done, self._total)
@@ -224,20 +237,20 @@ class Rounds:
 
 
 def commit() -> str | None:
-    """The commit of this library's checkout, with '+' when files differ from it; None outside of one."""
-    here = Path(__file__).parent
+    """The commit of this library's checkout, with '+' when its sources differ from it; None outside of one."""
+    package = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:
         try:
-            found = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
+            found = subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return found.stdout.strip() if found.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     name = git("rev-parse", "--short=10", "HEAD")
-    return f"{name}+" if name and git("status", "--porcelain", "--untracked-files=no", "--", ".") else name
+    return f"{name}+" if name and git("status", "--porcelain", "--", ".") else name
 
 
 def _check_peers(names: Sequence[str]) -> None:

@@ -128,12 +128,12 @@ def _columns(records: Records) -> dict[str, Cell]:
 
     columns: dict[str, Cell] = {
         "row": lambda row: title_of(records, row),
-        "step": seconds(STEP),
+        "step": lambda row: _with_range(spread_of(records, row, STEP), format_seconds),
         "it/s": lambda row: _text(spread_of(records, row, STEP), rate),
         "× faster": lambda row: str(speedup_of(records, row, STEP) or ""),
         "text": seconds(figure_of("text")),
         "decode": seconds(DECODE),
-        "prepare": seconds(prepare) if long else lambda row: "",
+        "prepare": lambda row: format_seconds(s.high) if long and (s := spread_of(records, row, prepare)) else "",
         "peak": lambda row: _text(spread_of(records, row, PEAK), format_bytes),
         "× peak": lambda row: _text(ratio_of(records, row, PEAK), "{:.2f}".format),
         "% of limit": lambda row: _text(share_of_limit(records, row), "{:.0%}".format),
@@ -150,9 +150,10 @@ def _legend(records: Records) -> dict[str, str]:
     base = title_of(records, records.base) if records.base else NOTHING
     return {
         "step": "step: one denoising step, a UNet call with and one without the words; it/s: steps per second; text, "
-        "decode: encoding the prompt, decoding the picture. Medians of the rounds.",
+        "decode: encoding the prompt, decoding the picture. Medians of the rounds; a step's with its range.",
         "× faster": f"× faster: step time of '{base}' over the row's, within each round: median (least–greatest).",
-        "prepare": "prepare: what the first call takes beyond a later one, such as compiling and tracing.",
+        "prepare": "prepare: what the first call takes beyond a later one, reading weights in, compiling and tracing "
+        "included; the most of the rounds, of which later ones find compiled code in torch's cache.",
         "peak": "peak: most memory at any time, loading included, "
         + ("of the process" if str(records.run.workload.get("device")).startswith("cpu") else "reserved on the GPU")
         + f"; × peak: over that of '{base}'.",
@@ -187,6 +188,14 @@ def rate(seconds: float) -> str:
     """Seconds per step -> steps per second, three digits."""
     value = 1 / seconds if seconds else 0.0
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _with_range(spread: Spread | None, form: Callable[[float], str]) -> str:
+    """'2.2 s (2.1 s–2.3 s)', or without a range where none can be seen."""
+    if spread is None:
+        return ""
+    median, low, high = form(spread.median), form(spread.low), form(spread.high)
+    return median if low == high else f"{median} ({low}–{high})"
 
 
 def _text(spread: Spread | None, form: Callable[[float], str]) -> str:

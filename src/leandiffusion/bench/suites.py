@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from .workload import Row, Workload
@@ -93,7 +94,5 @@ def _resident(fraction: float) -> Settings:
 
 def _without_half(row: Row) -> Row:
     """The row in float32 where nothing shall be halved; the rows that are about half precision say so."""
-    from dataclasses import replace
-
     asked = "half precision is switched off: --dtype fp32" if row.name in ("half_precision", "defaults") else row.asked
     return replace(row, asked=asked)

@@ -129,7 +129,10 @@ def _rate(spread: Spread | None) -> str:
     if spread is None:
         return "–"
     median, low, high = (flops(value, "/s") for value in (spread.median, spread.low, spread.high))
-    return median if low == high else f"{median} ({low.split()[0]}–{high.split()[0]})"
+    if low == high:
+        return median
+    same = len({text.split()[1] for text in (median, low, high)}) == 1
+    return f"{median} ({low.split()[0] if same else low}–{high.split()[0] if same else high})"
 
 
 def _machine(records: Records) -> str:
@@ -155,7 +158,8 @@ def _software(records: Records) -> str:
     versions, system = _section(records, "versions"), _section(records, "system")
     ours = f"Lean Diffusion {versions.get('leandiffusion', '')}".rstrip()
     commit = f" (commit {records.run.commit})" if records.run.commit else ""
-    others = (f"{name} {versions[name]}" for name in ("torch", "python", "xformers") if versions.get(name))
+    peers = dict.fromkeys(row["peer"] for row in records.run.rows.values() if row.get("peer"))
+    others = (f"{name} {versions[name]}" for name in ("torch", "python", "xformers", *peers) if versions.get(name))
     return ", ".join(_present(ours + commit, *others, system.get("platform")))
 
 

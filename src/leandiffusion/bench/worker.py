@@ -24,11 +24,15 @@ def survey(device: str | None, half: str | None) -> dict[str, Any]:
     """What this machine is, and what to compute on and in where that was not said. BackendUnavailable, ConfigError."""
     import torch
 
+    from ..core.errors import ConfigError
     from ..measure.environment import describe_environment
     from ..pipelines.inputs import check_device
     from ..techniques.tf32 import fast_bfloat16
 
-    device = str(check_device(device)) if device else "cuda" if torch.cuda.is_available() else "cpu"
+    place = check_device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if place.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {str(place)!r}: what is measured here are CPUs and CUDA GPUs.")
+    device = "cpu" if place.type == "cpu" else str(place)
     fast = "bfloat16" if fast_bfloat16() else "float32"
     half = half or ("float16" if device.startswith("cuda") else fast)
     return {"device": device, "half": half, "environment": describe_environment()}
@@ -52,7 +56,8 @@ def ceiling(device: str, dtypes: list[str]) -> dict[str, Any]:
     """What the machine reaches now."""
     from ..measure.ceiling import measure_ceiling
 
-    return measure_ceiling(device, dtypes, 0.5)
+    _choose(device, "float32")
+    return measure_ceiling(device, dtypes, 1.0 if device.startswith("cuda") else 0.5)
 
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +65,7 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     from .workload import Job
 
     asked = Job.from_json(job)
+    _limit_memory(asked.workload.device)
     _drawer(asked).prepare(asked)
     return {}
 
@@ -74,13 +80,17 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
 
     asked = Job.from_json(job)
     _limit_memory(asked.workload.device)
+    _choose(asked.workload.device, asked.dtype)
     meter = Meter(asked.workload.device, timeline)
+    # CUDA graphs and traces are recorded in a second call.
+    warm_ups = 3 if asked.workload.device.startswith("cuda") else 1
 
     def work() -> Any:
         with meter.stage("load"):
             drawer = _drawer(asked)(asked)
         with meter.stage("warm-up"):
-            drawer.draw(1, Quiet())
+            for _ in range(warm_ups):
+                drawer.draw(1, Quiet())
         return drawer.draw(asked.workload.steps, meter)
 
     try:
@@ -89,14 +99,14 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
         meter.close()
     if picture is not None and asked.picture is not None:
         np.save(asked.picture, picture)
-    return _figures(meter, asked.dtype, notes)
+    return _figures(meter, asked.dtype, warm_ups, notes)
 
 
-def _figures(meter: Any, dtype: str, notes: list[str]) -> dict[str, Any]:
+def _figures(meter: Any, dtype: str, warm_ups: int, notes: list[str]) -> dict[str, Any]:
     seconds, steps = dict(meter.seconds), meter.steps
     seconds["step"] = statistics.median(steps[1:] or steps)
-    call = seconds.get("text", 0.0) + steps[0] + seconds.get("decode", 0.0)
-    seconds["prepare"] = max(seconds.pop("warm-up") - call, 0.0)
+    call = seconds.get("text", 0.0) + seconds["step"] + seconds.get("decode", 0.0)
+    seconds["prepare"] = max(seconds.pop("warm-up") - warm_ups * call, 0.0)
     return {
         "seconds": seconds,
         "steps": steps,
@@ -127,9 +137,23 @@ def _limit_memory(device: str) -> None:
 
     from ..measure.environment import available_memory
 
-    free = available_memory()
+    free, (_, hard) = available_memory(), resource.getrlimit(resource.RLIMIT_DATA)
     if free is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(free * SHARE_OF_MEMORY), resource.RLIM_INFINITY))
+        most = int(free * SHARE_OF_MEMORY)
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _choose(device: str, dtype: str) -> None:
+    """On CUDA make the device the current one, which events and allocators go by, and float32 really float32:
+    convolutions are TF32 there unless told otherwise, and rows about that switch it on themselves."""
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    torch.cuda.set_device(torch.device(device).index or 0)
+    if dtype == "float32":
+        backends: Any = torch.backends
+        backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "ieee"
 
 
 TASKS = {"survey": survey, "model": make_model, "flops": count, "ceiling": ceiling, "prepare": prepare, "draw": draw}

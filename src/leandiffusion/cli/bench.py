@@ -116,9 +116,7 @@ def _suite(
         from ..bench.runner import Wish
         from . import benching
 
-        wish = Wish(
-            suite, model, size, steps, batch, dtype, device, repeat, _names(rows), _names(peers), quick
-        )  # fmt: skip
+        wish = Wish(suite, model, size, steps, batch, dtype, device, repeat, _names(rows), _names(peers), quick)
         benching.run(wish, out, work)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import typer
 
 from ..bench.compare import compare, parse_share
 from ..bench.compare import table as changes_table
-from ..bench.record import Records, Writer, read_records
+from ..bench.record import Measurement, Records, Writer, read_records
 from ..bench.runner import Plan, Tell, Wish, execute, plan, workplace
 from ..bench.tables import markdown, rich_tables
 from ..core.errors import BackendUnavailable, ConfigError
@@ -23,23 +23,27 @@ RESULTS = Path("bench-results")
 
 
 def run(wish: Wish, out: Path | None, work: Path | None) -> None:
-    """Run the suite; prints its tables. Records are kept whatever happens once the first row has begun.
+    """Run the suite; prints its tables. Finished rows are kept whatever happens.
 
-    Raises ConfigError, BackendUnavailable and WeightsError's kinds before that for a wish that can not be carried out.
+    Raises ConfigError, BackendUnavailable and other LeanErrors before the first row for a wish that can not be carried
+    out.
     """
     check_out(out)
-    with workplace(work) as place, progress() as tell:
+    with _ending_as_interrupted(), workplace(work) as place, progress() as tell:
         ready = plan(wish, place, tell)
         path = out or _default_path(ready)
-        with _records_file(path) as file:
-            try:
+        aside = path.with_name(f"{path.name}.part")
+        try:
+            with aside.open("w", encoding="utf-8") as file:
                 execute(ready, Writer(file, ready.run), tell)
-                interrupted = False
-            except KeyboardInterrupt:
-                interrupted = True
+        except KeyboardInterrupt:
+            if not any(isinstance(outcome, Measurement) for outcome in read_records(aside).outcomes):
+                aside.unlink()  # and an earlier run of that name stays
+                raise
+        os.replace(aside, path)
     records = read_records(path)
     show(records, path)
-    if interrupted:
+    if not records.complete:
         say(f"Interrupted. The finished rows are in {path}.")
         raise typer.Exit(INTERRUPTED)
 
@@ -113,15 +117,13 @@ def progress() -> Iterator[Tell]:
 
 
 @contextmanager
-def _records_file(path: Path) -> Iterator[IO[str]]:
-    """A file that takes the place of `path` in the end, also when the run is cut short."""
-    aside = path.with_name(f"{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        try:
-            yield file
-        finally:
-            file.flush()
-            os.replace(aside, path)
+def _ending_as_interrupted() -> Iterator[None]:
+    """Let what ends a process politely be as Ctrl-C, so that processes and files of the run do not stay behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _default_path(ready: Plan) -> Path:

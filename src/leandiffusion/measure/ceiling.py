@@ -73,12 +73,14 @@ def _best(
     seconds: float,
 ) -> float:
     """Most work per second. Sizes grow until the next would take more than half the time that is left."""
+    amount, run = make(sizes[0], device, dtype)
+    if device.type == "cuda":  # what loading libraries and trying algorithms takes is not the device's speed
+        _timed(run, device)
     start = time.perf_counter()
 
     def left() -> float:
         return seconds - (time.perf_counter() - start)
 
-    amount, run = make(sizes[0], device, dtype)
     took = _twice(run, device, left)
     for size in sizes[1:]:
         larger, candidate = make(size, device, dtype)
@@ -92,9 +94,9 @@ def _best(
 
 
 def _twice(run: Callable[[], object], device: torch.device, left: Callable[[], float]) -> float:
-    """Seconds of the better of two runs, the first of which warms up; of that one where no time is left."""
+    """Seconds of the better of two runs, the first of which warms up; on a CPU of that one where no time is left."""
     first = _timed(run, device)
-    return min(first, _timed(run, device)) if left() > 0 else first
+    return min(first, _timed(run, device)) if device.type == "cuda" or left() > 0 else first
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:

@@ -13,8 +13,8 @@ from .. import __version__
 from ..core.units import format_bytes
 
 PACKAGES = (
-    "torch", "tokenizers", "safetensors", "huggingface_hub", "transformers", "numpy", "pillow",
-    "xformers",
+    "torch", "triton", "tokenizers", "safetensors", "huggingface_hub", "transformers", "numpy", "pillow",
+    "xformers", "diffusers", "accelerate", "openvino",
 )  # fmt: skip
 
 # Instruction sets that decide which dtype and which kernels are fast on a CPU, as /proc/cpuinfo and macOS name them.

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 import torch
@@ -204,7 +204,9 @@ class DiffusionPipeline(MemoryAndSpeed, Assembly):
         return [e if e is None else e.to(place, self.dtype).repeat_interleave(count, dim=0) for e in embeddings]
 
     def _clock(self) -> StageClock:
-        return StageClock(torch.cuda.synchronize if self.device.type == "cuda" else None, self.watch)
+        return StageClock(
+            partial(torch.cuda.synchronize, self.device) if self.device.type == "cuda" else None, self.watch
+        )
 
     @property
     def _distilled(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from leandiffusion.bench.against import duels, reduced
+from leandiffusion.bench.against import duels, precision
 from leandiffusion.bench.record import Measurement, Records
 from leandiffusion.bench.tables import markdown
 
@@ -31,8 +31,8 @@ def test_a_peer_in_float32_is_held_against_float32_and_the_fastest(records_of: M
 def test_tf32_is_not_full_precision(records_of: Make, measure: Maker) -> None:
     records = records_of(measure("plain"), measure("best_fp32"))
     records.run.rows["best_fp32"]["about"] = "float32, tf32, channels_last"  # type: ignore[index]
-    assert not reduced(records, "plain")
-    assert reduced(records, "best_fp32")
+    assert precision(records, "plain") == ("float32", False)
+    assert precision(records, "best_fp32") == ("float32", True)
 
 
 @pytest.mark.parametrize(

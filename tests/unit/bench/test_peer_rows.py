@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from leandiffusion.bench.peers import peers
-from leandiffusion.bench.workload import Workload
+from leandiffusion.bench.workload import Job, Workload
+from leandiffusion.core.errors import BackendUnavailable
 
 
 def workload(half: str = "bfloat16", device: str = "cpu") -> Workload:
@@ -27,7 +28,17 @@ def test_rows_fit_the_device() -> None:
     assert names("diffusers") == names("diffusers", device="cuda") == ["diffusers_fp32", "diffusers_half"]
     assert names("diffusers", half="float32") == ["diffusers_fp32"]
     assert names("openvino") == ["openvino_f32", "openvino_bf16"]
-    assert names("openvino", device="cuda") == []
+    assert names("openvino", half="float32") == ["openvino_f32"]
+
+
+def test_openvino_says_that_it_draws_on_the_cpu() -> None:
+    load = workload(device="cuda")
+    row = peers.get("openvino").rows(load)[0]
+    with pytest.raises(BackendUnavailable, match="--device cpu"):
+        peers.get("openvino").prepare(Job(row, load, "nowhere", "nowhere", None))
+
+
+def test_compiling_has_to_be_asked_for() -> None:
     assert {row.name for row in peers.get("diffusers").rows(workload()) if row.asked} == {"diffusers_compile"}
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +83,7 @@ def run(machine: Machine, work: Path, **wish: Any) -> tuple[Records, str]:
 
 def test_rows_take_turns_and_each_round_measures_the_machine(machine: Machine, tmp_path: Path) -> None:
     records, _ = run(machine, tmp_path, rows=("plain", "half_precision"))
-    assert machine.asked == ["ceiling", "plain", "half_precision"] * 2
+    assert machine.asked == ["ceiling", "plain", "half_precision", "ceiling", "half_precision", "plain"]
     assert machine.timelines == [True, True, False, False]
     assert records.complete
     assert records.base == "plain"
@@ -97,6 +100,18 @@ def test_a_suite_without_such_a_row_draws_the_reference_first(machine: Machine, 
     records, _ = run(machine, tmp_path, suite="memory", rows=("resident",))
     assert machine.asked == ["reference", *["ceiling", "resident"] * 2]
     assert records.measured("resident")[0].quality["psnr"] == pytest.approx(20.0, abs=1e-3)
+
+
+def test_another_float32_row_is_no_reference(machine: Machine, tmp_path: Path) -> None:
+    run(machine, tmp_path, rows=("best_fp32", "half_precision"), repeat=1)
+    assert machine.asked[0] == "reference"
+
+
+def test_a_reference_that_fails_is_told(machine: Machine, tmp_path: Path) -> None:
+    machine.troubles["reference", 0] = {"error": "RuntimeError: not enough memory"}
+    records, _ = run(machine, tmp_path, suite="memory", rows=("resident",), repeat=1)
+    assert records.measured("resident")[0].quality == {}
+    assert "not enough memory" in records.measured("resident")[0].notes[0]
 
 
 def test_what_the_machine_can_not_run_is_listed_and_not_tried_again(machine: Machine, tmp_path: Path) -> None:
@@ -125,7 +140,7 @@ def test_ctrl_c_keeps_the_finished_rows(machine: Machine, tmp_path: Path) -> Non
         execute(ready, Writer(file, ready.run))
     records = read_records(path)
     assert not records.complete
-    assert len(records.measured("plain")) == 2
+    assert len(records.measured("plain")) == 1  # the second round runs backwards, and was cut at its first row
     assert len(records.measured("half_precision")) == 1
 
 
@@ -191,6 +206,41 @@ def test_jobs_travel_as_json() -> None:
     job = Job(row, LOAD, "folder", "work", None)
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
     assert row.describe("bfloat16") == "bfloat16, attention_slicing(size=2), vae_tiling, a=1"
+
+
+def test_a_process_is_let_to_clean_up_and_then_ended(tmp_path: Path) -> None:
+    """One that ends on Ctrl-C removes its files; one that does not is ended with what it started."""
+    for polite in (True, False):
+        code = (
+            "import os, signal, subprocess, sys, time\n"
+            f"signal.signal(signal.SIGINT, signal.default_int_handler if {polite} else signal.SIG_IGN)\n"
+            "child = subprocess.Popen(['sleep', '60'])\n"
+            "print(child.pid, flush=True)\n"
+            "try: time.sleep(60)\n"
+            f"finally: open({str(tmp_path / 'clean')!r}, 'w').close()"
+        )
+        started = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert started.stdout is not None
+        child = int(started.stdout.readline())
+        process._end(started)
+        started.stdout.close()
+        assert started.returncode is not None
+        assert (tmp_path / "clean").exists() == polite
+        (tmp_path / "clean").unlink(missing_ok=True)
+        assert _gone(child)
+
+
+def _gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z":  # nobody waited for it, but it is over
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_a_process_that_dies_says_how() -> None:

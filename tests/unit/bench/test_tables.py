@@ -47,7 +47,7 @@ def exact(records_of: Make, measure: Maker) -> Records:
 def test_each_figure_of_a_row(exact: Records) -> None:
     assert cells(main_sheet(exact), 1) == {
         "row": "+ traced UNet",
-        "step": "2 s",
+        "step": "2 s (2 s–4 s)",
         "it/s": "0.5",
         "× faster": "4.00",  # in every round, whatever the machine's mood
         "text": "1 s",

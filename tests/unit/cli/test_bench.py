@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from leandiffusion.bench.record import Measurement, read_records
 from leandiffusion.cli.app import app
 
-
 MAIN = """
 import signal
 from leandiffusion.cli.app import main

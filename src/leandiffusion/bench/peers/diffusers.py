@@ -79,7 +79,8 @@ class Diffusers:
             if not self._job.row.pictures:
                 return None
             with meter.stage("decode"):
-                return self._decode(latents)
+                pictures = self._decode(latents)
+        return pictures.permute(0, 2, 3, 1).float().cpu().numpy()
 
     def _encode(self) -> dict[str, Any]:
         prompts = [PROMPT] * self._job.workload.batch
@@ -103,8 +104,9 @@ class Diffusers:
             output_type="latent", callback_on_step_end=after_step, **embeddings,
         ).images  # fmt: skip
 
-    def _decode(self, latents: Any) -> np.ndarray[Any, Any]:
-        """As diffusers' pipelines end: SDXL's float16 VAE overflows, so they cast it up and back."""
+    def _decode(self, latents: Any) -> Any:
+        """Pictures (B, 3, H, W) in [0, 1], as diffusers' pipelines end: SDXL's float16 VAE overflows, so they cast up
+        and back."""
         import torch
 
         pipe = self._pipe
@@ -115,7 +117,7 @@ class Diffusers:
         image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         if upcast:
             vae.to(dtype)
-        return pipe.image_processor.postprocess(image, output_type="np")
+        return pipe.image_processor.postprocess(image, output_type="pt")
 
 
 def _open(diffusers: Any, folder: str, dtype: Any) -> Any:
@@ -128,7 +130,8 @@ def _open(diffusers: Any, folder: str, dtype: Any) -> Any:
             return pipe
         where: dict[str, Any] = {"local_files_only": path.is_dir()}
         index = diffusers.DiffusionPipeline.load_config(folder, **where)
-        without = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+        without = {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
+        without |= {"requires_safety_checker": False} if "safety_checker" in index else {}
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **without, **where)
         # Not from pipe.scheduler: the pipeline changed old settings there, and rows shall run the same timesteps.
         pipe.scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", **where)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...core.errors import BackendUnavailable
+from ...measure.environment import package_version
 from ..workload import Job, Row, Workload
 from . import peers
 from .base import Meter
@@ -47,21 +48,23 @@ class OpenVINO:
 
     @classmethod
     def rows(cls, workload: Workload) -> list[Row]:
-        if workload.device != "cpu":
-            return []
+        precisions = (("f32", "float32"), ("bf16", "bfloat16"))
         return [
             Row(
                 f"openvino_{precision}", f"OpenVINO {precision}", dtype, peer="openvino",
                 settings={"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"},
             )
-            for precision, dtype in (("f32", "float32"), ("bf16", "bfloat16"))
+            for precision, dtype in precisions[: 1 if workload.half == "float32" else 2]
         ]  # fmt: skip
 
     @classmethod
     def prepare(cls, job: Job) -> None:
-        """Convert the networks, unless they lie in `job.work` already. Rows of both precisions use the same."""
+        """Convert the networks, unless they lie in `job.work` already. Rows of both precisions use the same.
+        BackendUnavailable off the CPU."""
         from ..openvino_networks import convert
 
+        if job.workload.device != "cpu":
+            raise BackendUnavailable("OpenVINO draws on the CPU here: --device cpu")
         home = _home(job)
         if home.exists():
             return
@@ -85,6 +88,10 @@ def _home(job: Job) -> Path:
     """Where the converted networks lie: a folder for each checkpoint as it is now, each size and each batch."""
     path = Path(job.folder)
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    stamp = [path.resolve().as_posix(), *(file.stat().st_mtime_ns for file in files if file.exists())]
+    stamp = [
+        package_version("openvino"),
+        path.resolve().as_posix(),
+        *(file.stat().st_mtime_ns for file in files if file.exists()),
+    ]
     digest = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]
     return Path(job.work) / f"openvino-{path.stem}-{digest}-{job.size}px-{job.workload.batch}"
