@@ -102,5 +102,5 @@ $(PEERS): $(RUN) $(SPEC)
 	@touch $@
 
 $(DEV): $(RUN) $(SPEC)
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[bench,dev]'
 	@touch $@
