@@ -35,7 +35,10 @@ def survey(device: str | None, half: str | None) -> dict[str, Any]:
     device = "cpu" if place.type == "cpu" else str(place)
     fast = "bfloat16" if fast_bfloat16() else "float32"
     half = half or ("float16" if device.startswith("cuda") else fast)
-    return {"device": device, "half": half, "environment": describe_environment()}
+    environment = describe_environment()
+    del environment["cache"], environment["system"]["executable"]  # records are published: no paths of this machine
+    environment["variables"] = {k: v for k, v in environment["variables"].items() if os.sep not in v}
+    return {"device": device, "half": half, "environment": environment}
 
 
 def make_model(name: str, work: str) -> dict[str, Any]:

@@ -106,6 +106,15 @@ def test_memory_beyond_the_limit_is_an_error_of_the_row() -> None:
     assert done.stdout.startswith("caught"), done.stderr
 
 
+def test_records_hold_no_paths_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(Path("somewhere", "private")))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    environment = worker.answer({"do": "survey", "device": "cpu", "half": None})["result"]["environment"]
+    assert environment["variables"]["OMP_NUM_THREADS"] == "2"
+    assert "private" not in str(environment)
+    assert sys.executable not in str(environment)
+
+
 def test_survey_refuses_what_is_not_there() -> None:
     assert worker.answer({"do": "survey", "device": "gpu", "half": None})["wrong"]
     if not torch.cuda.is_available():
