@@ -33,16 +33,9 @@ class Own:
     def __init__(self, job: Job) -> None:
         self._job = job
         row, load = job.row, job.workload
-        self._pipe = open_pipeline(
-            job.folder,
-            dtype=getattr(torch, job.dtype),
-            device=load.device,
-            offload=row.offload,
-            **unmeasured(job.folder),
+        self._pipe = open_for_drawing(
+            job.folder, dtype=getattr(torch, job.dtype), device=load.device, offload=row.offload
         )
-        self._pipe.scheduler = build("ddim", self._pipe.scheduler.config)
-        self._pipe.set_progress_bar_config(disable=True)
-        self._pipe.notice = None
         for name, settings in row.techniques:
             self._enable(name, settings)
         self._check_memory()
@@ -77,6 +70,15 @@ class Own:
             raise BackendUnavailable(
                 f"attention's scores alone would take {format_bytes(needed)}, and {format_bytes(free)} are free"
             )
+
+
+def open_for_drawing(folder: str, **options: Any) -> Any:
+    """The checkpoint as every row of this library's loop draws with it: DDIM, silent, and nothing that no row runs."""
+    pipe = open_pipeline(folder, **unmeasured(folder), **options)
+    pipe.scheduler = build("ddim", pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.notice = None
+    return pipe
 
 
 def unmeasured(folder: str) -> dict[str, Any]:

@@ -16,12 +16,11 @@ from ..core.errors import BackendUnavailable, ConfigError, LeanError
 from ..core.registry import did_you_mean
 from .process import ask
 from .record import Absent, Failure, Measurement, Records, Run, Writer
-from .suites import SUITES
+from .suites import SCORES, SUITES
 from .workload import Job, Row, Workload
 
-REFERENCE = Row("reference", "plain fp32", "float32", (("attention_backend", {"backend": "plain"}),))
+REFERENCE = Row("reference", "plain fp32", "float32", SCORES)
 """Draws the picture that others are compared with, where the first row does not."""
-
 
 QUICK = 256
 """Pixels at most in a first look."""

@@ -70,11 +70,7 @@ class Compile(Technique):
     def apply(self, pipe: Any) -> Undo:
         try:
             return together(self._steps(pipe))
-        except (
-            RuntimeError,
-            ValueError,
-            AssertionError,
-        ) as error:  # torch's own word on a mode or backend that it does not know
+        except (RuntimeError, ValueError, AssertionError) as error:  # a mode or backend that torch does not know
             raise ConfigError(f"{self} is nothing that torch.compile does: {str(error).splitlines()[0]}") from error
 
     def _steps(self, pipe: Any) -> Iterator[Undo]:

@@ -88,6 +88,7 @@ def plain_footprint(pipe: Any, work: Work) -> Footprint:
         leaf = max((_largest_leaf(network) for network in own.values()), default=0)
         return Stage(weights, total - weights, activations, attention, leaf)
 
+    network = getattr(pipe.unet, "unet", pipe.unet)  # what a traced one stands for
     size = pipe.vae_scale_factor
     latent = (work.height // size, work.width // size)
     rows = work.batch * (1 + work.guidance)
@@ -95,9 +96,7 @@ def plain_footprint(pipe: Any, work: Work) -> Footprint:
         work,
         {
             "encode": stage(texts, 0, 0),
-            "denoise": stage(
-                unet, *_unet_memory(getattr(pipe.unet, "unet", pipe.unet), rows, *latent)
-            ),  # traced or not
+            "denoise": stage(unet, *_unet_memory(network, rows, *latent)),
             "decode": stage(vae, *_vae_memory(pipe.vae, work)),
         },
     )

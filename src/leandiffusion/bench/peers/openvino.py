@@ -30,21 +30,15 @@ class OpenVINO:
     def __init__(self, job: Job) -> None:
         import torch
 
-        from ...pipelines import open_pipeline
-        from ...schedulers import build
         from ..openvino_networks import KINDS, openvino
+        from ..own import open_for_drawing
 
         self._job = job
         core = openvino().Core()
         _check_precision(core, job.row.settings["INFERENCE_PRECISION_HINT"])
         properties = {**job.row.settings, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         parts: dict[str, Any] = {path.name: KINDS[path.name](core, path, properties) for path in _home(job).iterdir()}
-        if "text_encoder_2" not in parts:  # SDXL's pipeline knows no safety checker; no peer runs one
-            parts |= {"safety_checker": None, "feature_extractor": None}
-        self._pipe = open_pipeline(job.folder, **parts)
-        self._pipe.scheduler = build("ddim", self._pipe.scheduler.config)
-        self._pipe.set_progress_bar_config(disable=True)
-        self._pipe.notice = None
+        self._pipe = open_for_drawing(job.folder, **parts)
 
     @classmethod
     def rows(cls, workload: Workload) -> list[Row]:
