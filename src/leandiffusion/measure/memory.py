@@ -6,10 +6,11 @@ two pieces of work. Elsewhere the peak is `getrusage`'s and only ever rises.
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..core.malloc import trim
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -101,7 +102,4 @@ def release() -> None:
     torch = _torch_with_cuda()
     if torch is not None:
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
+    trim()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.malloc import freed_at_once
 from ..core.output import Output
 from .base import Network
 from .blocks import refuse_unsupported
@@ -163,9 +164,14 @@ class AutoencoderKL(Network):
         return decode_tiled(self.decoder, z, self.tile_rows) if self.use_tiling else self.decoder(z)
 
     def _each(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """`function` of the batch (B, …), one after the other if slicing, straight into one result."""
-        if not self.use_slicing or len(batch) <= 1:
+        """`function` of the batch (B, …), with no more memory than asked for."""
+        if not (self.use_slicing or self.use_tiling):
             return function(batch)
+        with freed_at_once():
+            return self._sliced(function, batch) if self.use_slicing and len(batch) > 1 else function(batch)
+
+    def _sliced(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """`function` of one of the batch after the other, straight into one result."""
         first = function(batch[:1])
         result = first.new_empty((len(batch), *first.shape[1:]))
         result[0] = first[0]

@@ -45,6 +45,11 @@ class Rows(Protocol):
     @property
     def shape(self) -> tuple[int, int, int, int]: ...
 
+    @property
+    def width(self) -> int:
+        """Numbers for each of its rows, of one picture, in the widest map that is computed on the way to it."""
+        ...
+
     def rows(self, begin: int, end: int) -> Tensor:
         """(B, C, end - begin, W)."""
         ...
@@ -61,6 +66,10 @@ class Stored:
         B, C, H, W = self.tensor.shape
         return B, C, H, W
 
+    @property
+    def width(self) -> int:
+        return _row(self)
+
     def rows(self, begin: int, end: int) -> Tensor:
         return self.tensor[:, :, begin:end]
 
@@ -76,6 +85,10 @@ class Convolved:
     def shape(self) -> tuple[int, int, int, int]:
         B, _, H, W = self.source.shape
         return B, self.conv.out_channels, H, W
+
+    @property
+    def width(self) -> int:
+        return max(_row(self), self.source.width)
 
     def rows(self, begin: int, end: int) -> Tensor:
         halo = self.conv.kernel_size[0] // 2
@@ -96,6 +109,10 @@ class Normalised:
     def shape(self) -> tuple[int, int, int, int]:
         return self.source.shape
 
+    @property
+    def width(self) -> int:
+        return self.source.width
+
     def rows(self, begin: int, end: int) -> Tensor:
         return silu(self.norm(self.source.rows(begin, end), self.statistics))
 
@@ -110,6 +127,10 @@ class Doubled:
     def shape(self) -> tuple[int, int, int, int]:
         B, C, H, W = self.source.shape
         return B, C, 2 * H, 2 * W
+
+    @property
+    def width(self) -> int:
+        return max(_row(self), self.source.width // 2)
 
     def rows(self, begin: int, end: int) -> Tensor:
         first = begin // 2
@@ -129,6 +150,10 @@ class Halved:
         B, _, H, W = self.source.shape
         return B, self.conv.out_channels, (H - 2) // 2 + 1, (W - 2) // 2 + 1
 
+    @property
+    def width(self) -> int:
+        return max(_row(self), 2 * self.source.width)
+
     def rows(self, begin: int, end: int) -> Tensor:
         last = min(2 * end + 1, self.source.shape[2])
         return self.conv(F.pad(self.source.rows(2 * begin, last), (0, 1, 0, 2 * end + 1 - last)))
@@ -144,6 +169,10 @@ class Sum:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return self.one.shape
+
+    @property
+    def width(self) -> int:
+        return max(self.one.width, self.other.width)
 
     def rows(self, begin: int, end: int) -> Tensor:
         return self.one.rows(begin, end) + self.other.rows(begin, end)
@@ -161,9 +190,9 @@ class Tiler:
 
     def strips(self, source: Rows) -> Iterator[tuple[int, int]]:
         """[begin, end) of each strip, from the top."""
-        B, C, H, W = source.shape
+        B, _, H, _ = source.shape
         if self.share is None:
-            step = max(STRIP_BYTES // (B * C * W * self.itemsize), MIN_ROWS)
+            step = max(STRIP_BYTES // (B * source.width * self.itemsize), MIN_ROWS)
         else:
             step = max(round(self.share * H), 1)
         return ((begin, min(begin + step, H)) for begin in range(0, H, step))
@@ -255,6 +284,10 @@ def _parts(block: nn.Module, name: str) -> list[Any]:
 def _numbers(source: Rows) -> int:
     B, C, H, W = source.shape
     return B * C * H * W
+
+
+def _row(source: Rows) -> int:
+    return source.shape[1] * source.shape[3]
 
 
 def _like(strip: Tensor, shape: tuple[int, int, int, int]) -> Tensor:

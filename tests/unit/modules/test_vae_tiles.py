@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leandiffusion import AutoencoderKL, ConfigError
+from leandiffusion.modules import vae_tiles
 from leandiffusion.modules.blocks import GroupNorm
 from leandiffusion.modules.vae_tiles import Stored, Tiler
 
@@ -216,3 +217,21 @@ def test_a_sliced_batch_takes_one_picture_and_the_result() -> None:
     vae.enable_slicing()
     result = 32 * 3 * 64 * 64 * 4
     assert peak(vae, torch.randn(32, 4, 8, 8)) <= 1.1 * (one + result)
+
+
+def test_no_strip_is_larger_than_said_however_narrow_the_result(
+    vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last convolution goes from many channels to three: strips are as high as what it reads allows."""
+    least = vae_tiles.MIN_ROWS * 128 * 16 * 4  # of the widest map at full size: strips are no lower than that
+    monkeypatch.setattr(vae_tiles, "STRIP_BYTES", least)
+    z, x = torch.randn(1, 4, 16, 16), torch.randn(1, 3, 128, 128)
+    decoded, encoded = vae.decode(z).sample, vae.encode(x).latent_dist.mean
+    vae.enable_tiling()
+    sizes: list[int] = []
+    whole = {*vae.decoder.mid_block.modules(), *vae.encoder.mid_block.modules(), vae.encoder.conv_in}  # type: ignore[union-attr]
+    for conv in [m for m in vae.modules() if isinstance(m, nn.Conv2d) and m not in whole]:
+        conv.register_forward_pre_hook(lambda m, args: sizes.append(args[0].nbytes))
+    assert near(vae.decode(z).sample, decoded)
+    assert near(vae.encode(x).latent_dist.mean, encoded)
+    assert max(sizes) <= 2 * least  # with the rows beyond its borders, and the stride's

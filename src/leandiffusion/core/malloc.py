@@ -1,0 +1,76 @@
+"""The C library's allocator, told to give freed memory back.
+
+glibc serves large blocks straight from the system and gives them back when they are freed, but every one that is freed
+raises the size from which it does so, up to 32 MiB (mallopt(3), "dynamic mmap threshold"). Blocks below that stay with
+the process, and work that allocates and frees maps of many sizes then peaks higher than it needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+LARGE = 4 << 20
+"""Bytes from which blocks are given back. Asking the system for them anew takes a few percent of a decode's time."""
+
+_HIGHEST = 32 << 20  # where the threshold's own rise ends, of 64-bit glibc; heaps are trimmed at twice that
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+
+_lock = threading.Lock()
+_users = 0
+
+
+@contextmanager
+def freed_at_once() -> Iterator[None]:
+    """Until this ends, in every thread, freed blocks of LARGE bytes or more go back to the system at once.
+
+    Afterwards the thresholds are those that glibc comes to by itself once it has seen blocks of that size; they can not
+    be asked for, nor made to rise by themselves again. Nothing happens on other C libraries, or where the user chose a
+    threshold in the environment.
+    """
+    global _users
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _set_threshold(LARGE)
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users:
+                _set_threshold(_HIGHEST)
+
+
+def trim() -> None:
+    """Give back what is free now, as far as the C library can."""
+    give = getattr(_libc(), "malloc_trim", None)  # musl has none
+    if give is not None:
+        give(0)
+
+
+def _set_threshold(size: int) -> None:
+    if _is_chosen() or not hasattr(_libc(), "gnu_get_libc_version"):
+        return
+    _libc().mallopt(_MMAP_THRESHOLD, size)
+    _libc().mallopt(_TRIM_THRESHOLD, 2 * size)
+
+
+def _is_chosen() -> bool:
+    """Whether the user set thresholds (mallopt(3), "Environment variables", and glibc's tunables)."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return any(
+        f"MALLOC_{name.upper()}_" in os.environ or f"malloc.{name}" in tunables
+        for name in ("mmap_threshold", "trim_threshold")
+    )
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None

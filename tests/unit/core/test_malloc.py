@@ -1,0 +1,76 @@
+"""What is freed goes back to the system, where glibc would keep it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leandiffusion.core import malloc
+
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these thresholds")
+
+# A block of 31 MiB raises glibc's threshold when it is freed. Then sixteen of 8 MiB, each below one that stays.
+KEPT = """
+from contextlib import nullcontext
+from leandiffusion.core.malloc import freed_at_once
+from leandiffusion.measure.memory import rss
+def blocks():
+    pairs = [(bytearray(8 << 20), bytearray(64 << 10)) for _ in range(16)]
+    return [small for _, small in pairs]
+del (block := [bytearray(31 << 20)])[:]
+with {}():
+    before = rss()
+    stay = blocks()
+    print((rss() - before) >> 20)
+"""
+
+
+def kept(context: str, **variables: str) -> int:
+    """MiB that stay with a process of its own."""
+    command = [sys.executable, "-c", KEPT.format(context)]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=variables).stdout)
+
+
+@on_glibc
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what is resident")
+def test_large_blocks_go_back_at_once_unless_the_user_chose_otherwise() -> None:
+    assert kept("nullcontext") > 64  # of 128 freed: this is what glibc does by itself
+    assert kept("freed_at_once") < 16
+    assert kept("freed_at_once", MALLOC_MMAP_THRESHOLD_="33554432") > 64
+
+
+def test_the_threshold_stays_low_until_the_last_user_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(malloc, "_set_threshold", sizes.append)
+    with malloc.freed_at_once():
+        with pytest.raises(ValueError, match="inner"), malloc.freed_at_once():
+            raise ValueError("inner")
+        assert sizes == [malloc.LARGE]
+    assert sizes == [malloc.LARGE, malloc._HIGHEST]
+
+
+@on_glibc
+def test_glibc_takes_both_thresholds() -> None:
+    assert all(malloc._libc().mallopt(malloc._MMAP_THRESHOLD, size) for size in (malloc.LARGE, malloc._HIGHEST))
+    assert all(malloc._libc().mallopt(malloc._TRIM_THRESHOLD, 2 * size) for size in (malloc.LARGE, malloc._HIGHEST))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MALLOC_TRIM_THRESHOLD_", "1"), ("GLIBC_TUNABLES", "glibc.malloc.check=1:glibc.malloc.mmap_threshold=65536")],
+)
+def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    assert not malloc._is_chosen()
+    monkeypatch.setenv(variable, value)
+    assert malloc._is_chosen()
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(malloc, "_libc", lambda: None)
+    with malloc.freed_at_once():
+        malloc.trim()
