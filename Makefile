@@ -3,6 +3,7 @@
 # make check    ruff, pyright, import-linter
 # make docs     draw docs/techniques.md from the techniques' declarations
 # make bench    measure this CPU with the full-size SD1.5 network, beside diffusers and OpenVINO; half an hour
+# make bench-compiled  the same with torch.compile, ours and diffusers'; a quarter of an hour more
 # make bench-gpu  the same on one CUDA GPU, with what PYTHON has installed; nine minutes
 # make report   draw benchmarks/README.md from benchmarks/results
 # make setup    prepare .venv with everything
@@ -25,7 +26,7 @@ TEST := $(VENV)/.test-installed
 DEV := $(VENV)/.dev-installed
 PEERS := $(VENV)/.peers-installed
 
-.PHONY: help demo test check docs bench bench-gpu report setup wheel clean
+.PHONY: help demo test check docs bench bench-compiled bench-gpu report setup wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -52,7 +53,8 @@ docs: $(RUN)
 WORK ?= /tmp/leandiffusion-bench
 RESULTS := benchmarks/results
 MAIN_ROWS := best_fp32,memory_efficient,diffusers_fp32,openvino_f32
-MEMORY_ROWS := resident,sequential_offload,least
+MEMORY_ROWS := resident,model_offload,sequential_offload,least
+COMPILED_ROWS := plain,best_fp32,defaults,compiled,diffusers_half,diffusers_compile
 ATTENTION_ROWS := 256_before,256_after,512_before,512_after
 , := ,
 ON_CPU = $(BIN)/leandiffusion bench $(1) --model shape:sd15 --device cpu --work $(WORK) \
@@ -63,8 +65,11 @@ ON_GPU = PYTHONPATH=src $(PYTHON) -m leandiffusion bench $(1) --model shape:sd15
 bench: $(PEERS)
 	$(call ON_CPU,published,256px,--size 256 --steps 3 --repeat 2 --peers diffusers$(,)openvino)
 	$(call ON_CPU,published,512px,--size 512 --steps 3 --repeat 2 --peers diffusers$(,)openvino --rows $(MAIN_ROWS))
-	$(call ON_CPU,memory,512px,--size 512 --steps 3 --repeat 1 --rows $(MEMORY_ROWS))
+	$(call ON_CPU,memory,512px,--size 512 --steps 2 --repeat 1 --rows $(MEMORY_ROWS))
 	$(call ON_CPU,attention,512px,--steps 2 --repeat 1 --rows $(ATTENTION_ROWS))
+
+bench-compiled: $(PEERS)
+	$(call ON_CPU,published,256px-compiled,--size 256 --steps 3 --repeat 2 --peers diffusers --rows $(COMPILED_ROWS))
 
 bench-gpu:
 	$(call ON_GPU,published,--steps 50 --repeat 2 --rows all)

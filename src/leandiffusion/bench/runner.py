@@ -72,8 +72,10 @@ def workplace(folder: Path | None) -> Iterator[Path]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder):
+            pass
     except OSError as error:
-        raise ConfigError(f"--work {folder} can not be made: {error.strerror}.") from error
+        raise ConfigError(f"--work {folder}: nothing can be written there: {error.strerror}.") from error
     yield folder
 
 

@@ -38,6 +38,8 @@ LONG_PREPARATION = 0.5
 
 STEP, DECODE, PEAK = figure_of("step"), figure_of("decode"), figure_of("peak")
 NOTHING = "–"
+PEAK_OF = "at "
+STAGES = ("load", "text", "denoise", "decode")
 
 Cell = Callable[[str], str]
 
@@ -139,6 +141,8 @@ def _columns(records: Records) -> dict[str, Cell]:
         "% of limit": lambda row: _text(share_of_limit(records, row), "{:.0%}".format),
         "PSNR / SSIM": lambda row: _quality(records.measured(row)),
     }
+    if records.run.suite == "memory":
+        columns |= {f"{PEAK_OF}{stage}": _peak_of(records, stage) for stage in STAGES}
     if published:
         columns[f"{STEPS} steps"] = seconds(whole_picture)
         columns["× whole"] = lambda row: str(speedup_of(records, row, whole_picture) or "")
@@ -157,6 +161,8 @@ def _legend(records: Records) -> dict[str, str]:
         "peak": "peak: most memory at any time, loading included, "
         + ("of the process" if str(records.run.workload.get("device")).startswith("cpu") else "reserved on the GPU")
         + f"; × peak: over that of '{base}'.",
+        f"{PEAK_OF}{STAGES[0]}": "at load, text, denoise, decode: the peak of each stage alone, what is held then "
+        "included; load: opening the model and switching techniques on.",
         "% of limit": "% of limit: operations per second in a step over the most that matrix products or convolutions "
         "reached on this machine in that round, in the dtype of the row's weights. Beyond 100% where products are "
         "computed in a faster dtype than that.",
@@ -166,6 +172,10 @@ def _legend(records: Records) -> dict[str, str]:
         "published": f"published: speed-up and seconds of {STEPS} DDIM steps, 512 px, Stable Diffusion 1.5 on an "
         "NVIDIA TITAN RTX; to compare with × whole.",
     }
+
+
+def _peak_of(records: Records, stage: str) -> Cell:
+    return lambda row: _text(spread_of(records, row, lambda m: (m.reserved or m.peaks).get(stage)), format_bytes)
 
 
 def _published(row: str) -> str:

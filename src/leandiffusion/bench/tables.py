@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .against import against_sheet
 from .record import Records
-from .sheets import Sheet, main_sheet
+from .sheets import PEAK_OF, STAGES, Sheet, main_sheet
 from .words import INTERRUPTED, facts, headline, notes, settings, suite_title, troubles
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ WORDY = {"row", "program", "our row", "verdict"}
 BESIDE = (
     ("step", "it/s", "× faster", "text", "decode", "prepare"),
     ("peak", "× peak", "% of limit", "PSNR / SSIM"),
+    tuple(f"{PEAK_OF}{stage}" for stage in STAGES),
     ("50 steps", "× whole", "published"),
 )
 """Columns that stand together in a terminal, which is narrower than a page."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..bench.record import Measurement, Records, Writer, read_records
 from ..bench.runner import Plan, Tell, Wish, execute, plan, workplace
 from ..bench.tables import markdown, rich_tables
 from ..core.errors import BackendUnavailable, ConfigError
+from ..core.units import format_seconds
 from .report import INTERRUPTED, say
 
 RESULTS = Path("bench-results")
@@ -105,7 +107,7 @@ def progress() -> Iterator[Tell]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda what, done, total: say(f"[{done}/{total}] {what}" if total else what)
+        yield _lines()
         return
     columns = (
         parts.TextColumn("{task.description}"), parts.BarColumn(), parts.MofNCompleteColumn(),
@@ -114,6 +116,20 @@ def progress() -> Iterator[Tell]:
     with parts.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
+
+
+def _lines() -> Tell:
+    """A line per job, with the time left by those that are done."""
+    began: list[float] = []
+
+    def tell(what: str, done: int, total: int) -> None:
+        if total:
+            began.append(time.monotonic())
+        took = began[-1] - began[0] if began else 0
+        left = f", about {format_seconds(took / done * (total - done))} left" if took and done else ""
+        say(f"[{done}/{total}] {what}{left}" if total else what)
+
+    return tell
 
 
 @contextmanager

@@ -89,6 +89,18 @@ def test_columns_without_values_are_left_out(change: dict[str, Any], column: str
     assert column not in sheet.legend
 
 
+def test_the_memory_suite_shows_the_peak_of_each_stage(records_of: Make, measure: Maker) -> None:
+    peaks = {"load": 2**30, "warm-up": 5 * 2**30, "text": 2**29, "denoise": 2 * 2**30, "decode": 3 * 2**30}
+    records = records_of(measure("plain", peaks=peaks), measure("traced", peaks=peaks, reserved={"decode": 2**20}))
+    assert "at decode" not in main_sheet(records).columns
+    sheet = main_sheet(replace(records, run=replace(records.run, suite="memory")))
+    row, on_gpu = cells(sheet, 0), cells(sheet, 1)
+    found = [row[f"at {stage}"] for stage in ("load", "text", "denoise", "decode")]
+    assert found == ["1 GiB", "512 MiB", "2 GiB", "3 GiB"]
+    assert (on_gpu["at load"], on_gpu["at decode"]) == ("–", "1 MiB")
+    assert "at decode" in in_terminal(replace(records, run=replace(records.run, suite="memory")))
+
+
 def test_a_dtype_whose_ceiling_is_unknown_has_no_share(records_of: Make, measure: Maker) -> None:
     records = records_of(measure("plain"), measure("traced", dtype="float16"))
     assert cells(main_sheet(records), 1)["% of limit"] == "–"

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from leandiffusion.bench.record import Measurement, read_records
+from leandiffusion.cli import benching
 from leandiffusion.cli.app import app
 
 MAIN = """
@@ -86,6 +87,8 @@ def test_a_slower_row_fails_the_comparison(run: tuple[Path, str], tmp_path: Path
         ("published --model demo --size 100", "the nearest that is, is 96"),
         ("published --out records.txt", "ends in .jsonl"),
         ("published --out /proc/nothing/x.jsonl", "can not be written"),
+        ("published --work /proc/nothing", "--work /proc/nothing: nothing can be written there"),
+        ("published --work /proc", "--work /proc: nothing can be written there"),
         ("published --device cuda:77", "cuda:77"),
         ("compare nothing.jsonl nothing.jsonl", "nothing.jsonl can not be read"),
     ],
@@ -103,6 +106,17 @@ def test_what_can_not_be_is_said_before_anything_runs(
 @pytest.mark.parametrize("words", ["published --steps 0", "published --dtype int8", "nothing", "attention --peers x"])
 def test_wrong_usage_is_code_2(words: str) -> None:
     assert bench(*words.split())[0] == 2
+
+
+def test_without_a_terminal_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(benching, "say", said.append)
+    monkeypatch.setattr(benching.time, "monotonic", iter([100.0, 130.0, 190.0]).__next__)
+    tell = benching._lines()
+    tell("looking", 0, 0)
+    for done in (0, 1, 3):
+        tell("a row", done, 4)
+    assert said == ["looking", "[0/4] a row", "[1/4] a row, about 1 min 30 s left", "[3/4] a row, about 30 s left"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
