@@ -52,10 +52,10 @@ docs: $(RUN)
 # The runs share one folder for the network's 2 GB of random weights, and what peers convert.
 WORK ?= /tmp/leandiffusion-bench
 RESULTS := benchmarks/results
-MAIN_ROWS := best_fp32,memory_efficient,diffusers_fp32,openvino_f32
+MAIN_ROWS := best_fp32,diffusers_fp32,openvino_f32
 MEMORY_ROWS := resident,model_offload,sequential_offload,least
 COMPILED_ROWS := plain,best_fp32,defaults,compiled,diffusers_half,diffusers_compile
-ATTENTION_ROWS := 256_before,256_after,512_before,512_after
+ATTENTION_ROWS := 512_before,512_after
 , := ,
 ON_CPU = $(BIN)/leandiffusion bench $(1) --model shape:sd15 --device cpu --work $(WORK) \
     --out $(RESULTS)/cpu-$(1)-$(2).jsonl $(3)

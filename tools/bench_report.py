@@ -26,7 +26,8 @@ so that a machine that becomes slower does so for all of them. Figures are media
 the greatest value; ratios are taken within a round before their median is. Memory is the most that the process held at
 any time, loading included.
 
-To repeat it: `make bench` and `make bench-compiled` on a CPU, `make bench-gpu` on a CUDA GPU, or a suite by hand, such as
+To repeat it: `make bench` and `make bench-compiled` on a CPU, `make bench-gpu` on a CUDA GPU, or a suite by hand, such
+as
 
 ```sh
 leandiffusion bench published --model shape:sd15 --size 512 --peers diffusers,openvino

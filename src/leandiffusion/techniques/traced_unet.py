@@ -86,6 +86,8 @@ class Traced(nn.Module):
         self.path = path
         self._graph: Any = None
         self._key: str | None = None
+        self._fits: object = None  # what the last call that the graph fitted was like
+        self._layers = [layer for layer in unet.modules() if hasattr(layer, "backend")]
         self._warned: set[str] = set()
         self.train(unet.training)
 
@@ -144,12 +146,20 @@ class Traced(nn.Module):
 
     def _have_graph(self, inputs: Mapping[str, Tensor]) -> bool:
         """Whether the graph fits the inputs; it is read or made if there is none yet."""
+        call = (
+            *((name, x.shape, x.dtype) for name, x in inputs.items()),
+            self.dtype, self.device.type, *(layer.backend for layer in self._layers),
+        )  # fmt: skip
+        if call == self._fits:  # describing it takes a millisecond, which a step on a fast GPU would feel
+            return True
         key = _describe(self.unet, inputs)
         with _TRACING:
             if self._key is None:
                 self._graph = self._read(key) or self._trace(key, inputs)
                 self._key = key
-        if key != self._key and key not in self._warned:
+        if key == self._key:
+            self._fits = call
+        elif key not in self._warned:
             self._warned.add(key)
             warnings.warn(
                 f"the UNet was traced for {_shapes(self._key)} and is called with {_shapes(key)}: such calls run "
