@@ -119,14 +119,14 @@ def progress() -> Iterator[Tell]:
 
 
 def _lines() -> Tell:
-    """A line per job, with the time left by those that are done."""
+    """A line per job, with the time left by those that are done, once they are a tenth."""
     began: list[float] = []
 
     def tell(what: str, done: int, total: int) -> None:
         if total:
             began.append(time.monotonic())
         took = began[-1] - began[0] if began else 0
-        left = f", about {format_seconds(took / done * (total - done))} left" if took and done else ""
+        left = f", about {format_seconds(took / done * (total - done))} left" if took and 10 * done >= total else ""
         say(f"[{done}/{total}] {what}{left}" if total else what)
 
     return tell
