@@ -10,7 +10,7 @@ from leandiffusion.bench.against import duels, has_peers, in_words
 from leandiffusion.bench.plots import PLOTS, draw_plots, plot_path
 from leandiffusion.bench.record import Records, read_records
 from leandiffusion.bench.tables import markdown
-from leandiffusion.bench.words import headline, suite_title, title_of
+from leandiffusion.bench.words import headline, model_name, suite_title, title_of
 from leandiffusion.core.errors import LeanError
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -77,7 +77,26 @@ def _section(folder: Path, path: Path, records: Records) -> str:
         for name, shows in PLOTS.items()
         if (plot := plot_path(path.with_suffix(""), name)).exists()
     ]
-    return markdown(records, level=2, pictures=plots) + f"\nRecords: [{path.name}]({folder.name}/{path.name})\n"
+    link = f"[{path.name}]({folder.name}/{path.name})"
+    return f"{markdown(records, level=2, pictures=plots)}\nRecords: {link}. Again: `{command(records)}`\n"
+
+
+def command(records: Records) -> str:
+    """What measures these rows again, on a machine like that one."""
+    load, rows = records.run.workload, records.run.rows
+    measured = [row for row in rows if records.measured(row)]
+    options = {
+        "model": model_name(records),
+        "size": None if records.run.suite == "attention" else load["size"],  # there rows have their own
+        "steps": load["steps"],
+        "batch": load["batch"],
+        "repeat": load["repeat"],
+        "dtype": load["half"],
+        "device": load["device"],
+        "peers": ",".join(dict.fromkeys(peer for row in measured if (peer := rows[row].get("peer")))),
+        "rows": ",".join(measured),
+    }
+    return f"leandiffusion bench {records.run.suite} " + " ".join(f"--{k} {v}" for k, v in options.items() if v)
 
 
 def _losses(runs: dict[Path, Records]) -> str:

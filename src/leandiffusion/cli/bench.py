@@ -62,24 +62,28 @@ Work = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the whole trace of an error.")]
 
 
-@app.command(epilog=EXAMPLES.format(suite="published", rows="plain,half_precision"))
-def published(
-    model: Model = "shape:sd15", size: Size = None, steps: Steps = None, batch: Batch = 1, dtype: Dtype = None,
-    device: Device = None, repeat: Repeat = None, rows: Rows = None, peers: Peers = None, quick: Quick = False,
-    out: Out = None, work: Work = None, verbose: Verbose = False,
-) -> None:  # fmt: skip
-    """The published table, measured here: fp32, cuDNN autotuner, half precision, channels-last, traced, attention."""
-    _suite("published", out, work, verbose, model, size, steps, batch, dtype, device, repeat, rows, peers, quick)
+def _add(suite: str, example: str, about: str) -> None:
+    """A command for a suite that draws whole pictures: all such take the same options."""
+
+    @app.command(suite, help=about, epilog=EXAMPLES.format(suite=suite, rows=example))
+    def run(
+        model: Model = "shape:sd15", size: Size = None, steps: Steps = None, batch: Batch = 1, dtype: Dtype = None,
+        device: Device = None, repeat: Repeat = None, rows: Rows = None, peers: Peers = None, quick: Quick = False,
+        out: Out = None, work: Work = None, verbose: Verbose = False,
+    ) -> None:  # fmt: skip
+        _suite(suite, out, work, verbose, model, size, steps, batch, dtype, device, repeat, rows, peers, quick)
 
 
-@app.command(epilog=EXAMPLES.format(suite="memory", rows="resident,sequential_offload,least"))
-def memory(
-    model: Model = "shape:sd15", size: Size = None, steps: Steps = None, batch: Batch = 1, dtype: Dtype = None,
-    device: Device = None, repeat: Repeat = None, rows: Rows = None, peers: Peers = None, quick: Quick = False,
-    out: Out = None, work: Work = None, verbose: Verbose = False,
-) -> None:  # fmt: skip
-    """Every way of saving memory: offloading, slicing, tiling, alone and together."""
-    _suite("memory", out, work, verbose, model, size, steps, batch, dtype, device, repeat, rows, peers, quick)
+_add(
+    "published",
+    "plain,half_precision",
+    "The published table, measured here: fp32, cuDNN autotuner, half precision, channels-last, traced, attention.",
+)
+_add(
+    "memory",
+    "resident,sequential_offload,least",
+    "Every way of saving memory: offloading, slicing, tiling, alone and together.",
+)
 
 
 @app.command(epilog=EXAMPLES.format(suite="attention", rows="512_before,512_after"))

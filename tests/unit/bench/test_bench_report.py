@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from tools.bench_report import RESULTS, main, page
+from typer.testing import CliRunner
 
 from leandiffusion.bench.record import Measurement, Records, Writer
+from leandiffusion.cli.app import app
 from leandiffusion.core.errors import ConfigError
 
 
@@ -84,6 +86,20 @@ def test_nothing_comparable_is_no_victory(
     one, other = losses(page(folder))
     assert "no row of ours has the precision of “OpenVINO, bf16”" in one
     assert "no other program; none could be compared" in other
+
+
+def test_each_section_says_how_to_measure_it_again(folder: Path, published: Records, attention: Records) -> None:
+    commit(published, folder / "a.jsonl")
+    commit(attention, folder / "b.jsonl")
+    found = [
+        line.split("Again: `leandiffusion ")[1].rstrip("`") for line in page(folder).splitlines() if "Again: " in line
+    ]
+    assert found[0].startswith("bench published --model shape:sd15 --size 512 --steps 4 --batch 1 --repeat 3 --dtype ")
+    assert "--peers diffusers,openvino --rows plain," in found[0]
+    assert "--size" not in found[1]
+    for line in found:  # typed like that it is understood
+        done = CliRunner().invoke(app, [*line.split(), "--out", "wrong"], prog_name="leandiffusion")
+        assert (done.exit_code, "ends in .jsonl" in done.stderr) == (1, True), done.stderr
 
 
 def test_a_broken_file_is_named(folder: Path) -> None:
