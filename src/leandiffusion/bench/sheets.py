@@ -130,7 +130,7 @@ def _columns(records: Records) -> dict[str, Cell]:
 
     columns: dict[str, Cell] = {
         "row": lambda row: title_of(records, row),
-        "step": lambda row: _with_range(spread_of(records, row, STEP), format_seconds),
+        "step": lambda row: s.text(format_seconds) if (s := spread_of(records, row, STEP)) else "",
         "it/s": lambda row: _text(spread_of(records, row, STEP), rate),
         "× faster": lambda row: str(speedup_of(records, row, STEP) or ""),
         "text": seconds(figure_of("text")),
@@ -198,14 +198,6 @@ def rate(seconds: float) -> str:
     """Seconds per step -> steps per second, three digits."""
     value = 1 / seconds if seconds else 0.0
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _with_range(spread: Spread | None, form: Callable[[float], str]) -> str:
-    """'2.2 s (2.1 s–2.3 s)', or without a range where none can be seen."""
-    if spread is None:
-        return ""
-    median, low, high = form(spread.median), form(spread.low), form(spread.high)
-    return median if low == high else f"{median} ({low}–{high})"
 
 
 def _text(spread: Spread | None, form: Callable[[float], str]) -> str:

@@ -25,7 +25,11 @@ class Spread:
 
     def __str__(self) -> str:
         """'2.63 (2.60–2.66)', or '2.63' where that is all there is to say."""
-        median, low, high = (f"{value:.2f}" for value in (self.median, self.low, self.high))
+        return self.text("{:.2f}".format)
+
+    def text(self, form: Callable[[float], str]) -> str:
+        """'2.2 s (2.1 s–2.3 s)', each value as `form` writes it, or without a range where none can be seen."""
+        median, low, high = form(self.median), form(self.low), form(self.high)
         return median if low == high else f"{median} ({low}–{high})"
 
     def overlaps(self, other: Spread) -> bool:
