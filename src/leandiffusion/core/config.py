@@ -17,6 +17,8 @@ from .errors import CheckpointNotFound, ConfigError, MalformedFile
 from .hub import settings_folder
 from .registry import did_you_mean
 
+WRITER_VERSION = "_diffusers_version"  # the note in a config that says which diffusers wrote it
+
 
 class Config(Mapping[str, Any]):
     """Read-only settings, reachable as `config["key"]`, `config.key` and `config.get("key")`."""
@@ -105,7 +107,7 @@ class Configurable:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from a config mapping. Keys that start with '_' are notes of the writer and are left out.
+        """Build from a config mapping. Of the writer's notes, keys that start with '_', the version is kept.
 
         Raises ConfigError for keys this class does not understand: a setting is never ignored in silence.
         """
@@ -129,7 +131,7 @@ class Configurable:
                 f"{cls.__name__} does not support the config key{'s' * (len(refused) > 1)} "
                 f"{', '.join(f'{key}={foreign[key]!r}' for key in refused)}.{hints}"
             )
-        return {}
+        return {key: value for key, value in foreign.items() if key == WRITER_VERSION}
 
     def save_config(self, folder: str | Path) -> None:
         """Write `folder`/`config_name` in the layout that diffusers reads."""
@@ -154,6 +156,7 @@ def _recording(init: Any) -> Any:
 
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs = {key: value for key, value in kwargs.items() if not key.startswith("_")}  # notes: cls(**other.config)
         if "_config" not in self.__dict__:
             bound = signature.bind(self, *args, **kwargs)
             object.__setattr__(self, "_passed", frozenset(bound.arguments) - {"self"})

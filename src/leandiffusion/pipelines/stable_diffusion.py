@@ -13,6 +13,7 @@ from ..core.output import Output
 from . import inputs
 from .base import DiffusionPipeline, drawing, undisturbed
 from .images import to_output
+from .outdated import mend_unet
 from .request import Request
 from .stages import Conditioning, both_halves, check_clip_skip, decode, encode_text, tokenize
 
@@ -54,6 +55,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
+        mend_unet(unet)
         super().__init__(
             {
                 "vae": vae,
