@@ -1,5 +1,6 @@
 # make demo     draw a picture with the packaged model (installs what running needs into .venv)
 # make test     run the test suite
+# make peer-tests DIFFUSERS=…  run diffusers' own test files, from a checkout of its sources, on our classes
 # make check    ruff, pyright, import-linter
 # make docs     draw docs/techniques.md from the techniques' declarations
 # make bench    measure this CPU with the full-size SD1.5 network, beside diffusers and OpenVINO; half an hour
@@ -25,8 +26,9 @@ RUN := $(VENV)/.run-installed
 TEST := $(VENV)/.test-installed
 DEV := $(VENV)/.dev-installed
 PEERS := $(VENV)/.peers-installed
+PEER_TESTS := $(VENV)/.peer-tests-installed
 
-.PHONY: help demo test check docs bench bench-compiled bench-gpu report setup wheel clean
+.PHONY: help demo test peer-tests check docs bench bench-compiled bench-gpu report setup wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -39,6 +41,9 @@ demo: $(RUN)
 
 test: $(TEST)
 	$(BIN)/python -m pytest $(ARGS)
+
+peer-tests: $(PEER_TESTS)
+	$(BIN)/python -m tools.peer_tests $(DIFFUSERS) $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -104,6 +109,10 @@ $(TEST): $(RUN) $(SPEC)
 
 $(PEERS): $(RUN) $(SPEC)
 	$(PIP) -e '.[bench,peers]'
+	@touch $@
+
+$(PEER_TESTS): $(TEST) $(SPEC)
+	$(PIP) -e '.[peer-tests]'
 	@touch $@
 
 $(DEV): $(RUN) $(SPEC)
