@@ -15,7 +15,10 @@ from typing import Any, ClassVar, Self
 
 from .errors import CheckpointNotFound, ConfigError, MalformedFile
 from .hub import settings_folder
+from .jsons import BadJSON, parse_json
+from .limits import check_settings
 from .registry import did_you_mean
+from .wording import show
 
 WRITER_VERSION = "_diffusers_version"  # the note in a config that says which diffusers wrote it
 
@@ -126,10 +129,10 @@ class Configurable:
         """Which keys that the constructor lacks may stay in `.config`. The rest is refused."""
         refused = [key for key in foreign if not key.startswith("_")]
         if refused:
-            hints = "".join(did_you_mean(key, cls.config_keys()) for key in refused)
+            hints = "".join(did_you_mean(key, cls.config_keys()) for key in refused[:2])
             raise ConfigError(
                 f"{cls.__name__} does not support the config key{'s' * (len(refused) > 1)} "
-                f"{', '.join(f'{key}={foreign[key]!r}' for key in refused)}.{hints}"
+                f"{', '.join(f'{show(key)[1:-1]}={show(foreign[key])}' for key in refused[:5])}.{hints}"
             )
         return {key: value for key, value in foreign.items() if key == WRITER_VERSION}
 
@@ -145,7 +148,7 @@ def check_mapping(cls: type, config: object) -> None:
     """ConfigError unless `config` holds settings by name: those of a folder or hub id have to be loaded first."""
     if not isinstance(config, Mapping):
         raise ConfigError(
-            f"{cls.__name__}.from_config takes settings by name, found {config!r}. Of a folder or hub id, pass "
+            f"{cls.__name__}.from_config takes settings by name, found {show(config)}. Of a folder or hub id, pass "
             f"{cls.__name__}.load_config(…, subfolder=…), or open it with {cls.__name__}.from_pretrained."
         )
 
@@ -161,17 +164,25 @@ def _recording(init: Any) -> Any:
             bound = signature.bind(self, *args, **kwargs)
             object.__setattr__(self, "_passed", frozenset(bound.arguments) - {"self"})
             bound.apply_defaults()
+            check_settings(init, type(self).__name__, {k: v for k, v in bound.arguments.items() if k != "self"})
             object.__setattr__(self, "_config", Config({k: v for k, v in bound.arguments.items() if k != "self"}))
         init(self, *args, **kwargs)
 
     return wrapped
 
 
+_MOST_BYTES = 16_000_000  # of a JSON file. The largest that belongs to a model is a tokenizer.json of 3 MB
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; MalformedFile naming the file and place when it is none."""
+    """A JSON object from a file; MalformedFile naming the file and place when it is none (see `jsons.parse_json`)."""
+    with path.open("rb") as stream:
+        text = stream.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise MalformedFile(f"{path} is larger than {_MOST_BYTES} bytes, the most that settings may take.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = parse_json(text)
+    except BadJSON as error:
         raise MalformedFile(f"{path} is not valid JSON ({error}). Download or save the checkpoint again.") from error
     if not isinstance(value, dict):
         raise MalformedFile(f"{path} holds a JSON {type(value).__name__}, expected an object with named settings.")

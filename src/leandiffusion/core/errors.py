@@ -11,14 +11,20 @@ LeanError
 ├── BudgetError             does not fit the memory that was allowed
 └── BackendUnavailable      a backend or library that this machine lacks
 
-Each message says what was found, what was expected and what to do next.
+Each message says what was found, what was expected and what to do next, in fewer than 500 characters: what is longer,
+because a file holds long names or values, loses its middle.
 """
 
 from __future__ import annotations
 
+from .wording import to_length
+
 
 class LeanError(Exception):
     """Root of the tree: `except LeanError` catches everything raised on purpose."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(to_length(each) if isinstance(each, str) else each for each in args))
 
 
 class ConfigError(LeanError, ValueError):

@@ -14,12 +14,15 @@ from difflib import get_close_matches
 from typing import Generic, TypeVar
 
 from .errors import ConfigError
+from .wording import show
 
 T = TypeVar("T")
 
 
 def did_you_mean(name: str, names: list[str]) -> str:
     """' Did you mean …?' for the closest of `names`, or an empty string when none is close."""
+    if len(name) > 100:  # no name of ours is, and comparing takes as long as both together
+        return ""
     close = get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.6)
     original = {n.lower(): n for n in names}
     return f" Did you mean {original[close[0]]!r}?" if close else ""
@@ -49,10 +52,10 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The entry called `name`; ConfigError with the known names when there is none."""
         self._load()
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             names = list(self._entries)
             raise ConfigError(
-                f"unknown {self.kind} {name!r}.{did_you_mean(str(name), names)} Known: {', '.join(sorted(names))}."
+                f"unknown {self.kind} {show(name)}.{did_you_mean(str(name), names)} Known: {', '.join(sorted(names))}."
             )
         return self._entries[name]
 
@@ -63,7 +66,7 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         self._load()
-        return name in self._entries
+        return isinstance(name, str) and name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

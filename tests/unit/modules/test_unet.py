@@ -84,7 +84,7 @@ def test_a_folder_is_no_config() -> None:
     ("config", "told"),
     [
         ({"attention_head_dim": 3}, r"8 channels do not divide into 3 heads \(attention_head_dim.*a multiple"),
-        ({"attention_head_dim": 0}, "do not divide into 0 heads"),
+        ({"attention_head_dim": 0}, "attention_head_dim=0 must be one whole number from 1"),
         ({"attention_head_dim": (2, 5)}, "16 channels do not divide into 5 heads"),
         ({"attention_head_dim": (2, 2, 2)}, r"attention_head_dim=\(2, 2, 2\) must be .* each of the 2 levels"),
         ({"cross_attention_dim": None}, "cross_attention_dim=None must be one whole number"),

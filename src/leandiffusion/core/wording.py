@@ -1,0 +1,47 @@
+"""Values and messages at a length that a person reads: what a file holds may be of any size."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+
+LONGEST_MESSAGE = 499
+_LONG_WORD = 120  # characters without white space: a path, a name, a number
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fillvalue = "…"
+        self.maxstring, self.maxother, self.maxlong = 80, 80, 40
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 6
+        self.maxdict = 4
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write integers of thousands of digits, and takes long for them."""
+        return repr(x) if x.bit_length() <= 128 else f"a whole number of {x.bit_length()} bits"
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x) if len(x) <= self.maxstring else repr(x[:50])[:-1] + self.fillvalue + repr(x[-20:])[1:]
+
+
+_BRIEF = _Brief()
+
+
+def show(value: object) -> str:
+    """`repr(value)`, cut short where it is long: at most a few hundred characters, made in as little time."""
+    text = _BRIEF.repr(value)
+    return text if len(text) <= 240 else f"{text[:160]}…{text[-60:]}"
+
+
+def to_length(text: str, limit: int = LONGEST_MESSAGE) -> str:
+    """`text` in at most `limit` characters: first its long words lose their middles, then it does."""
+    if len(text) <= limit:
+        return text
+    if len(text) < 100_000:  # beyond that it is not worth a search
+        text = re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: f"{word[0][:40]}…{word[0][-60:]}", text)
+    if len(text) <= limit:
+        return text
+    tail = limit * 2 // 5
+    return f"{text[: limit - tail - 3]} … {text[-tail:]}"
