@@ -1,7 +1,7 @@
 """JSON from files that anyone may have written: bounded before it is built, and every defect one kind of error.
 
-Python's parser takes more than the standard: NaN and Infinity, names that are given twice, halves of surrogate pairs. It
-ends in errors of its own for deep nesting and for integers of thousands of digits.
+Python's parser takes more than the standard: NaN and Infinity, names that are given twice, halves of surrogate pairs.
+It ends in errors of its own for deep nesting and for integers of thousands of digits.
 """
 
 from __future__ import annotations
@@ -87,10 +87,11 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
-def _whole_number(text: str) -> int:
+def _whole_number(text: str) -> int | float:
+    """-0 is a float, as it is to other parsers: no integer has a sign and is zero."""
     if len(text) > _MAX_DIGITS:
         raise BadJSON(f"it holds a whole number of {len(text)} digits")
-    return int(text)
+    return int(text) if text != "-0" else -0.0
 
 
 def _number(text: str) -> float:
@@ -106,23 +107,17 @@ def _no_constant(text: str) -> float:
 
 def _check_depth_and_text(value: Any, texts: bool) -> None:
     """BadJSON for what is nested too deep, and where `texts`, for halves of surrogate pairs."""
-    level = [value]
-    for depth in range(MAX_DEPTH + 1):
-        inner: list[Any] = []
-        for each in level:
-            if isinstance(each, dict):
-                inner += each.values()
-                if texts:
-                    inner += each
-            elif isinstance(each, list):
-                inner += each
-            elif texts and isinstance(each, str) and not _encodable(each):
-                raise BadJSON(f"the text {show(each)} holds half of a surrogate pair")
-        level = inner if texts else [each for each in inner if isinstance(each, dict | list)]
-        if not level:
-            return
-        if depth == MAX_DEPTH:
+    level, depth = [value], 0
+    while level:
+        if texts and (wrong := next((t for t in level if isinstance(t, str) and not _encodable(t)), None)) is not None:
+            raise BadJSON(f"the text {show(wrong)} holds half of a surrogate pair")
+        containers = [each for each in level if isinstance(each, dict | list)]
+        depth += bool(containers)
+        if depth > MAX_DEPTH:
             raise BadJSON(f"it is nested deeper than {MAX_DEPTH} levels")
+        level = []
+        for each in containers:
+            level += each if isinstance(each, list) else [*each.values(), *(each if texts else ())]
 
 
 def _encodable(text: str) -> bool:

@@ -69,7 +69,8 @@ def open_network(
     when they are used (`weights.stored`).
 
     Raises CheckpointNotFound, ConfigError for an invalid config, MalformedFile for broken files, TensorMismatch when
-    names or shapes differ, UnsafeFormat for pickles. Nothing is read before names and shapes are found to agree.
+    weights are missing or of another shape, UnsafeFormat for pickles. Nothing is read before names and shapes are found
+    to agree. Tensors that are no weights of the network give a warning.
     """
     folder = Path(folder)
     name: str = getattr(cls, "config_name", "config.json")
@@ -98,7 +99,7 @@ def fill_network(
     `source` says in messages where the config comes from.
     """
     network = _empty(cls, config, source)
-    check_tensors(network, entries)
+    entries = check_tensors(network, entries)
     skipped = _predicate(skip)
     absent = drop_submodules(network, lambda name: not skipped(name)) if skip else []
     stamps = {file: _stamp(file) for file in {entry.file for entry in entries.values()}}

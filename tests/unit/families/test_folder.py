@@ -181,7 +181,7 @@ def test_broken_components(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"vae/config\.json.*latent_chanels=4.*latent_channels"):
         open_folder(folder)
     config.write_text(json.dumps({**values, "latent_channels": 8}))
-    with pytest.raises(TensorMismatch, match=r"decoder\.conv_in\.weight: expected .* found"):
+    with pytest.raises(TensorMismatch, match=r"encoder\.conv_out\.weight: expected .* found"):
         open_folder(folder)
     config.write_text("{")
     with pytest.raises(MalformedFile, match=r"vae/config\.json"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from leandiffusion.core.errors import CheckpointNotFound, LeanError, MalformedFile, UnsafeFormat
@@ -100,6 +103,101 @@ def test_damage_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, d
         return
     assert sum(entry.nbytes for entry in header.tensors.values()) == 28
     assert max(entry.stop for entry in header.tensors.values()) == len(content)
+
+
+W = '"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+
+
+@pytest.mark.parametrize(
+    ("header", "library_takes", "taken"),
+    [
+        (f"{{{W}}}", True, True),
+        (f' {{"__metadata__":{{"a":"b"}},{W}}}  ', True, True),
+        (f'{{"__metadata__":null,{W}}}', True, True),
+        (f'{{{W[:-1]},"extra":[{{}}]}}}}', True, True),
+        (f'{{"__metadata__":{{"a":1}},{W}}}', False, False),
+        (f'{{"__metadata__":["a"],{W}}}', False, False),
+        (f'{{"__metadata__":"a",{W}}}', False, False),
+        ("{" + W.replace("[2]", "[2.0]") + "}", False, False),
+        ("{" + W.replace("[2]", "[-0,2]") + "}", False, False),
+        ("{" + W.replace("[2]", "[true,2]") + "}", False, False),
+        ("{" + W.replace('"w"', '"\\ud800"') + "}", False, False),
+        (f'{{{W[:-1]},"extra":NaN}}}}', False, False),
+        (f'{{{W[:-1]},"extra":1e999}}}}', False, False),
+        (f'{{{W[:-1]},"dtype":"F32"}}}}', False, False),
+        (f"{{{W}}}x", False, False),
+        ("{" + W.replace('"F32"', '"U64"').replace("[2]", "[1]") + "}", True, True),
+        ("{" + W.replace('"F32"', '"C64"').replace("[2]", "[1]") + "}", True, True),
+        ("{" + W.replace('"F32"', '"F8_E8M0"').replace("[2]", "[8]") + "}", True, True),
+        (f"{{{W},{W}}}", True, False),
+        ("{" + W.replace("[2]", f"[{'1,' * 64}2]") + "}", True, False),
+        ('{"w":["F32",[2],[0,8]]}', True, False),
+        ("{" + W.replace('"F32"', '{"F32":null}') + "}", True, False),
+        ("{" + W.replace('"F32"', '"F4"').replace("[2]", "[16]") + "}", True, False),
+    ],
+)
+def test_what_the_library_takes_and_what_is_taken_here(
+    tmp_path: Path, header: str, library_takes: bool, taken: bool
+) -> None:
+    """The table in the module's docstring, kind by kind; the library is asked too."""
+    file = write(tmp_path / "f.safetensors", header.encode(), bytes(8))
+    assert _opens(lambda: safe_open(file, "pt"), Exception) == library_takes
+    assert _opens(lambda: read_header(file), MalformedFile) == taken
+
+
+def _opens(read: Callable[[], object], errors: type[Exception]) -> bool:
+    try:
+        read()
+    except errors:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("{" + ",".join(f'"n{i}":{{}}' for i in range(100_000)) + ',"n99999":{}}', "names 'n99999' twice"),
+        ("{" + W.replace("[2]", f"[1{',999999999' * 200_000}]") + "}", "shape"),
+        ("{" + W.replace("[2]", f"[{'9' * 5000}]") + "}", "whole number of 5000 digits"),
+        ("{" + W.replace("[2]", f"[{'[' * 100_000}{']' * 100_000}]") + "}", "nested deeper"),
+        ("{" + ",".join(f'"n{i}":{{}}' for i in range(100_001)) + "}", "100001 tensors, the limit is 100000"),
+        (f'{{"{"x" * 10_000_000}":{{"dtype":"{"y" * 10_000_000}","shape":[],"data_offsets":[0,4]}}}}', "has dtype"),
+        (" " * 32_000_000 + "{}", "the limit is 32000000"),
+    ],
+    ids=["a double", "a shape", "digits", "depth", "tensors", "names", "size"],
+)
+def test_large_headers_are_refused_in_linear_time(tmp_path: Path, header: str, told: str) -> None:
+    """Each took minutes, or gave a message of megabytes. The limit of time is generous for a busy machine."""
+    file = write(tmp_path / "f.safetensors", header.encode(), bytes(8))
+    start = time.perf_counter()
+    with pytest.raises(MalformedFile, match=told) as caught:
+        read_header(file)
+    assert time.perf_counter() - start < 10
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page .*/resolve/"),
+        (b"\n  <HTML>" + b" " * 100, "a web page"),
+        (b'{"error":"Repository not found"}', "JSON text, such as a server's answer"),
+        (b"Entry not found", r"plain text \('Entry not found'\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4265\n", "git-lfs pointer.*git lfs pull"),
+        (b"PK\x03\x04" + b"x" * 60, "pickle or zip.*can run any code"),
+        (b"\x80\x02}q\x00.", "a pickle"),
+        (b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00}\x94." + b"x" * 90, "a pickle"),
+        (b"GGUF\x03\0\0\0" + b"x" * 90, "a GGUF file"),
+        (bytes(4096), "zeros, as an interrupted download"),
+    ],
+    ids=["page", "page2", "json", "text", "lfs", "zip", "pickle2", "pickle4", "gguf", "zeros"],
+)
+def test_files_of_other_kinds_are_recognised(tmp_path: Path, content: bytes, told: str) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(MalformedFile, match=told) as caught:
+        read_header(file)
+    assert len(str(caught.value)) < 500
 
 
 def test_missing_and_pickled_files(tmp_path: Path) -> None:
