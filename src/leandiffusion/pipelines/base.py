@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +18,11 @@ from ..measure.clock import StageClock, Watch
 from ..schedulers import randn
 from . import inputs
 from .assembly import Assembly
+from .callbacks import take_old_callback
+from .finite import check_finite
 from .memory_and_speed import MemoryAndSpeed
 from .request import Request
+from .running import Running
 from .stages import Conditioning, Guidance, denoise, embed_guidance, set_timesteps
 
 P = ParamSpec("P")
@@ -41,11 +43,12 @@ def undisturbed(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def drawing(method: Callable[P, R]) -> Callable[P, R]:
-    """`undisturbed`, without gradients, and with a warning where torch.autocast is on."""
+    """`undisturbed`, without gradients, and with a warning where torch.autocast is on. Takes the older callback too."""
 
     @wraps(method)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         pipe: Any = args[0]
+        take_old_callback(kwargs)
         if torch.is_autocast_enabled(pipe.device.type):
             warnings.warn(
                 "torch.autocast is on: it casts weights again at every use and may overflow. Weights in half precision "
@@ -58,7 +61,7 @@ def drawing(method: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-class DiffusionPipeline(MemoryAndSpeed, Assembly):
+class DiffusionPipeline(Running, MemoryAndSpeed, Assembly):
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
     `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the
@@ -69,49 +72,22 @@ class DiffusionPipeline(MemoryAndSpeed, Assembly):
     callback_tensors: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
     unet: Any
     vae: Any
-    scheduler: Any
-    _guidance_scale: float
-    _guidance_rescale: float
     _timesteps: Tensor
     _latent_shape: tuple[int, int, int, int]
 
     def __init__(self, components: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        super().__init__(components, settings)
+        Running.__init__(self)
+        Assembly.__init__(self, components, settings)
         self.last_times: dict[str, float] = {}
         self.watch: Watch | None = None
-        self._progress: dict[str, Any] = {}
-        self._interrupt = False
-        self._origin: DiffusionPipeline | None = None  # the pipeline that this is one call's view of
+        self._progress_bar_config: dict[str, Any] = {}
         # Outlives a UNet that is replaced by an object without a config.
         self._sample_size = getattr(getattr(self.unet, "config", None), "sample_size", None) or 64
 
-    # -- settings of the running call, for callbacks -----------------------------------------------------------------
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether to stop after this step and decode what there is. A callback sets `_interrupt = True` of the
-        pipeline it is given; set on the pipeline itself it stops every call under way."""
-        return self._interrupt or (self._origin is not None and self._origin._interrupt)
-
-    @property
-    def guidance_scale(self) -> float:
-        """Guidance scale of the running call; callbacks may set `_guidance_scale` to change it between steps."""
-        return self._guidance_scale
-
-    @property
-    def guidance_rescale(self) -> float:
-        """Guidance rescale of the running call; callbacks may set `_guidance_rescale`."""
-        return self._guidance_rescale
-
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the running call predicts with and without the words."""
+        """Whether the call predicts with and without the words."""
         return self._guidance.doubles
-
-    @property
-    def num_timesteps(self) -> int:
-        """Timesteps of the running call."""
-        return len(self._timesteps)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -120,38 +96,37 @@ class DiffusionPipeline(MemoryAndSpeed, Assembly):
 
     def set_progress_bar_config(self, **settings: Any) -> None:
         """Arguments for tqdm, such as `disable=True`, `desc=` or `leave=False`."""
-        self._progress = settings
+        self._progress_bar_config = settings
 
-    @contextmanager
-    def progress_bar(self, total: int) -> Iterator[tqdm]:
-        """A tqdm bar over `total` steps, as `set_progress_bar_config` configured it; closed on errors too."""
-        with tqdm(total=total, **self._progress) as bar:
-            yield bar
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> tqdm:
+        """A tqdm bar over `iterable`, or over `total` steps, as `set_progress_bar_config` configured it."""
+        if iterable is None and total is None:
+            raise ConfigError("progress_bar needs something to count: pass an iterable or total=.")
+        return tqdm(iterable, total=total, **self._progress_bar_config)
 
     # -- one call ----------------------------------------------------------------------------------------------------
 
-    def _begin(self, request: Request) -> Self:
-        """This call's own view of the pipeline: shared weights, private scheduler and settings.
+    @contextmanager
+    def _begin(self, request: Request) -> Iterator[Self]:
+        """This call's own view of the pipeline, which is what callbacks receive. See `running`.
 
-        It is what callbacks receive, so that they may change it without touching calls in other threads. ConfigError
-        when the model can not do what is asked.
+        ConfigError when the model cannot do what is asked.
         """
         self._require("unet", "scheduler")
         if request.output_type != "latent":
             self._require("vae", otherwise="ask for output_type='latent'")
         inputs.check_names("callback_on_step_end_tensor_inputs", request.callback_inputs, self.callback_tensors)
-        call = copy.copy(self)
-        call.scheduler = self.scheduler.clone() if hasattr(self.scheduler, "clone") else copy.deepcopy(self.scheduler)
-        call._guidance_scale, call._guidance_rescale = request.guidance_scale, request.guidance_rescale
-        call._origin, call._interrupt, self._interrupt = self, False, False
-        call._latent_shape = self._shape_latents(request)
-        inputs.check_latents(request.latents, call._latent_shape)
+        latent_shape = self._shape_latents(request)
+        inputs.check_latents(request.latents, latent_shape)
         self._check_width(request.prompt_embeds)
-        call._timesteps = set_timesteps(
-            call.scheduler, request.num_inference_steps, self.device,
-            timesteps=request.timesteps, sigmas=request.sigmas, end=request.denoising_end,
-        )  # fmt: skip
-        return call
+        with self._call(**request.settings) as call:
+            call._latent_shape = latent_shape
+            call._timesteps = set_timesteps(
+                call.scheduler, request.num_inference_steps, self.device,
+                timesteps=request.timesteps, sigmas=request.sigmas, end=request.denoising_end,
+            )  # fmt: skip
+            call._num_timesteps = len(call._timesteps)
+            yield call
 
     def _require(self, *names: str, otherwise: str = "") -> None:
         """ConfigError unless these components are there. `otherwise` says how to do without."""
@@ -198,10 +173,18 @@ class DiffusionPipeline(MemoryAndSpeed, Assembly):
         for notice in dict.fromkeys(filter(None, notices)):
             warnings.warn(notice, stacklevel=6)  # the caller of `__call__`, past both methods' decorators
 
-    def _spread(self, device: torch.device | str | None, count: int, *embeddings: Tensor | None) -> list[Any]:
-        """Each of the embeddings `count` times per prompt, on the device and at the pipeline's dtype."""
+    def _spread(self, device: torch.device | str | None, count: int, **embeddings: Tensor | None) -> list[Any]:
+        """Each of the embeddings `count` times per prompt, on the device and at the pipeline's dtype.
+
+        NonFiniteError for those that hold no numbers, or none of that dtype.
+        """
         place = self.device if device is None else torch.device(device)
-        return [e if e is None else e.to(place, self.dtype).repeat_interleave(count, dim=0) for e in embeddings]
+        spread: list[Any] = []
+        why = "the text encoder's numbers left the range of its dtype, its weights are damaged, or such embeddings were"
+        for name, given in embeddings.items():
+            spread.append(None if given is None else given.to(place, self.dtype).repeat_interleave(count, dim=0))
+            check_finite(name, spread[-1], f"{why} passed. Use dtype=torch.bfloat16 or torch.float32.")
+        return spread
 
     def _clock(self) -> StageClock:
         return StageClock(
@@ -228,14 +211,15 @@ class DiffusionPipeline(MemoryAndSpeed, Assembly):
         noise = request.latents
         if noise is None:
             noise = randn(self._latent_shape, generator=request.generator, device=self.device, dtype=self.dtype)
-        return noise.to(self.device, self.dtype) * self.scheduler.init_noise_sigma
+        scaled = noise.to(self.device, self.dtype) * self.scheduler.init_noise_sigma
+        check_finite("the starting latents", scaled, "pass noise of variance 1, or leave latents out.")
+        return scaled
 
     def _denoise(self, request: Request, conditioning: Conditioning, tensors: dict[str, Tensor | None]) -> Tensor:
         """Run the denoising loop with progress bar and callback. `tensors` are those that the callback may ask for."""
-        order = getattr(self.scheduler, "order", 1)
-        last = len(self._timesteps) - 1
+        order, count = getattr(self.scheduler, "order", 1), len(self._timesteps)
 
-        with self.progress_bar(total=math.ceil(len(self._timesteps) / order)) as bar:
+        with self.progress_bar(total=math.ceil(count / order)) as bar:
 
             def after_step(i: int, t: Tensor, latents: Tensor) -> Tensor:
                 if request.callback_on_step_end is not None:
@@ -245,13 +229,13 @@ class DiffusionPipeline(MemoryAndSpeed, Assembly):
                     tensors.update(changed)
                     latents = changed.get("latents", latents)
                     self._take_changes(conditioning, tensors)
-                if (i + 1) % order == 0 or i == last:
+                if (i + 1) % order == 0 or i == count - 1:
                     bar.update()
                 return latents
 
             return denoise(
-                self.unet, self.scheduler, self._timesteps, self._noise(request), conditioning, lambda: self._guidance,
-                step_arguments={"eta": request.eta, "generator": request.generator},
+                lambda: (self.unet, self.scheduler, self._guidance), self._timesteps, self._noise(request),
+                conditioning, step_arguments={"eta": request.eta, "generator": request.generator},
                 after_step=after_step, stop=lambda: self.interrupt,
             )  # fmt: skip
 

@@ -24,6 +24,11 @@ def to_output(pictures: Tensor, output_type: str) -> Any:
     if output_type in ("pt", "latent"):
         return pictures
     array = pictures.cpu().permute(0, 2, 3, 1).float().numpy()
-    if output_type == "np":
-        return array
-    return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]
+    return array if output_type == "np" else numpy_to_pil(array)
+
+
+def numpy_to_pil(images: np.ndarray) -> list[Image.Image]:
+    """An array (B, H, W, C) or (H, W, C) in [0, 1] -> Pillow pictures, grey for one channel."""
+    batch = images[None] if images.ndim == 3 else images
+    pixels = (batch * 255).round().astype(np.uint8)
+    return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from . import inputs
+from .callbacks import wanted_tensors
 from .images import check_output_type
 
 
@@ -25,7 +26,7 @@ class Request:
     prompt_embeds: Tensor | None
     height: int | None
     width: int | None
-    num_inference_steps: int
+    num_inference_steps: int | None
     timesteps: list[int] | None
     sigmas: list[float] | None
     guidance_scale: float
@@ -38,13 +39,16 @@ class Request:
     callback_on_step_end: Callable[..., Any] | None
     callback_on_step_end_tensor_inputs: list[str] | None
     denoising_end: float | None = None
+    clip_skip: int | None = None
+    cross_attention_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         inputs.check_one_of("prompt", self.prompt, "prompt_embeds", self.prompt_embeds)
         inputs.check_texts("prompt", self.prompt)
         if self.prompt_embeds is not None:
             inputs.check_embeddings("prompt_embeds", self.prompt_embeds)
-        inputs.check_count("num_inference_steps", self.num_inference_steps)
+        if self.num_inference_steps is not None or (self.timesteps is None and self.sigmas is None):
+            inputs.check_count("num_inference_steps", self.num_inference_steps)
         inputs.check_count("num_images_per_prompt", self.images_per_prompt)
         inputs.check_number("guidance_scale", self.guidance_scale, -1000, 1000)
         inputs.check_number("guidance_rescale", self.guidance_rescale, 0, 1)
@@ -54,9 +58,15 @@ class Request:
         if self.timesteps is not None and self.sigmas is not None:
             raise ConfigError("timesteps and sigmas both lay out the schedule: pass one of them.")
         if self.callback_on_step_end is not None and not callable(self.callback_on_step_end):
-            raise ConfigError(f"callback_on_step_end={self.callback_on_step_end!r} can not be called: pass a function.")
+            raise ConfigError(f"callback_on_step_end={self.callback_on_step_end!r} cannot be called: pass a function.")
         inputs.check_generators(self.generator, self.batch)
         check_output_type(self.output_type)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the pipeline shows of the call while it runs and afterwards."""
+        names = ("guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs", "denoising_end")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def images_per_prompt(self) -> int:
@@ -71,6 +81,5 @@ class Request:
 
     @property
     def callback_inputs(self) -> list[str]:
-        """Tensors that the callback wants to see; a callback object may name them itself, as `tensor_inputs`."""
-        own = getattr(self.callback_on_step_end, "tensor_inputs", None)
-        return own or self.callback_on_step_end_tensor_inputs or ["latents"]
+        """Tensors that the callback wants to see."""
+        return wanted_tensors(self.callback_on_step_end, self.callback_on_step_end_tensor_inputs)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..core.output import Output
 from . import inputs
 from .base import DiffusionPipeline, drawing, undisturbed
-from .images import to_output
+from .images import numpy_to_pil, to_output
 from .outdated import mend_unet
 from .request import Request
-from .stages import Conditioning, both_halves, check_clip_skip, decode, encode_text, tokenize
+from .stages import Conditioning, both_halves, check_clip_skip, decode_raw, encode_text, to_unit, tokenize
 
 
 @dataclass(eq=False)
@@ -79,7 +81,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = 50,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
         guidance_scale: float = 7.5,
@@ -129,26 +131,29 @@ class StableDiffusionPipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas,
             guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
             num_images_per_prompt=num_images_per_prompt, eta=eta, generator=generator, latents=latents,
-            output_type=output_type, callback_on_step_end=callback_on_step_end,
+            output_type=output_type, clip_skip=clip_skip, cross_attention_kwargs=cross_attention_kwargs,
+            callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )  # fmt: skip
-        call, clock = self._begin(request), self._clock()
-        with clock.stage("encode"):
-            positive, negative = call.encode_prompt(
-                prompt, self.device, request.images_per_prompt, call.do_classifier_free_guidance, negative_prompt,
-                prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, clip_skip=clip_skip,
-            )  # fmt: skip
-        with clock.stage("denoise"):
-            conditioning = Conditioning(both_halves(negative, positive), None, call._guidance_input())
-            images = call._denoise(request, conditioning, {"negative_prompt_embeds": negative})
-        flagged = None
-        if output_type != "latent":
-            with clock.stage("decode"):
-                images = decode(self.vae, images)
-            if self.safety_checker is not None:
-                with clock.stage("safety"):
-                    images, flagged = self.run_safety_checker(images)
-        images = to_output(images, output_type)
+        clock = self._clock()
+        with self._begin(request) as call:
+            with clock.stage("encode"):
+                positive, negative = call.encode_prompt(
+                    prompt, self.device, request.images_per_prompt, call.do_classifier_free_guidance, negative_prompt,
+                    prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, clip_skip=clip_skip,
+                )  # fmt: skip
+            with clock.stage("denoise"):
+                conditioning = Conditioning(both_halves(negative, positive), None, call._guidance_input())
+                images = call._denoise(request, conditioning, {"negative_prompt_embeds": negative})
+            flagged = None
+            if output_type != "latent":
+                with clock.stage("decode"):
+                    images = decode_raw(call.vae, images)
+                if call.safety_checker is not None:
+                    with clock.stage("safety"):
+                        images, flagged = call._withhold(images)
+                images = to_unit(images)
+            images = to_output(images, output_type)
         self.last_times = clock.seconds
         return StableDiffusionPipelineOutput(images, flagged) if return_dict else (images, flagged)
 
@@ -189,13 +194,44 @@ class StableDiffusionPipeline(DiffusionPipeline):
             negative_prompt_embeds, _ = encode_text(self.text_encoder, ids)
         negative = negative_prompt_embeds if do_classifier_free_guidance else None
         inputs.check_same_shape("prompt_embeds", positive, "negative_prompt_embeds", negative)
-        positive, negative = self._spread(device, num_images_per_prompt, positive, negative)
+        embeds = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+        positive, negative = self._spread(device, num_images_per_prompt, **embeds)
         return positive, negative
 
-    def run_safety_checker(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
-        """Pictures (B, 3, H, W) in [0, 1] -> the same with flagged ones black, and which were flagged."""
-        pixels = self.feature_extractor(to_output(pictures, "pil"), return_tensors="pt").pixel_values
-        checked, flagged = self.safety_checker(
-            images=pictures, clip_input=pixels.to(self.safety_checker.device, self.safety_checker.dtype)
-        )
-        return checked, [bool(each) for each in flagged]
+    def run_safety_checker(
+        self, image: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> tuple[Any, Any]:
+        """Pictures as the VAE decodes them, (B, 3, H, W) in [-1, 1], or an array (B, H, W, 3) in [0, 1] -> what the
+        safety checker makes of them, and what it flagged: one bool per picture, None if there is no checker.
+
+        It is called as `checker(images=…, clip_input=…)`, on its own device and dtype unless they are given; any
+        callable will do. `clip_input` is what the `feature_extractor` makes of the pictures, None if there is none.
+        """
+        checker, pixels = self.safety_checker, None
+        if checker is None:
+            return image, None
+        if self.feature_extractor is not None:
+            array = image if isinstance(image, np.ndarray) else to_output(to_unit(image.clone()), "np")
+            pixels = self.feature_extractor(numpy_to_pil(array), return_tensors="pt").pixel_values.to(
+                getattr(checker, "device", self.device) if device is None else device,
+                getattr(checker, "dtype", self.dtype) if dtype is None else dtype,
+            )
+        return checker(images=image, clip_input=pixels)
+
+    def _withhold(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
+        """Decoded pictures (B, 3, H, W) as the safety checker leaves them, and which it flagged.
+
+        What it puts in the place of a flagged picture is in [0, 1], as in diffusers: it comes back in [-1, 1].
+        """
+        checked, flagged = self.run_safety_checker(pictures)
+        flags = [bool(each) for each in flagged] if isinstance(flagged, Iterable) else [bool(flagged)] * len(pictures)
+        checked = torch.as_tensor(checked, dtype=torch.float32).clone()
+        if len(checked) != len(pictures) or len(flags) != len(pictures):
+            raise ConfigError(
+                f"the safety checker returned {len(checked)} pictures and {len(flags)} flags for {len(pictures)}: it "
+                "must return all pictures and a flag for each, or None for the flags."
+            )
+        for i, flag in enumerate(flags):
+            if flag:
+                checked[i] = checked[i] * 2 - 1
+        return checked, flags

@@ -80,6 +80,11 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         inputs.refuse({"image_encoder": image_encoder}, "IP-Adapters are not supported, so it would have no effect")
         inputs.refuse({"add_watermarker": add_watermarker or None}, "watermarks are not supported: leave it out")
 
+    @property
+    def denoising_end(self) -> float | None:
+        """The share of the noise schedule after which the call stopped."""
+        return self._denoising_end
+
     @drawing
     def __call__(
         self,
@@ -87,7 +92,7 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         prompt_2: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = 50,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
         denoising_end: float | None = None,
@@ -141,41 +146,43 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas, denoising_end=denoising_end,
             guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
             num_images_per_prompt=num_images_per_prompt, eta=eta, generator=generator, latents=latents,
-            output_type=output_type, callback_on_step_end=callback_on_step_end,
+            output_type=output_type, clip_skip=clip_skip, cross_attention_kwargs=cross_attention_kwargs,
+            callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )  # fmt: skip
-        call, clock = self._begin(request), self._clock()
-        time_ids = call._time_ids("", original_size, crops_coords_top_left, target_size)
-        negative_ids = call._negative_time_ids(
-            time_ids, negative_original_size, negative_crops_coords_top_left, negative_target_size
-        )
-        with clock.stage("encode"):
-            positive, negative, pooled, negative_pooled = call.encode_prompt(
-                prompt, prompt_2, self.device, request.images_per_prompt, call.do_classifier_free_guidance,
-                negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds,
-                negative_pooled_prompt_embeds, clip_skip=clip_skip,
-            )  # fmt: skip
-        with clock.stage("denoise"):
-            added = {
-                "text_embeds": both_halves(negative_pooled, pooled),
-                "time_ids": time_ids if negative is None else torch.cat([negative_ids, time_ids]),
-            }
-            conditioning = Conditioning(both_halves(negative, positive), added, call._guidance_input())
-            images = call._denoise(
-                request,
-                conditioning,
-                {
-                    "negative_prompt_embeds": negative,
-                    "add_text_embeds": added["text_embeds"],
-                    "add_time_ids": added["time_ids"],
-                    "negative_pooled_prompt_embeds": negative_pooled,
-                    "negative_add_time_ids": negative_ids,
-                },
+        clock = self._clock()
+        with self._begin(request) as call:
+            time_ids = call._time_ids("", original_size, crops_coords_top_left, target_size)
+            negative_ids = call._negative_time_ids(
+                time_ids, negative_original_size, negative_crops_coords_top_left, negative_target_size
             )
-        if output_type != "latent":
-            with clock.stage("decode"):
-                images = decode(self.vae, images, upcast=bool(getattr(self.vae.config, "force_upcast", False)))
-        images = to_output(images, output_type)
+            with clock.stage("encode"):
+                positive, negative, pooled, negative_pooled = call.encode_prompt(
+                    prompt, prompt_2, self.device, request.images_per_prompt, call.do_classifier_free_guidance,
+                    negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds,
+                    negative_pooled_prompt_embeds, clip_skip=clip_skip,
+                )  # fmt: skip
+            with clock.stage("denoise"):
+                added = {
+                    "text_embeds": both_halves(negative_pooled, pooled),
+                    "time_ids": time_ids if negative is None else torch.cat([negative_ids, time_ids]),
+                }
+                conditioning = Conditioning(both_halves(negative, positive), added, call._guidance_input())
+                images = call._denoise(
+                    request,
+                    conditioning,
+                    {
+                        "negative_prompt_embeds": negative,
+                        "add_text_embeds": added["text_embeds"],
+                        "add_time_ids": added["time_ids"],
+                        "negative_pooled_prompt_embeds": negative_pooled,
+                        "negative_add_time_ids": negative_ids,
+                    },
+                )
+            if output_type != "latent":
+                with clock.stage("decode"):
+                    images = decode(call.vae, images, upcast=bool(getattr(call.vae.config, "force_upcast", False)))
+            images = to_output(images, output_type)
         self.last_times = clock.seconds
         return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)
 
@@ -233,7 +240,9 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         pairs = (prompt_embeds, negative_prompt_embeds), (pooled_prompt_embeds, negative_pooled_prompt_embeds)
         for name, (positive, negative) in zip(("prompt_embeds", "pooled_prompt_embeds"), pairs, strict=True):
             inputs.check_same_shape(name, positive, f"negative_{name}", negative)
-        return tuple(self._spread(device, num_images_per_prompt, *pairs[0], *pairs[1]))  # type: ignore[return-value]
+        names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
+        embeds = dict(zip(names, (*pairs[0], *pairs[1]), strict=True))
+        return tuple(self._spread(device, num_images_per_prompt, **embeds))  # type: ignore[return-value]
 
     def _check_encoders(self, clip_skip: int | None) -> None:
         """ConfigError when prompts can not be encoded. SDXL may go without its first text encoder."""

@@ -19,6 +19,7 @@ from ..core.errors import ConfigError, NonFiniteError
 from ..measure.memory import is_out_of_memory, release
 from ..modules.blocks import sinusoid
 from ..modules.vae import AutoencoderKL
+from .finite import found_wrong
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,15 @@ def embed_guidance(scale: float, count: int, dim: int, dtype: torch.dtype) -> Te
 # -- denoise ---------------------------------------------------------------------------------------------------------
 
 
+def accepted_by(step: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the function takes by name."""
+    accepted = inspect.signature(step).parameters
+    return {name: value for name, value in arguments.items() if name in accepted}
+
+
 def set_timesteps(
     scheduler: Any,
-    steps: int,
+    steps: int | None,
     device: torch.device,
     *,
     timesteps: list[int] | None = None,
@@ -173,12 +180,10 @@ def rescale_contrast(guided: Tensor, reference: Tensor, amount: float) -> Tensor
 
 
 def denoise(
-    unet: Any,
-    scheduler: Any,
+    parts: Callable[[], tuple[Any, Any, Guidance]],
     timesteps: Tensor,
     latents: Tensor,
     conditioning: Conditioning,
-    guidance: Callable[[], Guidance],
     *,
     step_arguments: Mapping[str, Any],
     after_step: AfterStep,
@@ -186,26 +191,29 @@ def denoise(
 ) -> Tensor:
     """Noise (B, C, h, w), scaled by the scheduler's init_noise_sigma -> latents.
 
-    `scheduler` is this run's own. `step_arguments` (eta, generator) reach those schedulers whose `step` takes them.
-    `guidance` is asked before each step. `after_step` may replace the latents, and through its closure the
-    conditioning. When `stop` turns true, the remaining steps are left out.
+    `parts` is asked before each step for the UNet, this run's own scheduler and the guidance, any of which a callback
+    may have replaced. `step_arguments` (eta, generator) reach those schedulers whose `step` takes them. `after_step`
+    may replace the latents, and through its closure the conditioning. When `stop` turns true, the remaining steps are
+    left out.
     """
-    accepted = inspect.signature(scheduler.step).parameters
-    arguments = {name: value for name, value in step_arguments.items() if name in accepted}
+    predicted = torch.ones((), dtype=torch.bool, device=latents.device)  # whether all predictions were finite
     for i, t in enumerate(timesteps):
         if stop():
             break
-        prediction = predict(unet, scheduler.scale_model_input(latents, t), t, conditioning, guidance())
+        unet, scheduler, guidance = parts()
+        prediction = predict(unet, scheduler.scale_model_input(latents, t), t, conditioning, guidance)
+        predicted &= torch.isfinite(prediction).all()  # a scheduler that clips would hide infinity
+        arguments = accepted_by(scheduler.step, step_arguments)
         latents = scheduler.step(prediction, t, latents, **arguments, return_dict=False)[0].to(latents.dtype)
         latents = after_step(i, t, latents)
         if latents.device.type == "cpu":  # other devices would have to be waited for: there it shows at the end
-            _check_finite(latents)
-    _check_finite(latents)
+            _check_finite(latents, predicted)
+    _check_finite(latents, predicted)
     return latents
 
 
-def _check_finite(latents: Tensor) -> None:
-    if not torch.isfinite(latents).all():
+def _check_finite(latents: Tensor, predicted: Tensor) -> None:
+    if not predicted or not torch.isfinite(latents).all():
         raise NonFiniteError(
             f"the denoised latents hold NaN or infinity ({latents.dtype}): the UNet's numbers left the range of its "
             "dtype. Use dtype=torch.bfloat16 or torch.float32, or a lower guidance_scale."
@@ -216,24 +224,36 @@ def _check_finite(latents: Tensor) -> None:
 
 
 def decode(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
-    """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [0, 1].
+    """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [0, 1]. See `decode_raw`."""
+    return to_unit(decode_raw(vae, latents, upcast=upcast))
 
-    A half-precision VAE whose result is not finite decodes again in float32, and with `upcast` a float16 one does so
-    at once: SDXL's overflows, and says so as force_upcast. Where float32 does not fit, bfloat16 takes its place, with a
-    warning; so do strips where whole pictures do not fit. The VAE itself is left as it is. NonFiniteError if no other
-    dtype helps.
+
+def to_unit(pictures: Tensor) -> Tensor:
+    """Decoded pictures, which are in [-1, 1] or a little beyond, in [0, 1]; in place."""
+    return pictures.div_(2).add_(0.5).clamp_(0, 1)
+
+
+def decode_raw(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
+    """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [-1, 1] or a little beyond.
+
+    A half-precision VAE whose result is no picture (`finite.found_wrong`) decodes again in float32, and with `upcast` a
+    float16 one does so at once: SDXL's overflows, and says so as force_upcast. Where float32 does not fit, bfloat16
+    takes its place, with a warning; so do strips where whole pictures do not fit. The VAE itself is left as it is.
+    NonFiniteError if no other dtype helps.
     """
     overflows = upcast and vae.dtype == torch.float16
     picture = None if overflows else _decoded(vae, latents)
     dtype = vae.dtype
-    if picture is None or (dtype != torch.float32 and not torch.isfinite(picture).all()):
+    wrong = None if picture is None else found_wrong(picture, latents)
+    if picture is None or (wrong and dtype != torch.float32):
         picture, dtype = _decoded_wider(vae, latents)
-    if not torch.isfinite(picture).all():
+        wrong = found_wrong(picture, latents)
+    if wrong:
         raise NonFiniteError(
-            f"the decoded picture holds NaN or infinity even in {str(dtype).removeprefix('torch.')}: the VAE's weights "
-            "are damaged, or the latents are far outside the range it was trained on."
+            f"the decoded picture {wrong} even in {str(dtype).removeprefix('torch.')}: the VAE's weights are damaged, "
+            "or the latents are far outside the range it was trained on."
         )
-    return picture.float().div_(2).add_(0.5).clamp_(0, 1)
+    return picture.float()
 
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
