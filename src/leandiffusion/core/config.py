@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,37 +23,38 @@ from .wording import show
 WRITER_VERSION = "_diffusers_version"  # the note in a config that says which diffusers wrote it
 
 
-class Config(Mapping[str, Any]):
-    """Read-only settings, reachable as `config["key"]`, `config.key` and `config.get("key")`."""
+class Config(dict[str, Any]):
+    """Read-only settings, reachable as `config["key"]`, `config.key` and `config.get("key")`.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        object.__setattr__(self, "_values", dict(values))
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+    A dict to everybody who asks: `json.dumps(config)`, `{**config}`, other libraries' `from_config`. What would change
+    it raises TypeError, and assigning an attribute AttributeError.
+    """
 
     def __getattr__(self, key: str) -> Any:
-        if key.startswith("__") or key == "_values":  # copy and pickle probe before _values exists
-            raise AttributeError(key)
         try:
-            return self._values[key]
+            return self[key]
         except KeyError:
-            raise AttributeError(f"no config key {key!r}.{did_you_mean(key, list(self._values))}") from None
+            raise AttributeError(f"no config key {key!r}.{did_you_mean(key, list(self))}") from None
 
     def __setattr__(self, key: str, value: Any) -> None:
         raise AttributeError(f"config is read-only: build a new object with from_config(config, {key}=…)")
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+    def __delattr__(self, key: str) -> None:
+        raise AttributeError("config is read-only: build a new object with from_config, without the key.")
 
-    def __len__(self) -> int:
-        return len(self._values)
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            "config is read-only: build a new object with from_config(config, key=…), or take a copy with dict(config)."
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[type[Config], tuple[dict[str, Any]]]:
-        return Config, (dict(self._values),)
+        return Config, (dict(self),)
 
     def __repr__(self) -> str:
-        return f"Config({self._values!r})"
+        return f"Config({dict(self)!r})"
 
 
 class Configurable:

@@ -75,9 +75,25 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sample)))
 
 
-def silu(x: Tensor) -> Tensor:
-    """SiLU that reuses its input's memory when nobody will differentiate through it. Give it only fresh tensors."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+def saves_memory() -> bool:
+    """Whether maps may be written over at all: not while gradients are recorded, nor in a trace, which is checked in
+    another mode."""
+    return not (torch.is_grad_enabled() or torch.jit.is_tracing())  # type: ignore[reportPrivateImportUsage]
+
+
+def may_overwrite(maker: nn.Module) -> bool:
+    """Whether what `maker` returned may be written over: not either where a forward hook may have kept it."""
+    return saves_memory() and not (maker._forward_hooks or nn.modules.module._global_forward_hooks)
+
+
+def silu(x: Tensor, maker: nn.Module) -> Tensor:
+    """SiLU of what `maker` returned, in its memory if it may."""
+    return F.silu(x, inplace=may_overwrite(maker))
+
+
+def add(x: Tensor, y: Tensor, maker: nn.Module) -> Tensor:
+    """x + y, in the memory of x, which `maker` returned, if it may."""
+    return x.add_(y) if may_overwrite(maker) else x + y
 
 
 class ResnetBlock2D(nn.Module):
@@ -94,12 +110,11 @@ class ResnetBlock2D(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """x (B, C_in, H, W), temb (B, temb_channels) already through SiLU -> (B, C_out, H, W)."""
-        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x), self.norm1))
         if self.time_emb_proj is not None and temb is not None:
-            h += self.time_emb_proj(temb)[:, :, None, None]
-        h = self.conv2(silu(self.norm2(h)))
-        h += x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return h
+            h = add(h, self.time_emb_proj(temb)[:, :, None, None], self.conv1)
+        h = self.conv2(silu(self.norm2(h), self.norm2))
+        return add(h, x if self.conv_shortcut is None else self.conv_shortcut(x), self.conv2)
 
 
 class Downsample2D(nn.Module):

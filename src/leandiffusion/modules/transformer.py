@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..attention import AttentionBackend, backends
 from ..attention.sliced import Sliced
 from ..core.errors import ConfigError
+from .blocks import saves_memory
 
 
 class Attention(nn.Module):
@@ -107,7 +108,8 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, inner)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        gate = F.gelu(gate)
+        return gate.mul_(value) if saves_memory() else value * gate
 
 
 class FeedForward(nn.Module):

@@ -275,8 +275,11 @@ class UNet2DConditionModel(Network):
         if mid_block_additional_residual is not None:
             x = x + mid_block_additional_residual
         for block in self.up_blocks:
-            x = block(x, skips, temb, encoder_hidden_states)
-        x = self.conv_out(silu(self.conv_norm_out(x)))
+            count: int = len(block.resnets)  # type: ignore[arg-type]
+            own, skips = skips[-count:], skips[:-count]
+            # The next skip tells the size: it is odd where the way down rounded.
+            x = block(x, own, temb, encoder_hidden_states, skips[-1].shape[-2:] if skips else None)
+        x = self.conv_out(silu(self.conv_norm_out(x), self.conv_norm_out))
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
 
     def embed_time(

@@ -99,13 +99,16 @@ class UpBlock(nn.Module):
         if not last:
             self.upsamplers = nn.ModuleList([Upsample2D(level.channels)])
 
-    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C, 2H, 2W). Takes its skips off the end of `skips`; the next one tells the size."""
+    def forward(
+        self, x: Tensor, skips: Sequence[Tensor], temb: Tensor, context: Tensor, size: Sequence[int] | None = None
+    ) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, 2H, 2W), or (B, C, *size). `skips` are one per resnet, the last one first used."""
         attentions = getattr(self, "attentions", None)
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
+            x = torch.cat([x, skips[-1 - i]], dim=1)  # of its own, so that what was joined is free before the resnet
+            x = resnet(x, temb)
             x = x if attentions is None else attentions[i](x, context)
         for upsampler in getattr(self, "upsamplers", ()):
-            H, W = skips[-1].shape[-2:]
+            H, W = (2 * x.shape[-2], 2 * x.shape[-1]) if size is None else size
             x = upsampler(x, None if (H, W) == (2 * x.shape[-2], 2 * x.shape[-1]) else (H, W))
         return x

@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for block in self.down_blocks:
             h = block(h)
-        return self.conv_out(silu(self.conv_norm_out(self.mid_block(h))))
+        return self.conv_out(silu(self.conv_norm_out(self.mid_block(h)), self.conv_norm_out))
 
 
 class Decoder(nn.Module):
@@ -135,4 +135,4 @@ class Decoder(nn.Module):
         h = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             h = block(h)
-        return self.conv_out(silu(self.conv_norm_out(h)))
+        return self.conv_out(silu(self.conv_norm_out(h), self.conv_norm_out))

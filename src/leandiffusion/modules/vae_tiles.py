@@ -114,7 +114,7 @@ class Normalised:
         return self.source.width
 
     def rows(self, begin: int, end: int) -> Tensor:
-        return silu(self.norm(self.source.rows(begin, end), self.statistics))
+        return silu(self.norm(self.source.rows(begin, end), self.statistics), self.norm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +273,7 @@ def encode_tiled(encoder: Encoder, x: Tensor, rows: int | None) -> Tensor:
             h = tiler.resnet(h, resnet)
         for downsampler in _parts(block, "downsamplers"):
             h = Stored(tiler.store(Halved(h, downsampler.conv)))
-    return encoder.conv_out(silu(encoder.conv_norm_out(encoder.mid_block(h.tensor))))
+    return encoder.conv_out(silu(encoder.conv_norm_out(encoder.mid_block(h.tensor)), encoder.conv_norm_out))
 
 
 def _parts(block: nn.Module, name: str) -> list[Any]:

@@ -59,7 +59,7 @@ def _convolve_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _copy_in_silu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "silu", F.silu)
+    monkeypatch.setattr(blocks, "silu", lambda x, maker: F.silu(x))
 
 
 def _keep_scores(monkeypatch: pytest.MonkeyPatch) -> None:

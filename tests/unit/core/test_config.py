@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,9 +40,33 @@ def test_a_config_can_not_be_changed() -> None:
         config.watts = 5
     with pytest.raises(AttributeError, match=r"no config key 'wats'\. Did you mean 'watts'"):
         _ = config.wats
-    with pytest.raises(TypeError):
-        config["watts"] = 5  # type: ignore[index]
+    changes: list[Callable[[Any], object]] = [
+        lambda c: c.__setitem__("watts", 5),
+        lambda c: c.__delitem__("watts"),
+        lambda c: c.pop("watts"),
+        lambda c: c.popitem(),
+        lambda c: c.clear(),
+        lambda c: c.update(watts=5),
+        lambda c: c.setdefault("volts", 5),
+        lambda c: c.__ior__({"watts": 5}),
+    ]
+    for change in changes:
+        with pytest.raises(TypeError, match=r"read-only: .*from_config\(config, key=…\)"):
+            change(config)
+    with pytest.raises(AttributeError, match="read-only"):
+        del config.watts
+    assert config.watts == 40
     assert not hasattr(config, "use_attention_mask")
+
+
+def test_a_config_is_a_dict_to_other_libraries() -> None:
+    config = Lamp(60).config
+    assert isinstance(config, dict)
+    assert json.loads(json.dumps(config)) == {"watts": 60, "colour": "white", "shades": []}
+    assert {**config, "watts": 5} == dict(config) | {"watts": 5} == config | {"watts": 5}
+    assert Lamp.from_config({**config, "watts": 5}).config.watts == 5
+    for copied in (config | {"watts": 5}, config.copy()):
+        copied["watts"] = 7  # a copy is an ordinary dict
 
 
 def test_copies_and_pickles() -> None:

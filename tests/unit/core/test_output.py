@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -39,6 +43,37 @@ def test_absent_fields() -> None:
         out[1]
     with pytest.raises(KeyError, match="flag"):
         out["flag"] = 1
+
+
+def test_an_output_is_a_dict_to_other_libraries() -> None:
+    out = Drawn(["a"], note="n")
+    assert isinstance(out, dict)
+    assert json.loads(json.dumps(out)) == {"images": ["a"], "note": "n"} == {**out}
+    out.flags = [True]
+    assert list(out.items()) == [("images", ["a"]), ("flags", [True]), ("note", "n")], "in order of declaration"
+    out.note = None
+    assert list(out) == ["images", "flags"]
+
+
+@pytest.mark.parametrize("change", ["clear", "popitem", "pop", "__delitem__", "update", "setdefault", "move_to_end"])
+def test_fields_can_not_be_taken_away(change: str) -> None:
+    out = Drawn(["a"])
+    with pytest.raises(TypeError, match=r"Drawn stay: .*dict\(output\)"):
+        getattr(out, change)(*["images"] * (change not in ("clear", "popitem")))
+    assert out.images == out["images"] == ["a"]
+
+
+@pytest.mark.parametrize("given", [{"images": ["a"], "note": "n"}, iter([("images", ["a"]), ("note", "n")])])
+def test_one_mapping_or_iterator_of_pairs_makes_one(given: Any) -> None:
+    assert Drawn(given).to_tuple() == (["a"], "n")
+
+
+def test_copies_and_pickles() -> None:
+    out = Drawn(["a"], note="n")
+    for copied in (copy.copy(out), copy.deepcopy(out), pickle.loads(pickle.dumps(out))):
+        assert type(copied) is Drawn
+        assert copied == out
+        assert (copied.images, copied.flags, copied.note) == (["a"], None, "n")
 
 
 def test_batches() -> None:
