@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+from .fork import Lock
 
 LARGE = 4 << 20
 """Bytes from which blocks are given back. Asking the system for them anew takes a few percent of a decode's time."""
@@ -22,7 +23,7 @@ LARGE = 4 << 20
 _HIGHEST = 32 << 20  # where the threshold's own rise ends, of 64-bit glibc; heaps are trimmed at twice that
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
-_lock = threading.Lock()
+_lock = Lock()
 _users = 0
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..core.fork import Lock
 from .arena import Arena
-from .prefetch import Mark, Prefetcher, Ticket
-from .units import Unit
+from .prefetch import Mark, Place, Prefetcher, Ticket
+from .units import Unit, Weight
 
 AHEAD = 24
-"""Units looked ahead at most. The arena ends the look much sooner wherever units are large."""
+"""Prefetch depth in units, at most. The arena ends it much sooner wherever units are large."""
 
 Read = Callable[[Unit, Tensor], None]
 """(unit, memory on the compute device) -> fills the memory with the unit's weights, at their places."""
@@ -21,15 +21,19 @@ Read = Callable[[Unit, Tensor], None]
 
 @dataclass(eq=False)
 class Load:
-    """A unit whose weights are in memory on the compute device, or on their way there."""
+    """A unit whose weights are in memory on the compute device, or on their way there.
+
+    `places` are those that use it (streams of the device), each of which waited for it to be filled. `versions` are the
+    masters' when reading them began.
+    """
 
     unit: Unit
     memory: Tensor
-    ticket: Ticket
-    left: Mark | None = None
-    ready: bool = False
-    used: bool = False
-    shown: bool = False
+    versions: dict[Weight, int]
+    ticket: Ticket = None
+    places: set[Place] = field(default_factory=set)
+    left: list[Mark] = field(default_factory=list)
+    is_filled: bool = False
 
 
 class Conveyor:
@@ -37,53 +41,51 @@ class Conveyor:
 
     What follows a unit is what followed it last time; before that, what was declared after it. A wrong guess costs a
     wait and nothing else. Every state between two calls of `arrive` is one from which any unit can arrive, so that an
-    exception or Ctrl-C anywhere in a forward leaves nothing to clean up.
-
-    Units enter and leave in one order. `resident` units come once and stay, in memory of their own.
+    exception or Ctrl-C anywhere in a forward leaves nothing to clean up. Units enter and leave in one order.
     """
 
     def __init__(
-        self, units: Iterable[Unit], read: Read, arena: Arena, prefetcher: Prefetcher, *,
-        resident: Iterable[Unit] = (), own_memory: Callable[[int], Tensor], ahead: bool = True,
-    ) -> None:  # fmt: skip
+        self, units: Iterable[Unit], read: Read, arena: Arena, prefetcher: Prefetcher, *, ahead: bool = True
+    ) -> None:
         units = list(units)
         self._read, self._arena, self._prefetcher = read, arena, prefetcher
-        self._resident, self._own_memory = set(resident), own_memory
         self._follower = dict(zip(units, [*units[1:], *units[:1]], strict=True)) if ahead else {}
         self._last: Unit | None = None
         self._current: Load | None = None
         self._loads: dict[Unit, Load] = {}  # in the arena, oldest first
-        self._kept: set[Unit] = set()  # resident ones that have come
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
-    def arrive(self, unit: Unit) -> None:
-        """Have the unit's weights in its modules, and fetch what should come next. Raises what reading raises."""
-        current = self._current
-        if (current is not None and current.unit is unit and current.shown) or unit in self._kept:
-            return
+    def arrive(self, unit: Unit) -> Load:
+        """Have the unit's weights in memory, and fetch what should come next. Raises what reading raises.
+
+        The memory is the unit's until another one arrives.
+        """
         with self._lock:
-            if unit in self._resident:
-                self._settle(unit)
-                return
-            self._leave()
-            self._learn(unit)
+            current, here = self._current, self._prefetcher.place()
+            if current is not None and current.unit is unit and here in current.places:
+                return current
+            if current is None or current.unit is not unit:
+                self._leave()
+                self._learn(unit)
             load = self._loads.get(unit) or self._start(unit, *self._make_room(unit))
+            self._current = load  # before anything uses it: from here on leaving notes until when it was used
             self._finish(load)
-            self._current = load  # before its weights are shown: from here on leaving takes them back
-            for weight, begin in unit.places:
-                weight.show(weight.view(load.memory, begin))
-            load.shown = load.used = True
+            load.places.add(here)
             self._look_ahead(load)
+            return load
+
+    def forget(self, unit: Unit) -> None:
+        """What was read of the unit is no longer what its masters hold: it will be read anew."""
+        with self._lock:
+            self._leave()
+            if unit in self._loads:
+                self._evict_all()
 
     def clear(self) -> None:
-        """Let every unit leave and free its memory; resident ones too."""
+        """Let every unit leave and free its memory."""
         with self._lock:
             self._leave()
-            while self._loads:
-                self._evict()
-            for unit in self._kept:
-                _show_masters(unit)
-            self._kept.clear()
+            self._evict_all()
             self._last = None
 
     def close(self) -> None:
@@ -91,22 +93,20 @@ class Conveyor:
         self.clear()
         self._prefetcher.close()
 
+    def renew(self) -> None:
+        """In a forked child: nothing is on its way, since what was reading did not come along."""
+        self._current = self._last = None
+        self._loads.clear()
+        self._arena.reset()
+        self._prefetcher.renew()
+
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def _settle(self, unit: Unit) -> None:
-        memory = self._own_memory(unit.nbytes)
-        fill = self._prefetcher.start(lambda: self._read(unit, memory), [self._prefetcher.mark()])
-        self._prefetcher.wait(fill)
-        for weight, begin in unit.places:
-            weight.show(weight.view(memory, begin))
-        self._kept.add(unit)
-
     def _leave(self) -> None:
-        """The current unit has run: its modules hold the masters again."""
+        """The current unit has run."""
         if self._current is not None:
             load, self._current = self._current, None
-            load.left, load.shown = self._prefetcher.mark(), False
-            _show_masters(load.unit)
+            load.left = [self._prefetcher.mark(place) for place in load.places]
 
     def _learn(self, unit: Unit) -> None:
         if self._last is not None and self._follower:
@@ -114,29 +114,25 @@ class Conveyor:
         self._last = unit
 
     def _start(self, unit: Unit, memory: Tensor, after: list[Mark]) -> Load:
-        load = Load(unit, memory, None)
+        load = Load(unit, memory, {weight: weight.version for weight in unit.weights})
         self._loads[unit] = load  # before it is started: what is in the arena and what is noted must agree
         try:
             load.ticket = self._prefetcher.start(lambda: self._read(unit, memory), after)
         except BaseException:
-            self._drop(load)
+            self._evict_all()
             raise
         return load
 
     def _finish(self, load: Load) -> None:
-        if not load.ready:
-            try:
-                self._prefetcher.wait(load.ticket)
-            except BaseException:  # Ctrl-C too: what was being read may be half there
-                self._drop(load)
-                raise
-            load.ready = True
-
-    def _drop(self, load: Load) -> None:
-        """Forget what could not be read, and everything else with it: memory only comes back in order."""
-        load.ready = False
-        while self._loads:
-            self._evict()
+        """Have what computes here wait until the load is filled."""
+        try:
+            self._prefetcher.wait(load.ticket)
+        except BaseException:  # Ctrl-C too: what was being read may be half there
+            self._current = None
+            load.is_filled = False
+            self._evict_all()  # everything, since memory only comes back in order
+            raise
+        load.is_filled = True
 
     def _make_room(self, unit: Unit) -> tuple[Tensor, list[Mark]]:
         """Memory for a unit that is needed now, and the marks after which it may be written."""
@@ -150,13 +146,17 @@ class Conveyor:
             self._arena.reset()  # Ctrl-C between taking memory and noting it may have left some out
         return self._arena.take(unit.nbytes)
 
+    def _evict_all(self) -> None:
+        while self._loads:
+            self._evict()
+
     def _evict(self) -> list[Mark]:
         unit, load = next(iter(self._loads.items()))
-        if load.ticket is not None and not load.ready:
+        if load.ticket is not None and not load.is_filled:
             self._prefetcher.abandon(load.ticket)
         del self._loads[unit]
         self._arena.give()
-        return [] if load.left is None else [load.left]
+        return load.left
 
     def _look_ahead(self, current: Load) -> None:
         """Start what follows, as far as it fits without taking memory from the current unit or from what follows."""
@@ -165,17 +165,12 @@ class Conveyor:
             wanted = self._follower.get(wanted)
             if wanted is None or wanted is current.unit:
                 return
-            if wanted in self._loads or wanted in self._resident:
+            if wanted in self._loads:
                 continue
             after: list[Mark] = []
             while (memory := self._take(wanted)) is None:
                 oldest = next(iter(self._loads.values()))
-                if oldest is current or not oldest.used:
+                if oldest is current or not oldest.places:
                     return
                 after += self._evict()
             self._start(wanted, memory, after)
-
-
-def _show_masters(unit: Unit) -> None:
-    for weight in unit.weights:
-        weight.show(weight.master)

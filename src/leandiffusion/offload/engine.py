@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from ..core.errors import WeightsError
+from ..core.fork import Lock, renew_in_child
 from ..weights.load import origin_of
-from ..weights.stored import StoredTensor, put_down
+from ..weights.residence import bring_up, put_down
+from ..weights.stored import StoredTensor
 from .arena import Arena, OneAtATime, Ring
 from .conveyor import Conveyor
-from .host import HostStore
+from .host import Homes, HostStore
 from .prefetch import Prefetcher, StreamPrefetcher, ThreadPrefetcher
-from .units import Unit, cut, spread
+from .units import Table, Unit, Weight, cut, spread
 
 SLOTS = 2
 """Slots of the ring, each as large as the largest unit. Most units are far smaller, so that many lie ready ahead."""
@@ -35,12 +41,26 @@ class Policy:
     slots: int = SLOTS
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What a module holds of its unit: each weight, where it stands in the module, and its place in the memory."""
+
+    unit: Unit
+    weights: list[tuple[Table, str, Weight, int]]
+
+
 class Engine:
-    """Puts networks' weights on the tier below `policy.device` and brings them when a module is about to run.
+    """Puts networks' weights on the tier below `policy.device` and shows them to a module while it runs.
 
     Below a GPU that is host memory; below the CPU the checkpoint on disk, for weights that are there as they are in
-    memory. `bring(module)` has to be called before a module of `modules` runs: it does not hook anything itself.
-    `close` leaves every weight at its master: on the device where it was found, or on disk (`weights.stored`).
+    memory. `run` has to be what calls the forward of each of `modules`: the engine does not attach itself.
+
+    Outside a module's own forward every module holds its masters, so that whatever is read, written or replaced there
+    counts, whoever does it and in whichever thread. One module runs at a time. `close` leaves every weight at its
+    master: on the device where it was found, or on disk (`weights.stored`).
+
+    An engine belongs to its networks and not to who switched it on: `engine_of` finds it, `users` are those who asked
+    for it. It keeps no network alive.
     """
 
     def __init__(
@@ -48,69 +68,200 @@ class Engine:
         prefetcher: Prefetcher | None = None, progress: Callable[[int], Any] = lambda count: None,
     ) -> None:  # fmt: skip
         self.policy = policy
+        self.users: WeakSet[Any] = WeakSet()
+        """Who wants the networks to travel. The engine outlives those that are gone, until somebody else comes."""
+
         self.kept: list[str] = []
         """Weights that were changed since they were loaded, or built by hand: they stay in memory."""
 
-        device = policy.device
-        if device.type == "cpu":
-            for name, network in networks.items():
-                self.kept += [f"{name}.{weight}" for weight in _put_down(network, progress)]
-        pieces = cut(networks, policy.granularity)
-        self.looked_up = pieces.looked_up
-        self._unit_of = {module: unit for unit in pieces.units for module in unit.modules}
-        self._inner = pieces.inner
-        resident = spread(pieces.units, policy.resident_fraction)
-        arena = _arena(policy, [unit for unit in pieces.units if unit not in resident])
-        self._conveyor = Conveyor(
-            pieces.units, Unit.read_into, arena,
-            prefetcher or (StreamPrefetcher(device) if device.type == "cuda" else ThreadPrefetcher()),
-            resident=resident, own_memory=lambda nbytes: torch.empty(nbytes, dtype=torch.uint8, device=device),
-            ahead=policy.granularity != "component",
-        )  # fmt: skip
-        self._host = None if device.type == "cpu" else HostStore(pieces.units, pieces.looked_up, device)
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when networks turned out to have other modules or weights than before, after taking them up."""
+
+        self.detach: Callable[[], None] = lambda: None
+        """How to take the engine off its modules again, for whoever closes it."""
+
+        self.turn = Lock()
+        """For those who run networks as a whole: taking turns spares them to fetch each other's weights again."""
+
+        self._lock = Lock()
+        self._networks = {name: ref(network) for name, network in networks.items()}
+        self._raised: dict[str, set[int]] = {}  # ids of stored weights that were brought up to stay
+        self._homes: Homes = {}
+        self._host: HostStore | None = None
+        self._prefetcher = prefetcher or _prefetcher(policy.device)
+        if policy.device.type == "cpu":
+            self._go_down(networks, progress)
         try:
-            for weight in self._inner:
-                weight.show(_copied(weight.master, device))
+            self._take_up(networks)
         except BaseException:  # out of memory: nothing has moved then
             self.close()
             raise
+        for network in networks.values():
+            _engines[network] = self
+        renew_in_child(self)
 
     @property
     def modules(self) -> list[nn.Module]:
         """The modules whose weights travel."""
-        return list(self._unit_of)
+        return list(self._held)
 
-    def bring(self, module: nn.Module) -> None:
-        """Have the module's weights on the device. Raises what reading them raises; can then be called again.
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Those that are still there, by the names they were given."""
+        return {name: network for name, reference in self._networks.items() if (network := reference()) is not None}
 
-        A copy of a module, which brought its own weights along, is none of the engine's: nothing happens.
+    def run(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """`forward(*args, **kwargs)` with the module's weights on the device. Raises what reading them raises; can
+        then be called again.
+
+        A copy of a module, which brought its own weights along, is none of the engine's: it just runs.
         """
-        unit = self._unit_of.get(module)
-        if unit is not None:
-            self._conveyor.arrive(unit)
+        if self.policy.device.type != "cpu":  # inputs follow the weights, from wherever they are
+            args, kwargs = moved((args, kwargs), self.policy.device)
+        with self._lock, self._shown(module):
+            return forward(*args, **kwargs)
 
     def rest(self) -> None:
-        """Let all weights leave the device; the next `bring` fetches them again."""
-        self._conveyor.clear()
+        """Let all weights leave the device; the next `run` fetches them again."""
+        with self._lock:
+            self._conveyor.clear()
 
     def close(self) -> None:
         """Let all weights leave and give host memory back its former order."""
-        self._conveyor.close()
-        for weight in self._inner:
-            weight.show(weight.master)
+        with self._lock:
+            self._let_go()
+            self._held = WeakKeyDictionary()
+            for weight, home in self._homes.values():
+                weight.rehouse(weight.master.detach().to(home))
+            self._homes.clear()
+            for name, network in self.networks.items():
+                _engines.pop(network, None)
+                raised = self._raised.pop(name, set())
+                with suppress(WeightsError):  # a file that is gone: then those weights stay where they are
+                    _put_down(network, leave={id(p) for p in network.parameters()} - raised)
+
+    def renew(self) -> None:
+        """Go on in a forked child."""
+        self._conveyor.renew()
+
+    # -- what travels ----------------------------------------------------------------------------------------------
+
+    def _go_down(self, networks: Mapping[str, nn.Module], progress: Callable[[int], Any]) -> None:
+        """Leave on disk what is there, but for what will not travel."""
+        pieces = cut(networks, self.policy.granularity)
+        resident = spread(pieces.units, self.policy.resident_fraction)
+        staying = [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]
+        stay = {id(weight.master) for weight in staying}
+        for name, network in networks.items():
+            self._raised[name] = bring_up(network, only=stay)
+            self.kept += [f"{name}.{weight}" for weight in _put_down(network, progress, leave=stay)]
+
+    def _take_up(self, networks: Mapping[str, nn.Module]) -> None:
+        """Cut the networks as they are now, and make ready what the pieces travel with."""
+        policy, on_cpu = self.policy, self.policy.device.type == "cpu"
+        pieces = cut(networks, policy.granularity, _is_on_disk if on_cpu else lambda tensor: True)
+        resident = set() if on_cpu else spread(pieces.units, policy.resident_fraction)
+        travelling = [unit for unit in pieces.units if unit not in resident]
+        self._held = WeakKeyDictionary({m: h for unit in travelling for m, h in _held_by(unit)})
+        self.looked_up = pieces.looked_up
+        self._conveyor = Conveyor(
+            travelling, Unit.read_into, _arena(policy, travelling), self._prefetcher,
+            ahead=policy.granularity != "component",
+        )  # fmt: skip
+        if on_cpu:
+            return
+        self._host = HostStore(travelling, pieces.looked_up, policy.device, self._homes)
+        for weight in [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]:
+            home = self._homes.pop(id(weight.master), (weight, weight.master.device))[1]
+            weight.rehouse(weight.master.detach().to(policy.device))
+            self._homes[id(weight.master)] = weight, home
+
+    def _let_go(self) -> None:
+        if hasattr(self, "_conveyor"):
+            self._conveyor.close()
         if self._host is not None:
             self._host.close()
+            self._host = None
+
+    def _renew_pieces(self) -> None:
+        """Somebody replaced weights or modules: take the networks up as they are now."""
+        self._let_go()
+        self._prefetcher.renew()
+        self._take_up(self.networks)
+        self.on_change()
+
+    # -- one module ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _shown(self, module: nn.Module) -> Iterator[None]:
+        held = self._held.get(module)
+        if held is not None and any(weight.is_stale for _, _, weight, _ in held.weights):
+            self._renew_pieces()
+            held = self._held.get(module)
+        if held is None:
+            yield
+            return
+        load = self._conveyor.arrive(held.unit)
+        if any(load.versions[weight] != weight.version for _, _, weight, _ in held.weights):
+            self._conveyor.forget(held.unit)
+            load = self._conveyor.arrive(held.unit)
+        shown: list[tuple[Table, str, Weight, Tensor]] = []
+        try:
+            for table, name, weight, begin in held.weights:
+                tensor = _current(weight, load.memory, begin)
+                shown.append((table, name, weight, tensor))
+                table[name] = tensor
+            yield
+        finally:
+            for table, name, weight, tensor in shown:
+                if table.get(name) is tensor:  # and not replaced by the forward itself
+                    table[name] = weight.master
 
 
-def _put_down(network: nn.Module, progress: Callable[[int], Any]) -> list[str]:
+_engines: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()
+
+
+def engine_of(network: nn.Module) -> Engine | None:
+    """The engine through which the network's weights travel, whoever switched it on; None when they do not."""
+    return _engines.get(network)
+
+
+def moved(values: Any, device: torch.device) -> Any:
+    """The same nest of values with every tensor on the device."""
+    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
+
+
+def _current(weight: Weight, memory: Tensor, begin: int) -> Tensor:
+    """The weight's numbers: what came, unless the master was written to meanwhile and is held in memory."""
+    master = weight.master
+    if isinstance(master, StoredTensor) and not master.on_disk:
+        return weight.alike(master.read())
+    return weight.view(memory, begin)
+
+
+def _held_by(unit: Unit) -> Iterator[tuple[nn.Module, Held]]:
+    places = {(id(table), name): (weight, begin) for weight, begin in unit.places for table, name in weight.owners}
+    for module in unit.modules:
+        tables: tuple[Table, ...] = (module._parameters, module._buffers)
+        found = [
+            (table, name, *places[id(table), name]) for table in tables for name in table if (id(table), name) in places
+        ]
+        if found:
+            yield module, Held(unit, found)
+
+
+def _is_on_disk(tensor: Tensor) -> bool:
+    return isinstance(tensor, StoredTensor) and tensor.on_disk
+
+
+def _put_down(network: nn.Module, progress: Callable[[int], Any] = lambda count: None, *, leave: set[int]) -> list[str]:
     origin = origin_of(network)
     entries, stamps = ({}, {}) if origin is None else (origin.entries, origin.stamps)
-    return put_down(network, entries, stamps, progress)
+    return put_down(network, entries, stamps, progress, leave=leave)
 
 
-def _copied(master: Tensor, device: torch.device) -> Tensor:
-    tensor = master.read() if isinstance(master, StoredTensor) else master.detach().to(device)
-    return nn.Parameter(tensor.detach(), requires_grad=False) if isinstance(master, nn.Parameter) else tensor
+def _prefetcher(device: torch.device) -> Prefetcher:
+    return StreamPrefetcher(device) if device.type == "cuda" else ThreadPrefetcher()
 
 
 def _arena(policy: Policy, travelling: list[Unit]) -> Arena:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +19,26 @@ PINNED_SHARE = 0.5
 """Of the memory that is free: pinned pages can not be swapped out, so some is left to everybody else."""
 
 
+Homes = dict[int, tuple[Weight, torch.device]]
+"""By a master's id: the weight, and the device that it came from."""
+
+
 class HostStore:
     """Masters of units in host memory, and embeddings beside them, which are looked up there.
 
-    `close` gives every weight memory of its own on the device it came from.
+    What lay elsewhere is noted in `homes`, for whoever brings it back. `close` gives every weight memory of its own.
     """
 
-    def __init__(self, units: Iterable[Unit], looked_up: Iterable[nn.Embedding], device: torch.device) -> None:
-        self._homes: list[tuple[Weight, torch.device]] = []
+    def __init__(
+        self, units: Iterable[Unit], looked_up: Iterable[nn.Embedding], device: torch.device, homes: Homes | None = None
+    ) -> None:
+        self._homes = {} if homes is None else homes
         self._units = list(units)
         self._pinned: list[Tensor] = []
+        finalize(self, _unpin_all, self._pinned)
         try:
             self._fill(looked_up, int((available_memory() or 0) * PINNED_SHARE) if device.type == "cuda" else 0)
-        except BaseException:  # out of memory, Ctrl-C: nothing has moved then
+        except BaseException:  # out of memory, Ctrl-C
             self.close()
             raise
 
@@ -44,9 +52,8 @@ class HostStore:
                 budget -= size
             self._pack(group, block)
         for embedding in looked_up:
-            weight = Weight([(embedding, "weight")], embedding.weight)
-            self._homes.append((weight, embedding.weight.device))
-            rehouse(weight, embedding.weight.detach().cpu())
+            weight = Weight([(embedding._parameters, "weight")], embedding.weight)
+            self._rehouse(weight, embedding.weight.detach().cpu())
 
     def _pack(self, group: list[Unit], block: Tensor) -> None:
         start = 0
@@ -55,29 +62,24 @@ class HostStore:
             for weight, begin in unit.places:
                 view = weight.view(unit.packed, begin)
                 view.copy_(weight.master)
-                self._homes.append((weight, weight.master.device))
-                rehouse(weight, view.detach())
+                self._rehouse(weight, view.detach())
+                weight.address = view.data_ptr()
             start += unit.nbytes
 
+    def _rehouse(self, weight: Weight, tensor: Tensor) -> None:
+        home = self._homes.pop(id(weight.master), (weight, weight.master.device))[1]
+        weight.rehouse(tensor)
+        self._homes[id(weight.master)] = weight, home
+
     def close(self) -> None:
-        """Undo the packing, bit for bit."""
-        for weight, home in self._homes:
-            packed = weight.master.untyped_storage().nbytes() != weight.master.nbytes
-            rehouse(weight, weight.master.detach().to(home, copy=packed))
+        """Undo the packing, bit for bit; weights that were replaced meanwhile are left as they are."""
         for unit in self._units:
+            for weight in unit.weights:
+                if weight.address == weight.master.data_ptr():
+                    weight.rehouse(weight.master.detach().clone(memory_format=torch.preserve_format))
+                weight.address = None
             unit.packed = None
-        self._homes.clear()
-        while self._pinned:
-            _unpin(self._pinned.pop())
-
-
-def rehouse(weight: Weight, tensor: Tensor) -> None:
-    """Give the weight's numbers other memory. A parameter stays the same object, so that whoever holds it sees it."""
-    if isinstance(weight.master, nn.Parameter):
-        weight.master.data = tensor
-    else:
-        weight.master = tensor
-        weight.show(tensor)
+        _unpin_all(self._pinned)
 
 
 def _groups(units: list[Unit], limit: int) -> Iterator[list[Unit]]:
@@ -96,6 +98,11 @@ def _pin(block: Tensor) -> bool:
     """Pin the block's pages where they are: torch's own pinned memory rounds sizes up to powers of two."""
     runtime: Any = torch.cuda.cudart()
     return int(runtime.cudaHostRegister(block.data_ptr(), block.nbytes, 0)) == 0
+
+
+def _unpin_all(blocks: list[Tensor]) -> None:
+    while blocks:
+        _unpin(blocks.pop())
 
 
 def _unpin(block: Tensor) -> None:

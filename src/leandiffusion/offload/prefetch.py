@@ -12,13 +12,19 @@ import torch
 Fill = Callable[[], None]
 Mark = Any
 Ticket = Any
+Place = Any
 
 
 class Prefetcher(Protocol):
     """Runs fills in the order in which they were started, beside the computation."""
 
-    def mark(self) -> Mark:
-        """A point in the computation: everything asked for so far. Memory used until there is free once it passed."""
+    def place(self) -> Place:
+        """Where the calling thread computes: a stream of the device, None where computing returns when it is done."""
+        ...
+
+    def mark(self, place: Place = None) -> Mark:
+        """A point in the computation: everything asked for so far, at that place or where the calling thread computes.
+        Memory used until there is free once it passed."""
         ...
 
     def start(self, fill: Fill, after: Sequence[Mark]) -> Ticket:
@@ -33,6 +39,10 @@ class Prefetcher(Protocol):
         """Its memory will be filled anew: afterwards the fill does not write to it, or is ordered before the next."""
         ...
 
+    def renew(self) -> None:
+        """Go on in a forked child, where no thread of the parent's is; every ticket is void."""
+        ...
+
     def close(self) -> None:
         """Let go of threads and streams; every ticket has been waited for or abandoned."""
         ...
@@ -42,9 +52,15 @@ class ThreadPrefetcher:
     """One thread. Computing on a CPU returns when it is done, so marks carry nothing."""
 
     def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="leandiffusion-offload")
 
-    def mark(self) -> None:
+    def place(self) -> None:
+        return None
+
+    def mark(self, place: None = None) -> None:
         return None
 
     def start(self, fill: Fill, after: Sequence[Mark]) -> Future[None]:
@@ -69,9 +85,15 @@ class StreamPrefetcher:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def mark(self) -> torch.cuda.Event:
+    def renew(self) -> None:
+        return None  # torch refuses CUDA in a forked child, and says why
+
+    def place(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self._device)
+
+    def mark(self, place: torch.cuda.Stream | None = None) -> torch.cuda.Event:
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(place or self.place())
         return event
 
     def start(self, fill: Fill, after: Sequence[torch.cuda.Event]) -> torch.cuda.Event:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +21,58 @@ BLOCKS_PER_NETWORK = 16
 GRANULARITIES = ("leaf", "block", "component")
 
 
+Table = dict[str, Any]
+"""A module's `_parameters` or `_buffers`."""
+
+
 @dataclass(eq=False)
 class Weight:
-    """One parameter or buffer that travels: where it is held (every module and name), and its master below."""
+    """One parameter or buffer that travels: where it is held (every table and name), and its master below.
 
-    owners: list[tuple[nn.Module, str]]
+    It refers to tables and not to modules: networks whose weights travel refer to the engine, and nothing goes back.
+    """
+
+    owners: list[tuple[Table, str]]
     master: Tensor
+    address: int | None = None
+    """Where the master's numbers lie if they were packed: elsewhere they are no longer what was packed."""
+
+    def __post_init__(self) -> None:
+        self._kind = type(self.master), self.master.dtype, self.master.shape
 
     @property
-    def table(self) -> str:
-        """Which dict of its modules it stands in."""
-        return "_parameters" if isinstance(self.master, nn.Parameter) else "_buffers"
+    def is_stale(self) -> bool:
+        """Whether some module holds another tensor than the master by now, or the master is not what it was."""
+        master = self.master
+        return (
+            any(table.get(name) is not master for table, name in self.owners)
+            or self._kind != (type(master), master.dtype, master.shape)
+            or (self.address is not None and self.address != master.data_ptr())
+        )
 
-    def show(self, tensor: Tensor) -> None:
-        """Let every module that holds this weight hold `tensor`. Parameters stay parameters."""
-        for module, name in self.owners:
-            getattr(module, self.table)[name] = tensor
+    @property
+    def version(self) -> int:
+        """Grows when the master is written to in place, as far as torch counts it; of stored ones `held` tells."""
+        return 0 if isinstance(self.master, StoredTensor) or self.master.is_inference() else self.master._version
+
+    def rehouse(self, tensor: Tensor) -> None:
+        """Give the numbers other memory. A parameter stays the same object, so that whoever holds it sees it."""
+        if isinstance(self.master, nn.Parameter):
+            self.master.data = tensor
+        else:
+            former, self.master = self.master, tensor
+            for table, name in self.owners:
+                if table.get(name) is former:
+                    table[name] = tensor
 
     def view(self, memory: Tensor, begin: int) -> Tensor:
         """This weight's place in a flat tensor of bytes, with its master's dtype, shape and strides."""
         flat = memory[begin : begin + self.master.nbytes].view(self.master.dtype)
-        view = flat.as_strided(self.master.shape, self.master.stride())
-        return nn.Parameter(view, requires_grad=False) if self.table == "_parameters" else view
+        return self.alike(flat.as_strided(self.master.shape, self.master.stride()))
+
+    def alike(self, tensor: Tensor) -> Tensor:
+        """`tensor` as a parameter if the master is one."""
+        return nn.Parameter(tensor, requires_grad=False) if isinstance(self.master, nn.Parameter) else tensor
 
 
 @dataclass(eq=False)
@@ -51,9 +83,18 @@ class Unit:
     """
 
     name: str
-    modules: list[nn.Module] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     packed: Tensor | None = None
+    _modules: list[ref[nn.Module]] = field(default_factory=list)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those that are still there, in order of declaration."""
+        return [module for reference in self._modules if (module := reference()) is not None]
+
+    def add(self, module: nn.Module) -> None:
+        """Let this be the unit of `module`'s weights."""
+        self._modules.append(ref(module))
 
     def read_into(self, memory: Tensor) -> None:
         """Fill `memory` (nbytes,) with the masters' numbers. WeightsError's kinds when a file can not give them."""
@@ -61,10 +102,10 @@ class Unit:
             memory.copy_(self.packed, non_blocking=True)
             return
         for weight, begin in self.places:
-            if isinstance(weight.master, StoredTensor):
-                weight.master.read_into(weight.view(memory, begin))
-            else:
+            if not isinstance(weight.master, StoredTensor):
                 weight.view(memory, begin).copy_(weight.master, non_blocking=True)
+            elif weight.master.on_disk:  # what is held in memory is shown from there
+                weight.master.read_into(weight.view(memory, begin))
 
     @property
     def places(self) -> Iterator[tuple[Weight, int]]:
@@ -96,14 +137,17 @@ class Cut:
     inner: list[Weight]
 
 
-def cut(networks: Mapping[str, nn.Module], granularity: str) -> Cut:
+def cut(
+    networks: Mapping[str, nn.Module], granularity: str, travels: Callable[[Tensor], bool] = lambda tensor: True
+) -> Cut:
     """Cut the networks; `granularity` is 'leaf', 'block' or 'component'. ConfigError for any other.
 
-    A weight that modules of several units share stays like those of inner modules.
+    A weight that modules of several units share stays like those of inner modules. Tensors that do not travel are left
+    to their modules and are part of nothing.
     """
     if granularity not in GRANULARITIES:
         raise ConfigError(f"granularity={granularity!r} is none of {', '.join(GRANULARITIES)}.")
-    cutter = _Cutter()
+    cutter = _Cutter(travels)
     for component, network in networks.items():
         whole = weight_bytes(network)
         limit = {"leaf": 0, "block": whole / BLOCKS_PER_NETWORK, "component": whole}[granularity]
@@ -112,7 +156,8 @@ def cut(networks: Mapping[str, nn.Module], granularity: str) -> Cut:
 
 
 class _Cutter:
-    def __init__(self) -> None:
+    def __init__(self, travels: Callable[[Tensor], bool]) -> None:
+        self._travels = travels
         self._units: list[Unit] = []
         self._looked_up: list[nn.Embedding] = []
         self._weights: dict[int, Weight] = {}
@@ -137,13 +182,14 @@ class _Cutter:
             self._looked_up.append(module)
             return
         home = None if next(module.children(), None) is not None else unit
-        held = [(n, t) for table in (module._parameters, module._buffers) for n, t in table.items() if t is not None]
-        for name, tensor in held:
+        tables: tuple[Table, ...] = (module._parameters, module._buffers)
+        held = [(each, n, t) for each in tables for n, t in each.items() if t is not None and self._travels(t)]
+        for table, name, tensor in held:
             weight = self._weights.setdefault(id(tensor), Weight([], tensor))
-            weight.owners.append((module, name))
+            weight.owners.append((table, name))
             self._homes.setdefault(id(tensor), []).append(home)
         if held and home is not None:
-            home.modules.append(module)
+            home.add(module)
 
     def finish(self) -> Cut:
         inner: list[Weight] = []

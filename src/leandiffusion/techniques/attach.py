@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import ref
 
 from torch import nn
+
+from ..core.errors import ConfigError
 
 Undo = Callable[[], None]
 
@@ -81,6 +86,70 @@ def before_forward(modules: Iterable[nn.Module], hook: Callable[..., Any], *, in
 def after_forward(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, Any], Any]) -> Undo:
     """Run `hook`(module, args, output) after each module's forward; what it returns, unless None, is the output."""
     return together(module.register_forward_hook(hook).remove for module in modules)
+
+
+class Around:
+    """Stands for the forward of a module: `run(module, forward, args, kwargs)` calls it as it pleases.
+
+    It keeps no module alive. A copy of the module runs its own forward; so does the module itself once `run` is None.
+    """
+
+    def __init__(self, module: nn.Module, run: Callable[[nn.Module, Callable[..., Any], Any, Any], Any] | None) -> None:
+        self._module = ref(module)
+        self.inner = vars(module).get("forward")
+        """The forward that the instance had before; None when it was its class's."""
+        self.run = run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self._module()
+        assert module is not None
+        forward = self._forward(module)
+        return forward(*args, **kwargs) if self.run is None else self.run(module, forward, args, kwargs)
+
+    def _forward(self, module: nn.Module) -> Callable[..., Any]:
+        return type(module).forward.__get__(module) if self.inner is None else self.inner
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        module = self._module()
+        assert module is not None
+        return inspect.signature(self._forward(module))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Around:
+        twin = copy.copy(self)
+        twin._module, twin.run = ref(memo[id(self._module())]), None
+        twin.inner = copy.deepcopy(self.inner, memo)
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise ConfigError(
+            "networks whose weights travel cannot be pickled: switch offloading off first, or send the path of the "
+            "checkpoint instead and open it over there."
+        )
+
+    def __copy__(self) -> Around:
+        twin = object.__new__(Around)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+
+def around_forward(module: nn.Module, run: Callable[[nn.Module, Callable[..., Any], Any, Any], Any]) -> None:
+    """Have `run`(module, forward, args, kwargs) called in place of the module's forward. Done once, it stays once."""
+    current = vars(module).get("forward")
+    if not isinstance(current, Around) or current.run != run:
+        module.forward = Around(module, run)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def own_forward(module: nn.Module, run: Callable[..., Any]) -> None:
+    """Undo `around_forward`. Where something else was put around it meanwhile, it lets that through to the forward."""
+    around = vars(module).get("forward")
+    if not isinstance(around, Around) or around.run != run:
+        return
+    around.run = None
+    if around.inner is None:
+        del module.forward
+    else:
+        module.forward = around.inner
 
 
 def compile_in_place(module: nn.Module, **options: Any) -> Undo:

@@ -76,9 +76,6 @@ class Technique(ABC):
     optional: ClassVar[bool] = False
     """Whether going on without it draws the same picture, so that a machine without it gets a warning, not an error."""
 
-    exclusive: ClassVar[bool] = False
-    """Whether calls in several threads must wait for each other while it is on."""
-
     def why_not(self, pipe: Any) -> list[str]:
         """Reasons it can not be used on this pipeline and machine, in words for the user; empty when it can."""
         return []

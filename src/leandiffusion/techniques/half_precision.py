@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..weights.build import put_tensor
 from ..weights.load import origin_of
-from ..weights.stored import bring_up, cast, put_down
+from ..weights.residence import bring_up, cast, put_down, same_bits
+from ..weights.stored import StoredTensor
 from . import techniques
 from .attach import Undo, together
 from .base import Exactness, Phase, Price, Technique
@@ -81,8 +82,9 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
     before = cast(network, dtype)
 
     def undo() -> None:
+        now = network.state_dict(keep_vars=True)
         for names, tensor in before:
-            put_tensor(network, names, tensor)
+            put_tensor(network, names, _unless_edited(now[names[0]], tensor))
         if device.type != "cpu":
             bring_up(network, device)
 
@@ -92,6 +94,14 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
         undo()
         raise
     return undo
+
+
+def _unless_edited(now: Tensor, before: Tensor) -> Tensor:
+    """The numbers from before the cast, unless those in half precision were written to: then these, at that dtype."""
+    numbers = now.read() if isinstance(now, StoredTensor) else now.detach().cpu()
+    former = before.read() if isinstance(before, StoredTensor) else before.detach().cpu()
+    same = numbers.shape == former.shape and same_bits(former.to(numbers.dtype), numbers)
+    return before.detach() if same else numbers.to(before.dtype)
 
 
 def why_slow(dtype: torch.dtype | None, device: torch.device) -> str | None:

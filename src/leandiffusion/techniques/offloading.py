@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import ref
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.errors import ConfigError
 from ..measure.memory import release
-from ..offload.engine import Engine, Policy
+from ..offload.engine import Engine, Policy, engine_of, moved
 from ..offload.units import weight_bytes
 from ..weights.load import origin_of
 from . import techniques
-from .attach import Undo, after_forward, before_forward, together
+from .attach import Undo, after_forward, around_forward, before_forward, nothing, own_forward, together
 from .base import Exactness, Phase, Technique
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class Offload(Technique):
     phase: ClassVar[Phase] = Phase.OFFLOAD
     exactness: ClassVar[Exactness] = Exactness.EXACT
     group: ClassVar[str] = "offload"
-    exclusive: ClassVar[bool] = True
 
     @cached_property
     def compute_device(self) -> torch.device:
@@ -66,29 +65,54 @@ class Offload(Technique):
                 "below the CPU lies the checkpoint on disk, and these networks were not opened from one: save them "
                 "with save_pretrained and open them with from_pretrained"
             ]
-        return []
+        return [
+            f"{name} is shared with another pipeline, for which its weights travel in another way: ask for the same "
+            "way here, or switch it off there"
+            for name, network in networks.items()
+            if (engine := engine_of(network)) and engine.policy != self.policy and {*engine.users} - {pipe._stack}
+        ]
 
     def apply(self, pipe: Any) -> Undo:
         return together(self._steps(pipe))
 
     def _steps(self, pipe: Any) -> Iterator[Undo]:
-        networks, device = travelling(pipe), self.compute_device
-        total = sum(weight_bytes(network) for network in networks.values())
         yield release
+        networks = travelling(pipe)
+        for engine in self._shared(networks):
+            yield _use(engine, pipe._stack)
+        own = {name: network for name, network in networks.items() if engine_of(network) is None}
+        if own:
+            engine = self._start(own)
+            engine.detach = attach(engine, self.compute_device)
+            yield _use(engine, pipe._stack)
+            yield pipe._stack.after_calls(engine.rest)
+        release()
+
+    def _shared(self, networks: Mapping[str, nn.Module]) -> list[Engine]:
+        """Engines through which some of the networks travel for other pipelines; those that nobody uses are ended."""
+        shared: list[Engine] = []
+        for engine in {engine_of(network) for network in networks.values()} - {None}:
+            assert engine is not None
+            if engine.users:
+                shared.append(engine)
+            else:
+                engine.detach()
+                engine.close()
+        return shared
+
+    def _start(self, networks: dict[str, nn.Module]) -> Engine:
+        total = sum(weight_bytes(network) for network in networks.values())
         with tqdm(
             total=total, unit="B", unit_scale=True, delay=2, leave=False, disable=None, desc="Offloading weights"
         ) as bar:
             engine = Engine(networks, self.policy, progress=bar.update)
-        yield engine.close
-        yield pipe._stack.after_calls(engine.rest)  # between calls modules hold the masters, which may be written to
-        yield attach(engine, device)
         if engine.kept:
             some = ", ".join(engine.kept[:3]) + (" …" if len(engine.kept) > 3 else "")
             warnings.warn(
                 f"{len(engine.kept)} weights are not in a checkpoint as they are in memory, so they stay there: {some}",
                 stacklevel=2,
             )
-        release()
+        return engine
 
     def notes(self, pipe: Any) -> list[str]:
         device = self.compute_device
@@ -111,24 +135,56 @@ def travelling(pipe: Any) -> dict[str, nn.Module]:
 
 
 def attach(engine: Engine, device: torch.device) -> Undo:
-    """Hook the engine to its modules. Off the CPU inputs follow the weights, from wherever they are."""
-    if device.type == "cpu":
-        return before_forward(engine.modules, lambda module, args: engine.bring(module))
+    """Have the engine run its modules. Off the CPU embeddings are looked up below, and their rows follow."""
+    _wrap(engine)
+    me = ref(engine)  # what is attached to networks keeps the engine alive, not the other way round
 
-    def bring(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        engine.bring(module)
-        return _moved((args, kwargs), device)
+    def renew() -> None:
+        if (engine := me()) is not None:
+            _wrap(engine)
 
+    engine.on_change = renew
+    looked_up = nothing if device.type == "cpu" else _look_up_below(engine, device)
+
+    def undo() -> None:
+        looked_up()
+        if (engine := me()) is not None:
+            engine.on_change = nothing
+            for network in engine.networks.values():
+                for module in network.modules():
+                    own_forward(module, engine.run)
+
+    return undo
+
+
+def _wrap(engine: Engine) -> None:
+    for module in engine.modules:
+        around_forward(module, engine.run)
+
+
+def _look_up_below(engine: Engine, device: torch.device) -> Undo:
     def look_up(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return _moved((args, kwargs), torch.device("cpu"))
+        return moved((args, kwargs), torch.device("cpu"))
 
     return together(
         [
-            before_forward(engine.modules, bring, inputs=True),
             before_forward(engine.looked_up, look_up, inputs=True),
             after_forward(engine.looked_up, lambda module, args, output: output.to(device)),
         ]
     )
+
+
+def _use(engine: Engine, user: Any) -> Undo:
+    """Note that `user` wants the networks to travel; undo ends that, and the engine with its last user."""
+    engine.users.add(user)
+
+    def undo() -> None:
+        engine.users.discard(user)
+        if not engine.users:
+            engine.detach()
+            engine.close()
+
+    return undo
 
 
 def opening_offload(
@@ -158,10 +214,6 @@ def check_movable(stack: Stack, device: torch.device) -> None:
             f"{offload.name} is on and decides where weights are, so .to({str(device)!r}) would undo it: leave it out, "
             f"or call pipe.disable({offload.name!r}) first."
         )
-
-
-def _moved(values: Any, device: torch.device) -> Any:
-    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
 
 
 def _lies_on(network: nn.Module, device: torch.device) -> bool:

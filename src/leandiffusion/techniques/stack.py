@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from ..core.errors import BackendUnavailable, ConfigError
+from ..core.fork import Lock, renew_in_child
 from ..core.registry import did_you_mean
-from ..weights.stored import bring_up
+from ..measure.threads import in_forked_child
+from ..offload.engine import engine_of
+from ..weights.residence import bring_up
 from . import techniques
 from .attach import Undo
 from .base import Technique
@@ -48,9 +52,9 @@ class Stack:
         self._wanted: tuple[Applied, ...] = ()  # what is on, or while that changes what is being put on
         self._between: list[Callable[[], None]] = []
         self._networks: dict[str, Any] = {}  # to which they were applied
-        self._lock = threading.RLock()
-        self._turn = threading.RLock()  # held by the one call that runs while a technique is exclusive
-        self._calls = 0
+        self._lock = Lock()
+        self._calls: Counter[int] = Counter()  # under way, by the thread that runs them
+        renew_in_child(self)
 
     # -- what is on --------------------------------------------------------------------------------------------------
 
@@ -69,7 +73,13 @@ class Stack:
 
         While offloading is just being put on, techniques below it are told where networks will run.
         """
-        return _compute_device(self._wanted)
+        engines = (engine_of(network) for network in self._pipe._networks().values())
+        return _compute_device(self._wanted) or next((engine.policy.device for engine in engines if engine), None)
+
+    def renew(self) -> None:
+        """In a forked child: calls in other threads of the parent are not under way here."""
+        own = threading.get_ident()
+        self._calls = Counter({own: self._calls[own]})
 
     # -- changing it -------------------------------------------------------------------------------------------------
 
@@ -151,26 +161,33 @@ class Stack:
             self._wanted = self.applied
             raise
         self._networks = dict(self._pipe._networks())
-        if self.find("offload") is None:  # what offloading left on disk belongs in memory again
-            for network in self._networks.values():
+        for network in self._networks.values():
+            if engine_of(network) is None:  # what offloading left on disk belongs in memory again
                 bring_up(network)
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Around everything that runs networks: techniques stay as they are, and meet components that were replaced."""
+        """Around everything that runs networks: techniques stay as they are, and meet components that were replaced.
+
+        Where networks' weights travel, calls take turns, those of other pipelines that share them included.
+        """
+        in_forked_child()
+        own = threading.get_ident()
         with self._lock:
             self._settle()
-            self._calls += 1
-            alone = any(entry.technique.exclusive for entry in self.applied)
+            self._calls[own] += 1
+            engines = {engine_of(network) for network in self._pipe._networks().values()} - {None}
         try:
-            with self._turn if alone else nullcontext():
+            with ExitStack() as turns:
+                for engine in sorted(engines, key=id):  # in one order: nobody waits for somebody who waits for him
+                    turns.enter_context(engine.turn)  # type: ignore[union-attr]
                 yield
         finally:
             with self._lock:
-                self._calls -= 1
-                if not self._calls:
+                self._calls[own] -= 1
+                if not self._calls.total():
                     for step in self._between:
                         step()
 
@@ -183,13 +200,13 @@ class Stack:
         """Where a network was replaced by hand, move what is on from the old one to the new one."""
         now = self._pipe._networks()
         replaced = any(now.get(name) is not self._networks.get(name) for name in {*now, *self._networks})
-        if self._applied and replaced and not self._calls:
+        if self._applied and replaced and not self._calls.total():
             self.lifted(lambda: None)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
         with self._lock:
-            if self._calls:
+            if self._calls.total():
                 raise ConfigError("techniques can not change while a picture is being drawn: wait for the call to end.")
             yield
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pickle
-import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.fork import Lock
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
 from ..weights.load import origin_of
 from . import techniques
@@ -27,7 +27,7 @@ from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
 
 _KEY = "leandiffusion.json"
-_TRACING = threading.Lock()  # torch.jit.trace keeps its state in a global, and writing a graph empties its weights
+_TRACING = Lock()  # torch.jit.trace keeps its state in a global, and writing a graph empties its weights
 _TRACER_WARNING: Any = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 
 

@@ -43,18 +43,40 @@ def build_empty(build: Callable[[], N]) -> N:
     return network
 
 
-def put_tensor(network: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
-    """Let `tensor` be the parameter or buffer called by all of `names`, in place of the empty one."""
+def put_tensor(network: nn.Module, names: Sequence[str], tensor: Tensor) -> Tensor:
+    """Let `tensor` be the parameter or buffer called by all of `names`; returns what holds the former one's numbers.
+
+    A parameter that had numbers stays the same object, so that whoever took hold of it before sees the new ones.
+    """
     path, _, leaf = names[0].rpartition(".")
-    empty = network.get_submodule(path)._parameters.get(leaf)
-    weight = None if empty is None else nn.Parameter(tensor, empty.requires_grad and tensor.is_floating_point())
+    module = network.get_submodule(path)
+    before = module._parameters.get(leaf)
+    if before is None:
+        former = module._buffers[leaf]
+        _put(network, names, "_buffers", tensor)
+        return former  # type: ignore[return-value]
+    weight = nn.Parameter(tensor, before.requires_grad and tensor.is_floating_point())
+    if not before.is_meta and swap(before, weight):
+        _put(network, names, "_parameters", before)
+        return weight
+    _put(network, names, "_parameters", weight)
+    return before
+
+
+def swap(one: Tensor, other: Tensor) -> bool:
+    """Exchange what two tensors are, while each stays the object it is. False where that cannot be done: something
+    holds a weak reference to one of them, or an operation under way uses it."""
+    try:
+        torch.utils.swap_tensors(one, other)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _put(network: nn.Module, names: Sequence[str], table: str, tensor: Tensor) -> None:
     for name in names:
         path, _, leaf = name.rpartition(".")
-        module = network.get_submodule(path)
-        if weight is None:
-            module._buffers[leaf] = tensor
-        else:
-            module._parameters[leaf] = weight
+        getattr(network.get_submodule(path), table)[leaf] = tensor
 
 
 def drop_submodules(network: nn.Module, keep: Callable[[str], bool]) -> list[str]:

@@ -19,8 +19,9 @@ from .build import build_empty, drop_submodules, put_tensor
 from .check import check_tensors, named_for
 from .files import weight_files
 from .header import TensorEntry, read_headers
+from .opened import OpenFile, Stamp, stamp_of
 from .read import TensorReader
-from .stored import OpenFile, StoredTensor
+from .stored import StoredTensor
 
 N = TypeVar("N", bound=nn.Module)
 Skip = Sequence[str] | Callable[[str], bool]
@@ -37,12 +38,12 @@ class Origin:
     config: Mapping[str, Any]
     entries: Mapping[str, TensorEntry]
     absent: tuple[str, ...] = ()
-    stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
 
     def check_unchanged(self) -> None:
         """WeightsError when a file has gone or was written since the network was opened."""
         for file, stamp in self.stamps.items():
-            if not file.is_file() or _stamp(file) != stamp:
+            if not file.is_file() or stamp_of(file) != stamp:
                 raise WeightsError(
                     f"{file} has {'changed' if file.is_file() else 'gone'} since the network was opened from it: "
                     "open the network again."
@@ -102,7 +103,7 @@ def fill_network(
     entries = check_tensors(network, entries)
     skipped = _predicate(skip)
     absent = drop_submodules(network, lambda name: not skipped(name)) if skip else []
-    stamps = {file: _stamp(file) for file in {entry.file for entry in entries.values()}}
+    stamps = {file: stamp_of(file) for file in {entry.file for entry in entries.values()}}
     reader = TensorReader(dtype, torch.device(device or "cpu"))
     _read_into(network, entries, reader, stamps if on_disk else None)
     object.__setattr__(network, "_origin", Origin(cls, config, entries, tuple(absent), stamps))
@@ -167,16 +168,11 @@ def _predicate(skip: Skip | None) -> Callable[[str], bool]:
     return lambda name: name.startswith(prefixes)
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
-
-
 def _read_into(
     network: nn.Module,
     entries: Mapping[str, TensorEntry],
     reader: TensorReader,
-    leave: Mapping[Path, tuple[int, int]] | None = None,
+    leave: Mapping[Path, Stamp] | None = None,
 ) -> None:
     """Fill every weight of `network` that has an entry, and give its computed buffers the same dtype and device.
 

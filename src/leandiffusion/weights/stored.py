@@ -1,80 +1,52 @@
 """Weights that stay on disk: tensors that know where their bytes lie and read them when they are used.
 
 A `StoredTensor` has shape, dtype, strides and device of the tensor it stands for, and takes no memory. Whatever is done
-with it outside an offload engine (`weight[5]`, `weight.norm()`, a forward) reads it first, so code that looks at
-weights needs not know where they are. Casting it, or laying it out channels-last, only changes how it will be read. An
-embedding reads just the rows that it looks up. One that is written to, or indexed (`weight[5].add_(1)` would write),
-keeps its value in memory from then on.
+with it outside an offload engine (`weight.norm()`, a forward) reads it first, so code that looks at weights needs not
+know where they are. Casting it, or laying it out channels-last, only changes how it will be read. An embedding reads
+just the rows that it looks up.
+
+Everything through which its numbers could be written counts. Writing to it, and taking a view of it (`weight[5]`,
+`weight.data.view(-1)`), its memory (`weight.numpy()`, `weight.data_ptr()`) or its storage, brings the numbers into
+memory for good: `held`. What that costs is the weight's bytes, until its network is opened anew. `weight.data = …`
+makes it an ordinary tensor.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from io import FileIO
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..core.errors import WeightsError
-from .build import put_tensor
+from ..core.errors import ConfigError
+from .build import swap
 from .header import TensorEntry
-from .read import TensorReader
+from .opened import OpenFile
 
+aten = torch.ops.aten
 
-@dataclass(frozen=True, eq=False)
-class OpenFile:
-    """A checkpoint file that is read now and then, by one thread at a time.
-
-    It stays open, so that replacing or deleting it does no harm; `stamp` (size, modification time in ns) tells when
-    its bytes were changed in place.
-    """
-
-    path: Path
-    stream: FileIO
-    stamp: tuple[int, int]
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    reader: TensorReader = field(default_factory=lambda: TensorReader(None, torch.device("cpu")))
-
-    @classmethod
-    def at(cls, path: Path, stamp: tuple[int, int] | None = None) -> OpenFile:
-        """Open `path`, whose stamp should be `stamp`; WeightsError when it is gone or another."""
-        try:
-            stream = FileIO(path)
-        except OSError as error:
-            raise WeightsError(f"{path} can not be opened again ({error.strerror}): open the network again.") from error
-        opened = cls(path, stream, _stamp(stream) if stamp is None else stamp)
-        weakref.finalize(opened, stream.close)
-        opened.check()
-        return opened
-
-    def check(self) -> None:
-        """WeightsError when the bytes are no longer those that were opened."""
-        if _stamp(self.stream) != self.stamp:
-            raise WeightsError(f"{self.path} was changed while its weights were in use: open the network again.")
-
-    def read(self, entry: TensorEntry, into: Tensor) -> None:
-        """Fill `into` with the entry's numbers; raises WeightsError's kinds when the file can not give them."""
-        with self.lock:
-            self.check()
-            self.reader.read_into(self.stream, entry, into)
+# What reaches the tensor's memory without asking for an operation, and what may change its shape in place.
+_REACH_MEMORY = {
+    Tensor.__getitem__, Tensor.__setitem__, Tensor.numpy, Tensor.__array__, Tensor.data_ptr, Tensor.untyped_storage,
+    Tensor._typed_storage, Tensor.storage, Tensor.share_memory_, Tensor.__dlpack__, Tensor.apply_, Tensor.map_,
+    Tensor.map2_, Tensor.tolist,
+}  # fmt: skip
+_CHANGE_MEMORY = ("set_", "resize_", "resize_as_")
+_UNMARKED_VIEWS = (aten._unsafe_view.default, aten._reshape_alias.default)  # views by what they do, not by their schema
 
 
 @dataclass(eq=False)
 class Held:
-    """The numbers of a stored tensor that were written to, None while the file's hold. Shared by its aliases."""
+    """Numbers that were brought into memory for good, None while the file's hold. Shared by a tensor's aliases."""
 
     value: Tensor | None = None
 
 
 class StoredTensor(Tensor):
-    """A tensor whose numbers lie at `entry` of `file`, or in `held` once they were written to."""
+    """A tensor whose numbers lie at `entry` of `file`, or in `held` once somebody could write to them."""
 
     entry: TensorEntry
     file: OpenFile
@@ -87,8 +59,13 @@ class StoredTensor(Tensor):
         stored.entry, stored.file, stored.held = entry, file, Held()
         return stored
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether the file holds the numbers, and not memory."""
+        return self.held.value is None
+
     def read(self) -> Tensor:
-        """The numbers in memory: a new tensor, or the one that was written to."""
+        """The numbers in memory: a new tensor, or the one that is held."""
         if self.held.value is not None:
             return self.held.value
         tensor = torch.empty_strided(self.shape, self.stride(), dtype=self.dtype)
@@ -104,7 +81,8 @@ class StoredTensor(Tensor):
 
     def hold(self) -> Tensor:
         """The numbers in memory, where they stay, so that writing to them is remembered."""
-        self.held.value = self.read()
+        if self.held.value is None:
+            self.held.value = self.read()
         return self.held.value
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -128,14 +106,25 @@ class StoredTensor(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredTensor:
         twin = self.like(self.dtype, self.stride())
-        return nn.Parameter(twin, self.requires_grad) if isinstance(self, nn.Parameter) else twin  # type: ignore[return-value]
+        twin = nn.Parameter(twin, self.requires_grad) if isinstance(self, nn.Parameter) else twin
+        memo[id(self)] = twin
+        return twin  # type: ignore[return-value]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        plain = self.read()
+        plain = nn.Parameter(plain, self.requires_grad) if isinstance(self, nn.Parameter) else plain
+        return plain.__reduce_ex__(protocol)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"StoredTensor({tuple(self.shape)}, {self.dtype}, {self.entry.name!r} of {self.file.path.name})"
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], StoredTensor):
+        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+            return _assign(*args)
+        if getattr(func, "__name__", "") in _CHANGE_MEMORY:
+            _refuse(func.__name__)
+        if func in _REACH_MEMORY and isinstance(args[0], StoredTensor):
             args = (args[0].hold(), *args[1:])
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
@@ -145,14 +134,16 @@ class StoredTensor(Tensor):
         kwargs = dict(kwargs or {})
         first = args[0] if args else None
         if isinstance(first, StoredTensor):
-            if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            if func in (aten.detach.default, aten.alias.default):
                 return _alias(first)
-            if func is torch.ops.aten._to_copy.default and (relaid := _relaid(first, kwargs)) is not None:
+            if func is aten._to_copy.default and (relaid := _relaid(first, kwargs)) is not None:
                 return relaid
-            if func is torch.ops.aten.embedding.default:
+            if func is aten.embedding.default:
                 return first.rows(args[1])
-        if func._schema.is_mutable:
-            return _write(func, args, kwargs)
+        if func._schema.name.removeprefix("aten::") in _CHANGE_MEMORY:
+            _refuse(func._schema.name)
+        if func._schema.is_mutable or _gives_view(func):
+            return _through(func, args, kwargs)
         args, kwargs = tree_map(_in_memory, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -177,99 +168,54 @@ def _relaid(stored: StoredTensor, kwargs: Mapping[str, Any]) -> StoredTensor | N
     return stored.like(dtype, strides)
 
 
-def _write(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operation that writes to its arguments: those are read, and keep what was written."""
-    written: list[tuple[StoredTensor, Tensor]] = []
+def _gives_view(func: Any) -> bool:
+    """Whether what the operation returns shares memory with what it is given, so that writing to it counts."""
+    return func in _UNMARKED_VIEWS or any(result.alias_info is not None for result in func._schema.returns)
 
-    def take(value: Any) -> Any:
-        if isinstance(value, StoredTensor):
-            written.append((value, value.hold()))
-            return value.hold()
-        return value
 
-    result = func(*tree_map(take, args), **tree_map(take, kwargs))
-    return next((stored for stored, value in written if value is result), result)
+def _through(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operation that writes to its arguments or gives views of them: those keep in memory what is written."""
+    reached: list[tuple[StoredTensor, Tensor]] = []
+
+    def take(value: Any, hold: bool) -> Any:
+        def one(leaf: Any) -> Any:
+            if not isinstance(leaf, StoredTensor):
+                return leaf
+            if not hold:
+                return leaf.read()
+            reached.append((leaf, leaf.hold()))
+            return leaf.hold()
+
+        return tree_map(one, value)
+
+    declared = func._schema.arguments
+    aliased = {argument.name for argument in declared if argument.alias_info is not None}
+    everything = func in _UNMARKED_VIEWS
+    args = [take(value, everything or declared[i].name in aliased) for i, value in enumerate(args)]
+    kwargs = {name: take(value, everything or name in aliased) for name, value in kwargs.items()}
+    result = func(*args, **kwargs)
+    return next((stored for stored, value in reached if value is result), result)
+
+
+def _refuse(operation: str) -> NoReturn:
+    raise ConfigError(
+        f"{operation}: a weight on disk has no memory to change. Assign its data, or a new nn.Parameter to its layer."
+    )
+
+
+def _assign(target: Tensor, value: Tensor) -> None:
+    """`target.data = value`, where either is stored: a stored target becomes whatever the value is."""
+    if not isinstance(target, StoredTensor):
+        target.data = value.read() if isinstance(value, StoredTensor) else value
+        return
+    fresh = _alias(value) if isinstance(value, StoredTensor) else value.detach()
+    fresh = nn.Parameter(fresh, target.requires_grad) if isinstance(target, nn.Parameter) else fresh
+    if not swap(target, fresh):
+        raise ConfigError(
+            f"the data of {target!r} cannot be replaced while something holds a weak reference to it: assign a new "
+            "nn.Parameter to its layer instead."
+        )
 
 
 def _in_memory(value: Any) -> Any:
     return value.read() if isinstance(value, StoredTensor) else value
-
-
-def _stamp(stream: FileIO) -> tuple[int, int]:
-    status = os.fstat(stream.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
-# -- whole networks --------------------------------------------------------------------------------------------------
-
-
-def stored_names(network: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that are on disk."""
-    return [name for name, tensor in _tensors(network).items() if isinstance(tensor, StoredTensor)]
-
-
-def bring_up(network: nn.Module, device: torch.device | None = None) -> None:
-    """Read every weight that is on disk into memory, the CPU's unless `device` says otherwise.
-
-    Weights already read stay read if a later one fails.
-    """
-    for names, tensor in _by_identity(network):
-        if isinstance(tensor, StoredTensor):
-            put_tensor(network, names, tensor.read().detach().to(device or "cpu"))
-
-
-def put_down(
-    network: nn.Module,
-    entries: Mapping[str, TensorEntry],
-    stamps: Mapping[Path, tuple[int, int]],
-    progress: Callable[[int], Any] = lambda count: None,
-) -> list[str]:
-    """Leave on disk every parameter whose numbers are there as they are in memory; returns the others' names.
-
-    A weight that was changed since it was loaded differs from its file, so each is compared before its memory is given
-    back. `progress` is told the bytes done.
-    """
-    files = {path: OpenFile.at(path, stamps.get(path)) for path in {entry.file for entry in entries.values()}}
-    kept: list[str] = []
-    for names, tensor in _by_identity(network):
-        name = next((n for n in names if n in entries), None)
-        if isinstance(tensor, StoredTensor) or not isinstance(tensor, nn.Parameter):
-            continue
-        entry = None if name is None else entries[name].reshaped(tuple(tensor.shape))
-        stored = None if entry is None else StoredTensor(entry, files[entry.file], tensor.dtype, tensor.stride())
-        if stored is None or not _same_bits(stored.read(), tensor.detach().cpu()):
-            kept.append(names[0])
-        else:
-            put_tensor(network, names, stored)
-        progress(tensor.nbytes)
-    return kept
-
-
-def cast(network: nn.Module, dtype: torch.dtype) -> list[tuple[list[str], Tensor]]:
-    """Give every floating-point weight that dtype; returns what was replaced, as names and tensor.
-
-    Those on disk stay there and are read as `dtype`; putting the old ones back (`build.put_tensor`) undoes this.
-    """
-    replaced = [(names, tensor) for names, tensor in _by_identity(network) if tensor.is_floating_point()]
-    for names, tensor in replaced:
-        stored = isinstance(tensor, StoredTensor)
-        put_tensor(network, names, tensor.like(dtype, tensor.stride()) if stored else tensor.detach().to(dtype))
-    return replaced
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one dtype hold the same numbers, NaN being the same as NaN."""
-    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return network.state_dict(keep_vars=True)
-
-
-def _by_identity(network: nn.Module) -> Iterable[tuple[list[str], Tensor]]:
-    """Every parameter and buffer once, with all the names it goes by."""
-    tensors = _tensors(network)
-    names: dict[int, list[str]] = {}
-    for name, tensor in tensors.items():
-        names.setdefault(id(tensor), []).append(name)
-    return [(aliases, tensors[aliases[0]]) for aliases in names.values()]

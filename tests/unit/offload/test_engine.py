@@ -18,7 +18,8 @@ from leandiffusion.offload.host import HostStore
 from leandiffusion.offload.units import GRANULARITIES, cut
 from leandiffusion.techniques.offloading import attach
 from leandiffusion.weights.load import open_network
-from leandiffusion.weights.stored import StoredTensor, stored_names
+from leandiffusion.weights.residence import stored_names
+from leandiffusion.weights.stored import StoredTensor
 
 CPU = torch.device("cpu")
 UNET: dict[str, Any] = {
@@ -80,7 +81,8 @@ def test_the_same_numbers(folder: Path, granularity: str, fraction: float, slots
     undo()
     engine.close()
     assert engine.kept == []
-    assert all(len(stored_names(network)) == len(list(network.parameters())) for network in networks.values())
+    if on_disk or not fraction:  # what stayed in memory, and was there before, is there still
+        assert all(len(stored_names(network)) == len(list(network.parameters())) for network in networks.values())
     assert same(compute(networks), expected)
 
 

@@ -48,7 +48,8 @@ def test_leaves() -> None:
 
 
 def test_a_component_is_one_unit() -> None:
-    pieces = cut({"one": Net(), "two": Net()}, "component")
+    nets = {"one": Net(), "two": Net()}
+    pieces = cut(nets, "component")
     assert [unit.name for unit in pieces.units] == ["one", "two"]
     assert len(pieces.units[0].modules) == 5
 

@@ -18,7 +18,9 @@ from leandiffusion import AutoencoderKL, WeightsError
 from leandiffusion.weights import stored as module
 from leandiffusion.weights.header import read_header
 from leandiffusion.weights.load import open_network, origin_of
-from leandiffusion.weights.stored import OpenFile, StoredTensor, bring_up, cast, put_down, stored_names
+from leandiffusion.weights.opened import OpenFile
+from leandiffusion.weights.residence import bring_up, cast, put_down, stored_names
+from leandiffusion.weights.stored import StoredTensor
 
 MATRIX = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
 KERNEL = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(1))

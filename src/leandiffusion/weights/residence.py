@@ -1,0 +1,122 @@
+"""Where a network's weights are, on disk or in memory, and moving them between the two.
+
+A parameter stays the same object wherever its numbers are, so that code which took hold of it before goes on reading
+and writing the network's own weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .build import put_tensor, swap
+from .header import TensorEntry
+from .opened import OpenFile, Stamp
+from .stored import StoredTensor
+
+_OWN_USES = 2  # of a storage that nothing but its tensor refers to, while it is asked for
+
+
+def stored_names(network: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that are on disk."""
+    return [name for name, tensor in _tensors(network).items() if isinstance(tensor, StoredTensor)]
+
+
+def bring_up(
+    network: nn.Module, device: torch.device | None = None, *, only: Collection[int] | None = None
+) -> set[int]:
+    """Read every weight that is on disk into memory, the CPU's unless `device` says otherwise; returns their ids.
+
+    With `only` those of these ids. Weights already read stay read if a later one fails.
+    """
+    read: set[int] = set()
+    for names, tensor in _by_identity(network):
+        if isinstance(tensor, StoredTensor) and (only is None or id(tensor) in only):
+            put_tensor(network, names, tensor.hold().detach().to(device or "cpu"))
+            read.add(id(network.get_parameter(names[0])))
+    return read
+
+
+def put_down(
+    network: nn.Module,
+    entries: Mapping[str, TensorEntry],
+    stamps: Mapping[Path, Stamp],
+    progress: Callable[[int], Any] = lambda count: None,
+    *,
+    leave: Collection[int] = (),
+) -> list[str]:
+    """Leave on disk every parameter whose numbers are there as they are in memory; returns the others' names.
+
+    A weight that was changed since it was loaded differs from its file, so each is compared before its memory is given
+    back. One whose memory something else uses as well (a view, a numpy array) stays too: what is written there has to
+    count. Those whose id() is in `leave` are left alone. `progress` is told the bytes done.
+    """
+    files = {path: OpenFile.at(path, stamps.get(path)) for path in {entry.file for entry in entries.values()}}
+    kept: list[str] = []
+    for names, tensor in _by_identity(network):
+        if id(tensor) in leave or not isinstance(tensor, nn.Parameter) or _is_on_disk(tensor):
+            continue
+        name = next((n for n in names if n in entries), None)
+        entry = None if name is None else entries[name].reshaped(tuple(tensor.shape))
+        if entry is None or not _put_one_down(tensor, entry, files[entry.file]):
+            kept.append(names[0])
+        progress(tensor.nbytes)
+    return kept
+
+
+def _put_one_down(weight: nn.Parameter, entry: TensorEntry, file: OpenFile) -> bool:
+    """Make the parameter a stored one, if the file holds its numbers and its memory is nobody else's."""
+    numbers = weight.held.value if isinstance(weight, StoredTensor) else weight.detach()
+    stored = StoredTensor(entry, file, weight.dtype, weight.stride())
+    if numbers is None or _has_other_users(numbers, weight) or not same_bits(stored.read(), numbers.cpu()):
+        return False
+    return swap(weight, nn.Parameter(stored, weight.requires_grad))
+
+
+def _has_other_users(numbers: Tensor, weight: Tensor) -> bool:
+    """Whether anything but the weight refers to the memory of its `numbers`, as far as torch can tell."""
+    if not hasattr(torch._C, "_storage_Use_Count"):
+        return False
+    uses = torch._C._storage_Use_Count(numbers.untyped_storage()._cdata)  # type: ignore[attr-defined]
+    aliases = 0 if isinstance(weight, StoredTensor) else 1  # `numbers` itself is one then
+    return uses > _OWN_USES + aliases
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> list[tuple[list[str], Tensor]]:
+    """Give every floating-point weight that dtype; returns what was replaced, as names and tensor.
+
+    Those on disk stay there and are read as `dtype`; putting the old ones back (`build.put_tensor`) undoes this.
+    """
+    replaced: list[tuple[list[str], Tensor]] = []
+    for names, tensor in _by_identity(network):
+        if tensor.is_floating_point():
+            stored = isinstance(tensor, StoredTensor)
+            fresh = tensor.like(dtype, tensor.stride()) if stored else tensor.detach().to(dtype)
+            replaced.append((names, put_tensor(network, names, fresh)))
+    return replaced
+
+
+def _is_on_disk(tensor: Tensor) -> bool:
+    return isinstance(tensor, StoredTensor) and tensor.on_disk
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one dtype hold the same numbers, NaN being the same as NaN."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return network.state_dict(keep_vars=True)
+
+
+def _by_identity(network: nn.Module) -> Iterable[tuple[list[str], Tensor]]:
+    """Every parameter and buffer once, with all the names it goes by."""
+    tensors = _tensors(network)
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    return [(aliases, tensors[aliases[0]]) for aliases in names.values()]
