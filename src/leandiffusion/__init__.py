@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "core.errors": [
         "BackendUnavailable", "BudgetError", "CheckpointNotFound", "ConfigError", "LeanError", "MalformedFile",
-        "NonFiniteError", "TensorMismatch", "UnsafeFormat", "WeightsError",
+        "NonFiniteError", "NotSupported", "TensorMismatch", "UnsafeFormat", "VariantNotFound", "WeightsError",
     ],
     "modules.unet": ["UNet2DConditionModel"],
     "modules.vae": ["AutoencoderKL"],

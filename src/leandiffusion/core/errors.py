@@ -2,8 +2,10 @@
 
 LeanError
 ├── ConfigError             a wrong argument or config value (also a ValueError)
+│   └── NotSupported        a feature of diffusers that is not there (also a NotImplementedError)
 ├── WeightsError            a checkpoint that can not be opened (also an OSError)
 │   ├── CheckpointNotFound  no such folder, file or hub id, or offline and not cached
+│   │   └── VariantNotFound  weights are there, but not in that variant (also a ValueError)
 │   ├── MalformedFile       broken JSON, bad safetensors header, truncated data
 │   ├── TensorMismatch      missing, unexpected or wrongly shaped tensors
 │   └── UnsafeFormat        pickled weights, refused
@@ -31,6 +33,10 @@ class ConfigError(LeanError, ValueError):
     """A wrong argument or config value. The message names the value, the rule and the fix."""
 
 
+class NotSupported(ConfigError, NotImplementedError):
+    """A feature of diffusers that is not there yet. The message says what to do instead."""
+
+
 class WeightsError(LeanError, OSError):
     """A checkpoint that can not be opened."""
 
@@ -40,6 +46,10 @@ class WeightsError(LeanError, OSError):
 
 class CheckpointNotFound(WeightsError, FileNotFoundError):
     """Nothing at that path or hub id, or offline and not in the cache."""
+
+
+class VariantNotFound(CheckpointNotFound, ValueError):
+    """The checkpoint has weights, but none in the variant asked for. The message names the variants that there are."""
 
 
 class MalformedFile(WeightsError):

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from ..core.config import Config, write_json
 from ..core.errors import ConfigError
 from ..core.registry import did_you_mean
 from ..families.base import detect
@@ -22,12 +21,13 @@ from ..techniques.half_precision import why_slow
 from ..techniques.offloading import check_movable, opening_offload
 from ..techniques.stack import Stack
 from ..weights.header import read_header
-from ..weights.load import load_part
 from ..weights.locate import find_checkpoint
 from .inputs import check_device
+from .options import take_neutral
+from .saving import Saving
 
 
-class Assembly:
+class Assembly(Saving):
     """Components, each an attribute named as in model_index.json; any may be replaced by hand."""
 
     component_names: ClassVar[tuple[str, ...]] = ()
@@ -36,6 +36,7 @@ class Assembly:
         self.notice: Callable[[str], str | None] | None = None
         """What to tell a user about a prompt before drawing it, if anything."""
         self._settings = dict(settings)
+        self._opened_from: str | None = None
         self._stack = Stack(self)
         for name, component in components.items():
             setattr(self, name, component)
@@ -46,11 +47,6 @@ class Assembly:
     def components(self) -> dict[str, Any]:
         """Component by name, absent ones as None: `OtherPipeline(**pipe.components)` shares the weights."""
         return {name: getattr(self, name) for name in self.component_names}
-
-    @property
-    def config(self) -> Config:
-        """The plain settings of model_index.json, such as requires_safety_checker."""
-        return Config(self._settings)
 
     def _networks(self) -> dict[str, torch.nn.Module]:
         return {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
@@ -158,6 +154,7 @@ class Assembly:
             }  # fmt: skip
             given = {key: value for key, value in options.items() if value is not None}
             return open_pipeline(name, local_files_only=local_files_only, **given, **components)
+        device = take_neutral(components, device)
         settings = cls._take_settings(components, cls.from_pretrained)
         chosen = either_dtype(dtype, torch_dtype)
         travel, device = opening_offload(offload, None if device is None else check_device(device))
@@ -174,6 +171,7 @@ class Assembly:
         stored = {key: value for key, value in index.settings.items() if key in cls._setting_names()}
         parts: dict[str, Any] = {part: opened.get(part) for part in cls.component_names}
         pipe = cls(**parts, **{**stored, **settings})
+        pipe._opened_from = str(name)
         if packaged(name) != name:
             from ..demo import notice
 
@@ -201,6 +199,7 @@ class Assembly:
         `config` is a local pipeline folder whose settings replace the built-in ones. Components and `offload` as in
         `from_pretrained`.
         """
+        device = take_neutral(components, device)
         settings = cls._take_settings(components, cls.from_single_file)
         chosen = either_dtype(dtype, torch_dtype)
         travel, device = opening_offload(offload, None if device is None else check_device(device))
@@ -212,7 +211,9 @@ class Assembly:
             original_config=original_config, on_disk=travel is not None and travel.compute_device.type == "cpu",
         )  # fmt: skip
         parts: dict[str, Any] = {name: opened.get(name) for name in cls.component_names}
-        return cls(**parts, **settings)._opened(travel)
+        pipe = cls(**parts, **settings)
+        pipe._opened_from = str(path)
+        return pipe._opened(travel)
 
     def _opened(self, offload: Technique | None) -> Self:
         """This pipeline, just opened, with its weights travelling if that was asked for."""
@@ -254,37 +255,6 @@ class Assembly:
                 )
         return settings
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-    ) -> None:
-        """Write a pipeline folder that diffusers opens too: model_index.json and one folder per component.
-
-        Parts that opening left out, because drawing does not need them, are read from where the weights came from:
-        WeightsError when they are no longer there. ConfigError for safe_serialization=False, which asks for pickles.
-        """
-        if not safe_serialization:
-            raise ConfigError("safe_serialization=False asks for pickled weights, which are refused: leave it out.")
-        folder = Path(save_directory)
-        for name, part in self.components.items():
-            if part is not None and not hasattr(part, "save_pretrained"):
-                raise ConfigError(f"{name} is a {type(part).__name__}, which has no save_pretrained: replace it first.")
-        networks = self._networks()
-        for network in networks.values():
-            load_part(network)
-        folder.mkdir(parents=True, exist_ok=True)
-        index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": "0.30.0", **self._settings}
-        for name, part in self.components.items():
-            index[name] = [None, None] if part is None else [_library(part, name), type(part).__name__]
-            options = {"variant": variant, "max_shard_size": max_shard_size} if name in networks else {}
-            if part is not None:
-                part.save_pretrained(folder / name, **options)
-        write_json(folder / "model_index.json", index)
-
     def __repr__(self) -> str:
         parts = "\n".join(f"  {name}: {type(part).__name__}" for name, part in self.components.items())
         return f"{type(self).__name__} ({self.dtype}, {self.device})\n{parts}"
@@ -297,13 +267,3 @@ def packaged(path_or_id: str | Path) -> str | Path:
     from ..demo import model_folder
 
     return model_folder()
-
-
-def _library(part: Any, name: str) -> str:
-    module = type(part).__module__
-    if name == "safety_checker":
-        return "stable_diffusion"
-    if name in ("feature_extractor", "image_encoder"):
-        return "transformers"
-    texts = ("transformers", "leandiffusion.modules.text", "leandiffusion.modules.tokenizer")
-    return "transformers" if module.startswith(texts) else "diffusers"

@@ -17,8 +17,10 @@ from ..core.errors import ConfigError
 from ..measure.clock import StageClock, Watch
 from ..schedulers import randn
 from . import inputs
+from .absent import Absent
 from .assembly import Assembly
 from .callbacks import take_old_callback
+from .compat import ForScripts
 from .finite import check_finite
 from .memory_and_speed import MemoryAndSpeed
 from .request import Request
@@ -61,7 +63,7 @@ def drawing(method: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-class DiffusionPipeline(Running, MemoryAndSpeed, Assembly):
+class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
     `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the
@@ -142,7 +144,8 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly):
         own_height, own_width = (own, own) if isinstance(own, int) else own
         height = own_height * factor if request.height is None else request.height
         width = own_width * factor if request.width is None else request.width
-        inputs.check_size(height, width, factor)
+        inputs.check_side("height", height, factor)
+        inputs.check_side("width", width, factor)
         latent = getattr(getattr(self.vae, "config", None), "latent_channels", None)
         channels = getattr(config, "in_channels", None) or getattr(self.unet, "in_channels", None) or latent or 4
         if latent is not None and channels != latent:
@@ -204,7 +207,8 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly):
         if not self._distilled:
             return None
         dim = self.unet.config.time_cond_proj_dim
-        return embed_guidance(self._guidance_scale, self._latent_shape[0], dim, self.dtype).to(self.device)
+        scales = torch.full((self._latent_shape[0],), float(self._guidance_scale))
+        return embed_guidance(scales, dim, self.dtype).to(self.device)
 
     def _noise(self, request: Request) -> Tensor:
         """Starting noise at the scheduler's scale, drawn as diffusers draws it, or the caller's at that scale."""

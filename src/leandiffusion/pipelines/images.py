@@ -23,7 +23,7 @@ def to_output(pictures: Tensor, output_type: str) -> Any:
     """Pictures (B, 3, H, W) in [0, 1] -> 'np' an array (B, H, W, 3), 'pil' a list of Pillow pictures, others as is."""
     if output_type in ("pt", "latent"):
         return pictures
-    array = pictures.cpu().permute(0, 2, 3, 1).float().numpy()
+    array = pictures.detach().cpu().permute(0, 2, 3, 1).float().numpy()
     return array if output_type == "np" else numpy_to_pil(array)
 
 

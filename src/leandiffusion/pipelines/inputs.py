@@ -15,14 +15,13 @@ BothTexts = tuple[list[str], list[str]]
 """Texts for the first and for the second text encoder, equally many."""
 
 
-def check_size(height: Any, width: Any, multiple: int) -> None:
+def check_side(name: str, value: Any, multiple: int) -> None:
     """Pixels must be whole, positive and divisible by `multiple`, the pixels per latent."""
-    for name, value in (("height", height), ("width", width)):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"{name}={value!r}: pass a positive whole number of pixels, divisible by {multiple}.")
-        if value % multiple:
-            near = max(multiple, round(int(value) / multiple) * multiple)
-            raise ConfigError(f"{name}={value} is not divisible by {multiple}: the nearest that is, is {near}.")
+    if not isinstance(value, Integral) or isinstance(value, bool) or value <= 0:
+        raise ConfigError(f"{name}={value!r}: pass a positive whole number of pixels, divisible by {multiple}.")
+    if value % multiple:
+        near = max(multiple, round(int(value) / multiple) * multiple)
+        raise ConfigError(f"{name}={value} is not divisible by {multiple}: the nearest that is, is {near}.")
 
 
 def check_count(name: str, value: Any) -> None:
@@ -157,7 +156,7 @@ def check_names(what: str, names: Collection[str], known: Collection[str]) -> No
 
 
 def refuse(arguments: dict[str, Any], why: str) -> None:
-    """ConfigError for arguments that are given although nothing here would heed them."""
+    """ConfigError for arguments that are given although others make them pointless."""
     given = [name for name, value in arguments.items() if value is not None]
     if given:
         raise ConfigError(f"{', '.join(given)}: {why}.")

@@ -13,7 +13,10 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.output import Output
 from . import inputs
+from .absent import ATTENTION, IP_ADAPTER, LORA, no_ip_adapter, unsupported
 from .base import DiffusionPipeline, drawing, undisturbed
+from .checks import Checks
+from .compat import deprecated
 from .images import numpy_to_pil, to_output
 from .outdated import mend_unet
 from .request import Request
@@ -28,7 +31,7 @@ class StableDiffusionPipelineOutput(Output):
     nsfw_content_detected: list[bool] | None = None
 
 
-class StableDiffusionPipeline(DiffusionPipeline):
+class StableDiffusionPipeline(DiffusionPipeline, Checks):
     """Draws pictures from words. Call it; `.images` of the result holds them.
 
     Components: `vae`, `text_encoder`, `tokenizer`, `unet`, `scheduler`, and optionally `safety_checker` with its
@@ -38,6 +41,10 @@ class StableDiffusionPipeline(DiffusionPipeline):
     component_names: ClassVar[tuple[str, ...]] = (
         "vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor", "image_encoder",
     )  # fmt: skip
+
+    model_cpu_offload_seq: ClassVar[str] = "text_encoder->image_encoder->unet->vae"
+    _optional_components: ClassVar[list[str]] = ["safety_checker", "feature_extractor", "image_encoder"]
+    _callback_tensor_inputs: ClassVar[list[str]] = list(DiffusionPipeline.callback_tensors)
 
     vae: Any
     text_encoder: Any
@@ -71,7 +78,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
             },
             {"requires_safety_checker": requires_safety_checker},
         )
-        inputs.refuse({"image_encoder": image_encoder}, "IP-Adapters are not supported, so it would have no effect")
+        unsupported({"image_encoder": image_encoder}, IP_ADAPTER)
         if safety_checker is not None and feature_extractor is None:
             inputs.refuse({"safety_checker": safety_checker}, "it needs a feature_extractor: pass both or neither")
 
@@ -118,14 +125,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         Returns StableDiffusionPipelineOutput, or (images, nsfw_content_detected) when `return_dict` is False. Raises
         ConfigError for wrong arguments before anything is computed, NonFiniteError instead of a black picture.
         """
-        inputs.refuse(
-            {
-                "ip_adapter_image": ip_adapter_image,
-                "ip_adapter_image_embeds": ip_adapter_image_embeds,
-                "cross_attention_kwargs": cross_attention_kwargs or None,
-            },
-            "not supported, so it would have no effect: leave it out",
-        )
+        no_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
+        unsupported({"cross_attention_kwargs": cross_attention_kwargs or None}, ATTENTION)
         request = Request(
             prompt=prompt, prompt_embeds=prompt_embeds, height=height, width=width,
             num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas,
@@ -174,7 +175,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
 
         `clip_skip` is of the words alone: the embeddings without them are always the last layer's.
         """
-        inputs.refuse({"lora_scale": lora_scale}, "LoRA weights are not supported, so it would have no effect")
+        unsupported({"lora_scale": lora_scale}, LORA)
         inputs.check_one_of("prompt", prompt, "prompt_embeds", prompt_embeds)
         texts = inputs.check_texts("prompt", prompt)
         batch = len(texts or inputs.check_embeddings("prompt_embeds", prompt_embeds))
@@ -217,6 +218,13 @@ class StableDiffusionPipeline(DiffusionPipeline):
                 getattr(checker, "dtype", self.dtype) if dtype is None else dtype,
             )
         return checker(images=image, clip_input=pixels)
+
+    @undisturbed
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> np.ndarray:
+        """Latents (B, C, h, w) -> pictures (B, H, W, 3) in [0, 1]. Deprecated, as in diffusers."""
+        deprecated("decode_latents", "pipe.vae.decode and pipe.image_processor.postprocess", decorators=2)
+        return to_output(to_unit(decode_raw(self.vae, latents)), "np")
 
     def _withhold(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
         """Decoded pictures (B, 3, H, W) as the safety checker leaves them, and which it flagged.

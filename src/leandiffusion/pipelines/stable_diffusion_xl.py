@@ -12,7 +12,10 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.output import Output
 from . import inputs
+from .absent import ATTENTION, IP_ADAPTER, LORA, WATERMARK, no_ip_adapter, unsupported
 from .base import DiffusionPipeline, drawing, undisturbed
+from .checks import ChecksXL
+from .compat import deprecated
 from .images import to_output
 from .request import Request
 from .stages import Conditioning, both_halves, check_clip_skip, decode, encode_text, tokenize
@@ -27,7 +30,7 @@ class StableDiffusionXLPipelineOutput(Output):
     images: Any
 
 
-class StableDiffusionXLPipeline(DiffusionPipeline):
+class StableDiffusionXLPipeline(DiffusionPipeline, ChecksXL):
     """Draws pictures from words with two text encoders. Call it; `.images` of the result holds them.
 
     Components: `vae`, `text_encoder` and `tokenizer` (CLIP-L; may be None), `text_encoder_2` and `tokenizer_2`
@@ -42,6 +45,13 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         "latents", "prompt_embeds", "negative_prompt_embeds", "add_text_embeds", "add_time_ids",
         "negative_pooled_prompt_embeds", "negative_add_time_ids",
     )  # fmt: skip
+
+    model_cpu_offload_seq: ClassVar[str] = "text_encoder->text_encoder_2->image_encoder->unet->vae"
+    _optional_components: ClassVar[list[str]] = [
+        "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "image_encoder", "feature_extractor",
+    ]  # fmt: skip
+    _callback_tensor_inputs: ClassVar[list[str]] = list(callback_tensors)
+    watermark = None
 
     vae: Any
     text_encoder: Any
@@ -77,8 +87,8 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
             },
             {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt},
         )
-        inputs.refuse({"image_encoder": image_encoder}, "IP-Adapters are not supported, so it would have no effect")
-        inputs.refuse({"add_watermarker": add_watermarker or None}, "watermarks are not supported: leave it out")
+        unsupported({"image_encoder": image_encoder}, IP_ADAPTER)
+        unsupported({"add_watermarker": add_watermarker or None}, WATERMARK)
 
     @property
     def denoising_end(self) -> float | None:
@@ -133,14 +143,8 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         Returns StableDiffusionXLPipelineOutput, or (images,) when `return_dict` is False. Raises ConfigError for wrong
         arguments before anything is computed, NonFiniteError instead of a black picture.
         """
-        inputs.refuse(
-            {
-                "ip_adapter_image": ip_adapter_image,
-                "ip_adapter_image_embeds": ip_adapter_image_embeds,
-                "cross_attention_kwargs": cross_attention_kwargs or None,
-            },
-            "not supported, so it would have no effect: leave it out",
-        )
+        no_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
+        unsupported({"cross_attention_kwargs": cross_attention_kwargs or None}, ATTENTION)
         request = Request(
             prompt=prompt, prompt_embeds=prompt_embeds, height=height, width=width,
             num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas, denoising_end=denoising_end,
@@ -186,6 +190,16 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         self.last_times = clock.seconds
         return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)
 
+    @property
+    def default_sample_size(self) -> Any:
+        """Latents along a side unless a size is asked for."""
+        return getattr(getattr(self.unet, "config", None), "sample_size", None) or 128
+
+    def upcast_vae(self) -> None:
+        """Deprecated, as in diffusers: make the VAE float32."""
+        deprecated("upcast_vae", "pipe.vae.to(torch.float32), or leave it out: one that overflows is upcast by itself")
+        self._stack.lifted(lambda: self.vae.to(torch.float32))
+
     @undisturbed
     def encode_prompt(
         self,
@@ -207,7 +221,7 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
 
         B counts `num_images_per_prompt` pictures for each prompt; the two without words are None unless guidance asks.
         """
-        inputs.refuse({"lora_scale": lora_scale}, "LoRA weights are not supported, so it would have no effect")
+        unsupported({"lora_scale": lora_scale}, LORA)
         words = inputs.check_both_texts(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds)
         batch = len(words[0] if words else prompt_embeds)  # type: ignore[arg-type]
         guided, wordless = do_classifier_free_guidance, None

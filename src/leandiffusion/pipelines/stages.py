@@ -107,10 +107,9 @@ def both_halves(without: Tensor | None, with_words: Tensor) -> Tensor:
     return with_words if without is None else torch.cat([without, with_words])
 
 
-def embed_guidance(scale: float, count: int, dim: int, dtype: torch.dtype) -> Tensor:
-    """Guidance scale as an input of a distilled network, (count, dim): Meng et al. 2023, sec. 3.1."""
-    w = torch.full((count,), 1000 * (scale - 1))
-    return sinusoid(w, dim, flip_sin_to_cos=False, freq_shift=1).to(dtype)
+def embed_guidance(scales: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Guidance scales (B,) as an input of a distilled network, (B, dim): Meng et al. 2023, sec. 3.1."""
+    return sinusoid(1000 * (scales.float() - 1), dim, flip_sin_to_cos=False, freq_shift=1).to(dtype)
 
 
 # -- denoise ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ..core.config import read_json
-from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile, UnsafeFormat
+from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile, UnsafeFormat, VariantNotFound
 from .header import CONVERT_PICKLE, PICKLE_SUFFIXES
 
 _SHARD = r"-\d{5}-of-\d{5}"
@@ -110,7 +110,8 @@ def _nothing_chosen(folder: Path, names: list[str], stem: str, variant: str | No
         told = ", ".join(f"variant={v!r}" if v else "the plain weights (variant=None)" for v in present)
         partial = [n for n in names if _SAFE_FILE.match(n) and re.search(_SHARD, n)]
         shards = f" Incomplete shards: {', '.join(partial[:5])}." if variant in present and partial else ""
-        return CheckpointNotFound(f"{folder} has no {wanted}.{shards} It has {told}.")
+        kind = VariantNotFound if variant and variant not in present else CheckpointNotFound
+        return kind(f"{folder} has no {wanted}.{shards} It has {told}.")
     if pickles := [n for n in names if n.endswith(PICKLE_SUFFIXES) and n.startswith(_PICKLE_STEMS)]:
         return UnsafeFormat(
             f"{folder} has only pickled weights ({', '.join(pickles[:3])}): opening a pickle can run any code, so they "

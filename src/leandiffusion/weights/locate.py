@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.config import read_json
-from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat
+from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat, VariantNotFound
 from ..core.hub import HubRepository, check_hub_id
 from .files import choose_weights, variants_of
 from .header import CONVERT_PICKLE, PICKLE_SUFFIXES
@@ -85,7 +85,7 @@ def choose_files(names: Iterable[str], components: Iterable[str], variant: str |
     wanted = {name: folders.get(name, []) for name in components}
     networks = {name: files for name, files in wanted.items() if "config.json" in files}
     if variant and networks and not any(variant_files(files, variant) for files in networks.values()):
-        raise CheckpointNotFound(f"no component has weights of variant={variant!r}. There are: {_variants(networks)}.")
+        raise VariantNotFound(f"no component has weights of variant={variant!r}. There are: {_variants(networks)}.")
     for component, files in wanted.items():
         weights = variant_files(files, variant) or variant_files(files, None)
         if component in networks and not weights:

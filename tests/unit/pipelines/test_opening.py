@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from leandiffusion import (
     AutoencoderKL,
@@ -18,9 +19,11 @@ from leandiffusion import (
     ConfigError,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    NotSupported,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    VariantNotFound,
     WeightsError,
 )
 from leandiffusion.pipelines import assembly, open_pipeline
@@ -201,11 +204,78 @@ def test_saving_notes_absent_parts(build: Any, draw: Draw, tmp_path: Path) -> No
     assert torch.equal(draw(again, output_type="latent"), draw(pipe, output_type="latent"))
 
 
-def test_saving_what_can_not_be_saved(sd1: Any, tmp_path: Path) -> None:
+def test_what_can_not_be_saved_is_left_out(sd1: Any, build: Any, draw: Draw, tmp_path: Path) -> None:
+    plain, unet = draw(sd1), sd1.unet
     sd1.unet = torch.nn.Identity()
-    with pytest.raises(ConfigError, match="unet is a Identity, which has no save_pretrained"):
+    sd1.safety_checker = lambda images, clip_input: (images, None)
+    with pytest.warns(UserWarning, match="it is left out") as caught:
         sd1.save_pretrained(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    assert [str(warning.message).split(", which")[0] for warning in caught] == [
+        "unet is a Identity", "safety_checker is a function"
+    ]  # fmt: skip
+    assert not (tmp_path / "new" / "unet").exists()
+    assert not (tmp_path / "new" / "safety_checker").exists()
+    again = build["quiet"](open_pipeline(tmp_path / "new", unet=unet))
+    assert again.safety_checker is None
+    assert torch.equal(draw(again), plain)
+
+
+def test_a_compiled_network_is_saved_as_the_network(sd1: Any, build: Any, draw: Draw, tmp_path: Path) -> None:
+    plain = draw(sd1)
+    sd1.unet = torch.compile(sd1.unet, backend="eager")
+    sd1.vae = torch.compile(sd1.vae, backend="eager")
+    assert torch.equal(draw(sd1), plain)
+    sd1.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "_orig_mod" in name]  # noqa: SIM118
+    assert json.loads((tmp_path / "model_index.json").read_text())["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert torch.equal(draw(build["quiet"](open_pipeline(tmp_path))), plain)
+
+
+def test_saving_takes_diffusers_arguments_in_their_order(sd1: Any, tmp_path: Path) -> None:
+    sd1.save_pretrained(tmp_path, True, "fp16", None)
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    for asked in ({"push_to_hub": True}, {"use_flashpack": True}):
+        with pytest.raises(NotSupported, match=next(iter(asked))):
+            sd1.save_pretrained(tmp_path / "other", **asked)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_variant_that_is_not_there(sd1: Any, folders: Folders) -> None:
+    with pytest.raises(VariantNotFound, match="fp16") as error:
+        open_pipeline(folders["sd1"], variant="fp16")
+    assert isinstance(error.value, ValueError)
+    assert isinstance(error.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"force_download": False, "proxies": None, "output_loading_info": False, "custom_pipeline": None},
+        {"device_map": None, "max_memory": None, "offload_folder": None, "offload_state_dict": False},
+        {"device_map": "cpu"},
+        {"device_map": {"": "cpu"}},
+        {"resume_download": True, "disable_mmap": True, "trust_remote_code": False, "quantization_config": None},
+    ],
+)
+def test_options_that_ask_for_nothing(folders: Folders, given: dict[str, Any]) -> None:
+    assert open_pipeline(folders["sd1"], **given).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ({"device_map": "balanced"}, "device_map='balanced' is not supported.*offload='model'"),
+        ({"device_map": {"unet": "cuda", "vae": "cpu"}}, "device_map=.*one device"),
+        ({"force_download": True}, "force_download is not supported: delete"),
+        ({"custom_pipeline": "lpw_stable_diffusion"}, "custom_pipeline.*never run"),
+        ({"quantization_config": object()}, "quantization_config is not supported: quantized weights"),
+        ({"use_auth_token": True}, "use_auth_token.*pass token="),
+    ],
+)
+def test_options_that_ask_for_what_is_not_there(folders: Folders, given: dict[str, Any], instead: str) -> None:
+    with pytest.raises(NotSupported, match=instead):
+        open_pipeline(folders["sd1"], **given)
 
 
 def test_no_pickles(sd1: Any, tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""Features of diffusers' pipelines that are not there: each says so, and what to do instead, where it is called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.errors import NotSupported
+
+LORA = (
+    "LoRA weights are not supported yet: merge them into the model with diffusers (load_lora_weights, fuse_lora, "
+    "unload_lora_weights, save_pretrained) and open the folder that it saves."
+)
+INVERSION = (
+    "textual inversion is not supported yet: encode the prompt with diffusers and pass prompt_embeds and "
+    "negative_prompt_embeds."
+)
+IP_ADAPTER = "IP-Adapters are not supported yet: draw from words alone, or with diffusers."
+FREEU = "FreeU is not supported yet: leave it out, or draw with diffusers."
+FUSED_QKV = "fused projections are not supported yet, and the picture is the same without: leave the call out."
+GROUPS = (
+    "diffusers' group offloading is not supported yet: enable_sequential_cpu_offload(granularity='blocks') or "
+    "enable_model_cpu_offload() save as much."
+)
+WATERMARK = "watermarks are not supported: leave it out."
+ATTENTION = "nothing here reads it, so it would have no effect: leave it out. LoRA scales belong to merged weights."
+PUSH = "uploading is not supported: save_pretrained(folder), then huggingface_hub.upload_folder(folder_path=folder, …)."
+BUILD = "a pipeline is not built from its config alone: use from_pretrained, or pass the components to the class."
+
+
+def unsupported(arguments: dict[str, Any], why: str) -> None:
+    """NotSupported for arguments that are given although nothing here would heed them."""
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise NotSupported(f"{', '.join(given)}: {why}")
+
+
+def no_ip_adapter(image: Any, embeds: Any) -> None:
+    """NotSupported if either is given: both belong to IP-Adapters."""
+    unsupported({"ip_adapter_image": image, "ip_adapter_image_embeds": embeds}, IP_ADAPTER)
+
+
+def _absent(why: str) -> Any:
+    def method(self: Any, *_: Any, **__: Any) -> Any:
+        raise NotSupported(why)
+
+    method.__doc__ = f"Raises NotSupported: {why}"
+    return method
+
+
+class Absent:
+    """Mixin of the pipelines. What undoes a feature has nothing to undo, and what lists adapters lists none."""
+
+    text_encoder_name = "text_encoder"
+    unet_name = "unet"
+
+    load_lora_weights = enable_lora = disable_lora = set_adapters = delete_adapters = fuse_lora = _absent(LORA)
+    enable_lora_hotswap = set_lora_device = _absent(LORA)
+    lora_state_dict = load_lora_into_unet = load_lora_into_text_encoder = classmethod(_absent(LORA))
+    save_lora_weights = write_lora_layers = pack_weights = classmethod(_absent(LORA))
+    load_textual_inversion = unload_textual_inversion = _absent(INVERSION)
+    load_ip_adapter = set_ip_adapter_scale = encode_image = prepare_ip_adapter_image_embeds = _absent(IP_ADAPTER)
+    enable_freeu = _absent(FREEU)
+    fuse_qkv_projections = _absent(FUSED_QKV)
+    enable_group_offload = _absent(GROUPS)
+    push_to_hub = _absent(PUSH)
+    from_config = extract_init_dict = register_for_auto_class = classmethod(_absent(BUILD))
+
+    def unload_lora_weights(self) -> None:
+        """Nothing happens: no LoRA weights are loaded."""
+
+    def unfuse_lora(self, components: Any = None, **_: Any) -> None:
+        """Nothing happens: no LoRA weights are fused."""
+
+    def unload_ip_adapter(self) -> None:
+        """Nothing happens: no IP-Adapter is loaded."""
+
+    def disable_freeu(self) -> None:
+        """Nothing happens: FreeU is never on."""
+
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Nothing happens: projections are never fused."""
+
+    def get_active_adapters(self) -> list[str]:
+        """Names of the active LoRA adapters: none."""
+        return []
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Names of the LoRA adapters by component: none."""
+        return {}
+
+    @property
+    def fused_loras(self) -> set[str]:
+        """Names of the fused LoRA adapters: none."""
+        return set()
+
+    @property
+    def num_fused_loras(self) -> int:
+        """How many LoRA adapters are fused: 0."""
+        return 0
+
+    @property
+    def lora_scale(self) -> float:
+        """The scale of LoRA weights, 1: none are loaded."""
+        return 1.0
+
+    def maybe_convert_prompt(self, prompt: Any, tokenizer: Any) -> Any:
+        """The prompt as it is: no textual inversions are loaded whose words would stand for several tokens."""
+        return prompt
