@@ -21,14 +21,21 @@ from .clip import CLIPEncoder, CLIPNetwork
 
 
 @dataclass(eq=False)
+class BaseModelOutputWithPooling(Output):
+    """`last_hidden_state` (B, T, C); `pooler_output` (B, C); `hidden_states`, if asked for, L + 1 times (B, T, C): the
+    embeddings and each layer's output, the last one before the final layer norm."""
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
 class CLIPTextModelOutput(Output):
-    """`text_embeds` (B, P), only of the model with projection; `last_hidden_state` (B, T, C); `pooler_output` (B, C),
-    only of the model without; `hidden_states`, if asked for, L + 1 times (B, T, C): the embeddings and each layer's
-    output, the last one before the final layer norm."""
+    """Of the model with projection: `text_embeds` (B, P) in place of `pooler_output`, which tools ask for first."""
 
     text_embeds: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
@@ -153,23 +160,22 @@ class CLIPTextModel(CLIPNetwork):
         position_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = False,
         return_dict: bool | None = True,
-    ) -> CLIPTextModelOutput | tuple[Any, ...]:
+    ) -> BaseModelOutputWithPooling | CLIPTextModelOutput | tuple[Any, ...]:
         """Encode token ids.
 
         Args: `input_ids` (B, T), integers below vocab_size, T at most max_position_embeddings; `attention_mask`
         (B, T), 1 for tokens to read and 0 for padding; `position_ids` (1 or B, T), 0 to T - 1 unless given.
 
-        Returns CLIPTextModelOutput, or its `to_tuple()` when `return_dict` is False. Raises ConfigError for texts
-        that are too long.
+        Returns BaseModelOutputWithPooling, of a model with projection CLIPTextModelOutput, or its `to_tuple()` when
+        `return_dict` is False. Raises ConfigError for texts that are too long.
         """
         hidden, kept = self.text_model(input_ids, attention_mask, position_ids, bool(output_hidden_states))
         ends = input_ids if self.eos_token_id == 2 else (input_ids == self.eos_token_id)
         pooled = hidden[torch.arange(len(hidden), device=hidden.device), ends.int().argmax(dim=-1).to(hidden.device)]
-        output = CLIPTextModelOutput(last_hidden_state=hidden, hidden_states=kept)
         if self.has_projection:
-            output.text_embeds = self.text_projection(pooled)
+            output = CLIPTextModelOutput(self.text_projection(pooled), hidden, kept)
         else:
-            output.pooler_output = pooled
+            output = BaseModelOutputWithPooling(hidden, pooled, kept)
         return output.to_tuple() if return_dict is False else output
 
     @classmethod

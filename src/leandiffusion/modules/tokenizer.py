@@ -23,6 +23,7 @@ from ..core.errors import ConfigError
 from ..core.hub import settings_folder
 from ..core.output import Batch
 from .tokenizer_files import FILES, as_token, read_tokenizer_files
+from .tokenizer_names import TokenNames
 
 END_OF_WORD = "</w>"
 DEFAULT_LENGTH = 77
@@ -31,7 +32,7 @@ WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-class CLIPTokenizer:
+class CLIPTokenizer(TokenNames):
     """Text to token ids, as CLIP was trained with.
 
     Args: `vocab`, token -> id; `merges`, pairs of tokens in order of priority; the four special tokens, each in the
@@ -222,10 +223,6 @@ class CLIPTokenizer:
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
         """The texts of several lists of ids, or of a tensor (B, T)."""
         return [self.decode(sequence, skip_special_tokens) for sequence in sequences]
-
-    def get_vocab(self) -> dict[str, int]:
-        """Every token and its id, added tokens included."""
-        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     @property
     def vocab_size(self) -> int:
