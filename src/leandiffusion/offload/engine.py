@@ -40,6 +40,11 @@ class Policy:
     resident_fraction: float = 0.0
     slots: int = SLOTS
 
+    @property
+    def from_disk(self) -> bool:
+        """Whether the tier below is the checkpoint on disk, and not host memory."""
+        return self.device.type == "cpu"
+
 
 @dataclass(frozen=True, eq=False)
 class Held:
@@ -89,7 +94,7 @@ class Engine:
         self._homes: Homes = {}
         self._host: HostStore | None = None
         self._prefetcher = prefetcher or _prefetcher(policy.device)
-        if policy.device.type == "cpu":
+        if policy.from_disk:
             self._go_down(networks, progress)
         try:
             self._take_up(networks)
@@ -116,7 +121,7 @@ class Engine:
 
         A copy of a module, which brought its own weights along, is none of the engine's: it just runs.
         """
-        if self.policy.device.type != "cpu":  # inputs follow the weights, from wherever they are
+        if not self.policy.from_disk:  # inputs follow the weights, from wherever they are
             args, kwargs = moved((args, kwargs), self.policy.device)
         with self._lock, self._shown(module):
             return forward(*args, **kwargs)
@@ -158,9 +163,9 @@ class Engine:
 
     def _take_up(self, networks: Mapping[str, nn.Module]) -> None:
         """Cut the networks as they are now, and make ready what the pieces travel with."""
-        policy, on_cpu = self.policy, self.policy.device.type == "cpu"
-        pieces = cut(networks, policy.granularity, _is_on_disk if on_cpu else lambda tensor: True)
-        resident = set() if on_cpu else spread(pieces.units, policy.resident_fraction)
+        policy, from_disk = self.policy, self.policy.from_disk
+        pieces = cut(networks, policy.granularity, _is_on_disk if from_disk else lambda tensor: True)
+        resident = set() if from_disk else spread(pieces.units, policy.resident_fraction)
         travelling = [unit for unit in pieces.units if unit not in resident]
         self._held = WeakKeyDictionary({m: h for unit in travelling for m, h in _held_by(unit)})
         self.looked_up = pieces.looked_up
@@ -168,7 +173,7 @@ class Engine:
             travelling, Unit.read_into, _arena(policy, travelling), self._prefetcher,
             ahead=policy.granularity != "component",
         )  # fmt: skip
-        if on_cpu:
+        if from_disk:
             return
         self._host = HostStore(travelling, pieces.looked_up, policy.device, self._homes)
         for weight in [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]:

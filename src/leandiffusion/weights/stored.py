@@ -34,7 +34,7 @@ _REACH_MEMORY = {
     Tensor._typed_storage, Tensor.storage, Tensor.share_memory_, Tensor.__dlpack__, Tensor.apply_, Tensor.map_,
     Tensor.map2_, Tensor.tolist,
 }  # fmt: skip
-_CHANGE_MEMORY = ("set_", "resize_", "resize_as_")
+_CHANGE_MEMORY = ("resize_", "resize_as_", "set_")
 _UNMARKED_VIEWS = (aten._unsafe_view.default, aten._reshape_alias.default)  # views by what they do, not by their schema
 
 
@@ -85,6 +85,13 @@ class StoredTensor(Tensor):
             self.held.value = self.read()
         return self.held.value
 
+    def set_to(self, source: Tensor) -> StoredTensor:
+        """`self.set_(source)`: share the memory of a tensor like this one; aliases of before keep theirs."""
+        if (source.shape, source.dtype, source.device) != (self.shape, self.dtype, self.device):
+            _refuse("set_")
+        self.held = Held(source.hold() if isinstance(source, StoredTensor) else source.detach())
+        return self
+
     def rows(self, indices: Tensor) -> Tensor:
         """`self[indices]` for a matrix (N, C) and whole numbers of any shape: reads those rows alone."""
         if self.held.value is not None or self.entry.transpose:
@@ -122,7 +129,7 @@ class StoredTensor(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == Tensor.data.__set__:  # type: ignore[attr-defined]
             return _assign(*args)
-        if getattr(func, "__name__", "") in _CHANGE_MEMORY:
+        if getattr(func, "__name__", "") in _CHANGE_MEMORY[:2]:
             _refuse(func.__name__)
         if func in _REACH_MEMORY and isinstance(args[0], StoredTensor):
             args = (args[0].hold(), *args[1:])
@@ -140,6 +147,8 @@ class StoredTensor(Tensor):
                 return relaid
             if func is aten.embedding.default:
                 return first.rows(args[1])
+        if func is aten.set_.source_Tensor and isinstance(first, StoredTensor):
+            return first.set_to(args[1])
         if func._schema.name.removeprefix("aten::") in _CHANGE_MEMORY:
             _refuse(func._schema.name)
         if func._schema.is_mutable or _gives_view(func):
@@ -199,7 +208,8 @@ def _through(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _refuse(operation: str) -> NoReturn:
     raise ConfigError(
-        f"{operation}: a weight on disk has no memory to change. Assign its data, or a new nn.Parameter to its layer."
+        f"{operation}: a weight on disk has no memory whose size could change. Assign its data, or a new nn.Parameter "
+        "to its layer."
     )
 
 

@@ -175,6 +175,35 @@ def test_what_was_changed_in_memory_is_heeded(folder: Path) -> None:
     assert same(compute(networks), expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("failure", [RuntimeError(), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_masters_are_back_whatever_happens_in_a_layer(
+    folder: Path, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside a layer's own forward nobody sees anything else."""
+    networks = open_both(folder)
+    engine = Engine(networks, Policy(CPU))
+    undo = attach(engine, CPU)
+    layer = networks["unet"].conv_in
+    masters = dict(layer.named_parameters())
+    seen: list[bool] = []
+
+    def fail(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+        seen.append(isinstance(weight, StoredTensor))
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: fail(x, weight, bias))
+        with pytest.raises(type(failure)):
+            layer(torch.zeros(1, 4, 8, 8))
+    assert seen == [False]
+    assert all(layer._parameters[name] is master for name, master in masters.items())
+    assert all(isinstance(master, StoredTensor) for master in masters.values())
+    undo()
+    assert "forward" not in vars(layer)
+    engine.close()
+
+
 # -- host memory as the tier below: its packing does not need an accelerator -------------------------------------------
 
 
