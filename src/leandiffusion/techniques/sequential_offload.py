@@ -18,8 +18,7 @@ from .offloading import Offload
 @dataclass(frozen=True)
 class SequentialOffload(Offload):
     """`granularity`: 'leaf' layers travel one by one, 'block's of them together. `resident_fraction` of the weights,
-    from 0 to 1, stay on the device until a call ends. `slots`: memory there for the others, in largest units, at least
-    2.
+    from 0 to 1, stay on the device. `slots`: memory there for the others, in largest units, at least 2.
 
     ConfigError for values outside these.
     """
