@@ -31,9 +31,8 @@ NOT_THERE = {
     "load_lora_weights", "enable_lora", "disable_lora", "set_adapters", "delete_adapters", "fuse_lora",
     "enable_lora_hotswap", "set_lora_device", "lora_state_dict", "load_lora_into_unet", "load_lora_into_text_encoder",
     "save_lora_weights", "write_lora_layers", "pack_weights", "load_textual_inversion", "unload_textual_inversion",
-    "load_ip_adapter", "set_ip_adapter_scale", "encode_image", "prepare_ip_adapter_image_embeds", "enable_freeu",
-    "fuse_qkv_projections", "enable_group_offload", "push_to_hub", "from_config", "extract_init_dict",
-    "register_for_auto_class",
+    "load_ip_adapter", "set_ip_adapter_scale", "encode_image", "prepare_ip_adapter_image_embeds",
+    "enable_group_offload", "push_to_hub", "from_config", "extract_init_dict", "register_for_auto_class",
 }  # fmt: skip
 NOTHING_TO_UNDO = {
     "unload_lora_weights", "unfuse_lora", "unload_ip_adapter", "disable_freeu", "unfuse_qkv_projections",
@@ -88,6 +87,31 @@ def test_what_is_not_there_says_so(pair: Pair, name: str) -> None:
     assert isinstance(error.value, NotImplementedError)
     assert len(str(error.value)) < 500
     assert ":" in str(error.value), "what to do instead"
+
+
+def test_what_the_networks_may_know(tiny: Callable[[str], tuple[Any, Path]]) -> None:
+    """FreeU and fused projections are the networks' business: diffusers' own, in our pipeline, know both."""
+    theirs, folder = tiny("sd1")
+    ours = open_pipeline(folder, unet=theirs.unet, vae=theirs.vae)
+    ours.set_progress_bar_config(disable=True)
+
+    def draw(pipe: Any) -> torch.Tensor:
+        given = {"output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+        return pipe("a cat", num_inference_steps=2, **given).images
+
+    plain = draw(ours)
+    ours.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    torch.testing.assert_close(draw(ours), draw(theirs), atol=1e-3, rtol=0)
+    ours.disable_freeu()
+    assert torch.equal(draw(ours), plain)
+    ours.fuse_qkv_projections()
+    torch.testing.assert_close(draw(ours), plain, atol=1e-3, rtol=0)
+    ours.unfuse_qkv_projections()
+    assert torch.equal(draw(ours), plain)
+    ours.unet = torch.nn.Identity()
+    for call in (lambda: ours.enable_freeu(0.9, 0.2, 1.2, 1.4), ours.fuse_qkv_projections):
+        with pytest.raises(NotSupported, match="not supported yet"):
+            call()
 
 
 @pytest.mark.parametrize("name", sorted(NOTHING_TO_UNDO))

@@ -51,6 +51,18 @@ def close(expected: torch.Tensor, got: torch.Tensor, tolerance: float) -> None:
     assert ((expected - got).abs().max() / expected.abs().max()).item() < tolerance
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "scheduler"])
+def test_configs_by_folder(tiny: Callable[[str], tuple[Any, Path]], part: str) -> None:
+    theirs, folder = tiny("sd1")
+    name = type(getattr(theirs, part)).__name__
+    with pytest.warns(FutureWarning, match="from_config with a folder or hub id is deprecated"):
+        ours = getattr(leandiffusion, name).from_config(str(folder), subfolder=part)
+    expected = getattr(diffusers, name).from_config(str(folder), subfolder=part).config
+    for key in set(ours.config) & set(expected) - {"_use_default_values"}:
+        as_lists = [list(each[key]) if isinstance(each[key], tuple) else each[key] for each in (ours.config, expected)]
+        assert as_lists[0] == as_lists[1], key
+
+
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 TEXTS = ["a red cat", "the cat!? 12", "", LONG, "Ünïcode <|endoftext|> a"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -110,12 +111,13 @@ class Configurable:
         return read_json(folder / cls.config_name)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from a config mapping. Of the writer's notes, keys that start with '_', the version is kept.
+    def from_config(cls, config: Mapping[str, Any] | str | Path, **overrides: Any) -> Self:
+        """Build from a config mapping, or from that of a folder or hub id, which is deprecated.
 
+        Of the writer's notes, keys that start with '_', the version is kept.
         Raises ConfigError for keys this class does not understand: a setting is never ignored in silence.
         """
-        check_mapping(cls, config)
+        config = take_config(cls, config, overrides)
         values = {**config, **overrides}
         known = cls.config_keys()
         foreign = {key: value for key, value in values.items() if key not in known}
@@ -145,13 +147,29 @@ class Configurable:
         write_json(folder / self.config_name, written)
 
 
-def check_mapping(cls: type, config: object) -> None:
-    """ConfigError unless `config` holds settings by name: those of a folder or hub id have to be loaded first."""
-    if not isinstance(config, Mapping):
+_WHERE = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
+
+
+def take_config(cls: type[Configurable], config: object, overrides: dict[str, Any]) -> Mapping[str, Any]:
+    """Settings by name: `config`, or those of the folder or hub id that it names, with a FutureWarning as in diffusers.
+
+    The keywords that say where (`subfolder`, `revision` …) are then taken out of `overrides`. ConfigError for anything
+    else, and the errors of `load_config`.
+    """
+    if isinstance(config, Mapping):
+        return config
+    if not isinstance(config, str | Path):
         raise ConfigError(
             f"{cls.__name__}.from_config takes settings by name, found {show(config)}. Of a folder or hub id, pass "
             f"{cls.__name__}.load_config(…, subfolder=…), or open it with {cls.__name__}.from_pretrained."
         )
+    warnings.warn(
+        f"{cls.__name__}.from_config with a folder or hub id is deprecated: pass {cls.__name__}.load_config(…), or use "
+        "from_pretrained to have its weights too.",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return cls.load_config(config, **{name: overrides.pop(name) for name in _WHERE if name in overrides})
 
 
 def _recording(init: Any) -> Any:

@@ -59,8 +59,6 @@ class Absent:
     save_lora_weights = write_lora_layers = pack_weights = classmethod(_absent(LORA))
     load_textual_inversion = unload_textual_inversion = _absent(INVERSION)
     load_ip_adapter = set_ip_adapter_scale = encode_image = prepare_ip_adapter_image_embeds = _absent(IP_ADAPTER)
-    enable_freeu = _absent(FREEU)
-    fuse_qkv_projections = _absent(FUSED_QKV)
     enable_group_offload = _absent(GROUPS)
     push_to_hub = _absent(PUSH)
     from_config = extract_init_dict = register_for_auto_class = classmethod(_absent(BUILD))
@@ -74,11 +72,32 @@ class Absent:
     def unload_ip_adapter(self) -> None:
         """Nothing happens: no IP-Adapter is loaded."""
 
-    def disable_freeu(self) -> None:
-        """Nothing happens: FreeU is never on."""
+    def enable_freeu(self: Any, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Switch FreeU (Si et al. 2023) on in the UNet: `s` scale skips, `b` what comes from below, at two levels.
 
-    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
-        """Nothing happens: projections are never fused."""
+        NotSupported if this UNet does not know it.
+        """
+        if not hasattr(self.unet, "enable_freeu"):
+            raise NotSupported(FREEU)
+        self.unet.enable_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
+
+    def disable_freeu(self: Any) -> None:
+        """Undo `enable_freeu`."""
+        if hasattr(self.unet, "disable_freeu"):
+            self.unet.disable_freeu()
+
+    def fuse_qkv_projections(self: Any, unet: bool = True, vae: bool = True) -> None:
+        """Compute attention's projections at once, in networks that know how; NotSupported in others."""
+        for network in [self.unet] * unet + [self.vae] * vae:
+            if not hasattr(network, "fuse_qkv_projections"):
+                raise NotSupported(FUSED_QKV)
+            network.fuse_qkv_projections()
+
+    def unfuse_qkv_projections(self: Any, unet: bool = True, vae: bool = True) -> None:
+        """Undo `fuse_qkv_projections`."""
+        for network in [self.unet] * unet + [self.vae] * vae:
+            if hasattr(network, "unfuse_qkv_projections"):
+                network.unfuse_qkv_projections()
 
     def get_active_adapters(self) -> list[str]:
         """Names of the active LoRA adapters: none."""

@@ -195,9 +195,10 @@ class StableDiffusionPipeline(DiffusionPipeline, Checks):
             negative_prompt_embeds, _ = encode_text(self.text_encoder, ids)
         negative = negative_prompt_embeds if do_classifier_free_guidance else None
         inputs.check_same_shape("prompt_embeds", positive, "negative_prompt_embeds", negative)
-        embeds = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
-        positive, negative = self._spread(device, num_images_per_prompt, **embeds)
-        return positive, negative
+        prompt_embeds, negative_prompt_embeds = self._spread(
+            device, num_images_per_prompt, prompt_embeds=positive, negative_prompt_embeds=negative
+        )
+        return prompt_embeds, negative_prompt_embeds  # type: ignore[return-value]
 
     def run_safety_checker(
         self, image: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -254,9 +254,11 @@ class StableDiffusionXLPipeline(DiffusionPipeline, ChecksXL):
         pairs = (prompt_embeds, negative_prompt_embeds), (pooled_prompt_embeds, negative_pooled_prompt_embeds)
         for name, (positive, negative) in zip(("prompt_embeds", "pooled_prompt_embeds"), pairs, strict=True):
             inputs.check_same_shape(name, positive, f"negative_{name}", negative)
-        names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
-        embeds = dict(zip(names, (*pairs[0], *pairs[1]), strict=True))
-        return tuple(self._spread(device, num_images_per_prompt, **embeds))  # type: ignore[return-value]
+        prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = self._spread(
+            device, num_images_per_prompt, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds, negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+        )  # fmt: skip
+        return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds  # type: ignore[return-value]
 
     def _check_encoders(self, clip_skip: int | None) -> None:
         """ConfigError when prompts can not be encoded. SDXL may go without its first text encoder."""

@@ -60,8 +60,17 @@ AfterStep = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def tokenize(tokenizer: Any, texts: list[str], length: int | None = None, name: str = "prompt") -> Tensor:
-    """Texts -> ids (B, T), padded and cut to `length` (the tokenizer's own unless given), warning of what was cut."""
-    length = int(length or tokenizer.model_max_length)
+    """Texts -> ids (B, T), padded and cut to `length` (the tokenizer's own unless given), warning of what was cut.
+
+    ConfigError for a `length` beyond what the encoder reads: that of embeddings which were encoded in pieces.
+    """
+    length, most = int(length or tokenizer.model_max_length), tokenizer.model_max_length
+    if length > most:
+        raise ConfigError(
+            f"prompt_embeds has {length} tokens and the text encoder reads {most}, so {name} cannot be encoded at that "
+            f"length: pass negative embeddings of the same shape too, such as '' encoded and repeated to {length} "
+            "tokens, or guidance_scale=1."
+        )
     for text in texts:
         whole = tokenizer([text], padding=False, truncation=False)["input_ids"][0]
         if len(whole) > length:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 
-from ..core.config import Config, Configurable, check_mapping, write_json
+from ..core.config import Config, Configurable, take_config, write_json
 from ..core.errors import ConfigError
 from ..core.registry import Registry, did_you_mean
 
@@ -36,14 +36,14 @@ class SchedulerSettings(Configurable):
         return [schedulers.get(name) for name in schedulers]
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_config(cls, config: Mapping[str, Any] | str | Path, **overrides: Any) -> Self:
         """Build from the config of this or any other scheduler, with `overrides` of this class's own settings.
 
         Settings that only other schedulers have are carried in `.config`, so that going back restores them; those
         that the other scheduler had left at its default take this class's default. Keys that no scheduler knows give
         a warning. Raises ConfigError for an override that this class does not have.
         """
-        check_mapping(cls, config)
+        config = take_config(cls, config, overrides)
         own = cls.config_keys()
         for key in overrides:
             if key not in own:

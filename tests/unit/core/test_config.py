@@ -80,8 +80,19 @@ def test_building_from_a_config() -> None:
     assert Lamp.from_config(lamp.config).config == lamp.config
     with pytest.raises(ConfigError, match=r"Lamp does not support the config keys volts=230, colr='red'\..*'colour'"):
         Lamp.from_config({"volts": 230, "colr": "red"})
-    with pytest.raises(ConfigError, match=r"found 'shop/lamp'\. .*Lamp\.load_config\("):
-        Lamp.from_config("shop/lamp", subfolder="lamp")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"found 5\. .*Lamp\.load_config\("):
+        Lamp.from_config(5)  # type: ignore[arg-type]
+
+
+def test_building_from_a_folder_is_deprecated(tmp_path: Path) -> None:
+    Lamp(7).save_config(tmp_path / "lamp")
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.warns(FutureWarning, match=r"Lamp\.from_config with a folder .*Lamp\.load_config") as caught:
+            lamp = Lamp.from_config(folder, subfolder="lamp", local_files_only=True, colour="red")
+        assert dict(lamp.config) == {"watts": 7, "colour": "red", "shades": []}
+        assert caught[0].filename == __file__
+    with pytest.warns(FutureWarning, match="deprecated"), pytest.raises(CheckpointNotFound, match="offline"):
+        Lamp.from_config("shop/lamp", subfolder="lamp")
 
 
 def test_saving(tmp_path: Path) -> None:

@@ -176,6 +176,23 @@ def test_embeddings_of_unequal_lengths(sd1: Any) -> None:
         sd1("a", negative_prompt_embeds=tensor(1, 9, 32))
 
 
+def test_embeddings_encoded_in_pieces_need_negative_ones(
+    sd1: Any, sdxl: Any, draw: Callable[..., torch.Tensor]
+) -> None:
+    """Twice what the encoder reads: no negative prompt can be encoded at that length, but one may be passed."""
+    embeds = torch.randn(1, 2 * LENGTH, 32)
+    for words in ({}, {"negative_prompt": "a"}):
+        with pytest.raises(ConfigError, match=r"32 tokens and the text encoder reads 16.*repeated to 32"):
+            draw(sd1, prompt_embeds=embeds, **words)
+    empty = sd1.encode_prompt("", negative_prompt="")[1].repeat(1, 2, 1)
+    draw(sd1, prompt_embeds=embeds, negative_prompt_embeds=empty)
+    draw(sd1, prompt_embeds=embeds, guidance_scale=1.0)
+    given = {"prompt_embeds": torch.randn(1, 2 * LENGTH, 72), "pooled_prompt_embeds": torch.randn(1, 24)}
+    draw(sdxl, **given)  # whose negative is zeros
+    with pytest.raises(ConfigError, match="32 tokens and the text encoder reads 16, so negative_prompt cannot"):
+        draw(sdxl, negative_prompt="a", **given)
+
+
 def test_an_inpainting_unet_is_told_from_a_text_to_image_one(build: dict[str, Callable[..., Any]]) -> None:
     pipe = build["sd1"](unet=build["unet"](in_channels=9))
     with pytest.raises(ConfigError, match=r"UNet takes 9 channels .* latents have 4: this is an inpainting"):
