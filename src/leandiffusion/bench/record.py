@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..core.errors import ConfigError
+from ..core.wording import printable
 
 FORMAT = 1
 """Raised when a line's meaning changes; files of other formats are refused."""
@@ -151,7 +152,7 @@ def read_records(path: Path) -> Records:
     records: Records | None = None
     for number, line in enumerate(lines, 1):
         try:
-            values = json.loads(line)
+            values = _seen(json.loads(line))
             kind = values.pop("kind")
         except (ValueError, KeyError, AttributeError, TypeError):
             if records is not None and number == len(lines):
@@ -161,6 +162,19 @@ def read_records(path: Path) -> Records:
     if records is None:
         raise ConfigError(f"{path} is empty: expected the records of a `leandiffusion bench` run.")
     return records
+
+
+def _seen(value: Any) -> Any:
+    """The same with the control characters of its texts written out: they will stand in a terminal's tables."""
+    match value:
+        case str():
+            return printable(value)
+        case list():
+            return [_seen(each) for each in value]
+        case dict():
+            return {printable(name): _seen(each) for name, each in value.items()}
+        case _:
+            return value
 
 
 def _take(records: Records | None, kind: str, values: dict[str, Any], where: str) -> Records:

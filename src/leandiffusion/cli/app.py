@@ -10,7 +10,7 @@ import typer
 from .. import __version__
 from .bench import app as bench
 from .options import MAX_SEED, parse_dtype, parse_guidance, parse_offload, parse_size, parse_slicing
-from .report import in_one_line
+from .report import in_one_line, print_whatever_comes
 
 OUTPUTS = Path("outputs")
 
@@ -200,4 +200,5 @@ def root(
 
 def main() -> None:
     """Entry point of the `leandiffusion` command."""
+    print_whatever_comes()
     app(prog_name="leandiffusion")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from ..bench.runner import Plan, Tell, Wish, execute, plan, workplace
 from ..bench.tables import markdown, rich_tables
 from ..core.errors import BackendUnavailable, ConfigError
 from ..core.units import format_seconds
-from .report import INTERRUPTED, say
+from .report import INTERRUPTED, give, say
 
 RESULTS = Path("bench-results")
 
@@ -31,7 +30,7 @@ def run(wish: Wish, out: Path | None, work: Path | None) -> None:
     out.
     """
     check_out(out)
-    with _ending_as_interrupted(), workplace(work) as place, progress() as tell:
+    with workplace(work) as place, progress() as tell:
         ready = plan(wish, place, tell)
         path = out or _default_path(ready)
         aside = path.with_name(f"{path.name}.part")
@@ -85,7 +84,7 @@ def show(records: Records, path: Path) -> None:
     except BackendUnavailable as error:
         say(f"Note: {error}")
     for each in written:
-        typer.echo(each)
+        give(each)
 
 
 def compare_files(old: Path, new: Path, share: str) -> bool:
@@ -130,16 +129,6 @@ def _lines() -> Tell:
         say(f"[{done}/{total}] {what}{left}" if total else what)
 
     return tell
-
-
-@contextmanager
-def _ending_as_interrupted() -> Iterator[None]:
-    """Let what ends a process politely be as Ctrl-C, so that processes and files of the run do not stay behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _default_path(ready: Plan) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from ..core.wording import printable
 from ..measure.environment import describe_environment
 
 
@@ -41,4 +42,4 @@ def _in_words(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return " ".join(value) if isinstance(value, list) else str(value)
+    return printable(" ".join(value) if isinstance(value, list) else str(value))

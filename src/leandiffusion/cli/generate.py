@@ -14,7 +14,7 @@ import typer
 from ..core.errors import ConfigError
 from ..pictures.files import Destination
 from ..pictures.record import PictureRecord, Recipe
-from .report import describe_cost, say
+from .report import describe_cost, give, say
 from .techniques import Choices
 from .wish import Order, Wish, to_order
 
@@ -62,7 +62,7 @@ def run(
         paths.append(path)
         if show:
             _show(drawn.image)
-        typer.echo(path)
+        give(path)
         say(describe_cost({**drawn.record.seconds, "save": saving}, drawn.record.peak_memory))
     if drawn.record.techniques:
         say(f"With {', '.join(drawn.record.techniques.values())}")

@@ -19,14 +19,17 @@ because a file holds long names or values, loses its middle.
 
 from __future__ import annotations
 
-from .wording import to_length
+from .wording import printable, to_length
 
 
 class LeanError(Exception):
-    """Root of the tree: `except LeanError` catches everything raised on purpose."""
+    """Root of the tree: `except LeanError` catches everything raised on purpose.
+
+    Messages are of a length that can be read, without control characters: names in them come from anybody's files.
+    """
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(to_length(each) if isinstance(each, str) else each for each in args))
+        super().__init__(*(printable(to_length(each)) if isinstance(each, str) else each for each in args))
 
 
 class ConfigError(LeanError, ValueError):

@@ -1,9 +1,10 @@
-"""Values and messages at a length that a person reads: what a file holds may be of any size."""
+"""Values and messages as a person can read them: what a file holds may be of any size, and of any characters."""
 
 from __future__ import annotations
 
 import re
 import reprlib
+import unicodedata
 
 LONGEST_MESSAGE = 499
 _LONG_WORD = 120  # characters without white space: a path, a name, a number
@@ -33,6 +34,27 @@ def show(value: object) -> str:
     """`repr(value)`, cut short where it is long: at most a few hundred characters, made in as little time."""
     text = _BRIEF.repr(value)
     return text if len(text) <= 240 else f"{text[:160]}…{text[-60:]}"
+
+
+_CONTROLS = ("Cc", "Zl", "Zp", "Cs")  # C0 and C1 controls, line and paragraph separators, lone surrogates
+_TURNING = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+"""Characters that turn the direction of writing: text can be made to look like another."""
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """`text` with its control characters written out (`\\x1b`), but for those of `keep`.
+
+    Names from checkpoints, pictures and folders may hold sequences that move a terminal's cursor, change its title or
+    fill its clipboard (ECMA-48); like this they are only seen.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        each.encode("unicode_escape").decode()
+        if each not in keep and (unicodedata.category(each) in _CONTROLS or each in _TURNING)
+        else each
+        for each in text
+    )
 
 
 def to_length(text: str, limit: int = LONGEST_MESSAGE) -> str:
