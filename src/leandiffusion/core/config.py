@@ -62,6 +62,8 @@ class Configurable:
     """Base of everything built from a config.json. Subclasses write an ordinary keyword constructor."""
 
     config_name: ClassVar[str] = "config.json"
+    has_compatibles: ClassVar[bool] = False
+    ignore_for_config: ClassVar[list[str]] = []
     _config: Config
     _passed: frozenset[str]  # the keywords that the caller gave, the rest being defaults
 
@@ -74,6 +76,18 @@ class Configurable:
     def config(self) -> Config:
         """The settings this object was built with, plus carried keys (see `from_config`)."""
         return self._config
+
+    def register_to_config(self, **settings: Any) -> None:
+        """Add settings to `config`, or change them there: what was built by them stays as it is."""
+        object.__setattr__(self, "_config", Config({**self._config, **settings}))
+
+    def __getattr__(self, name: str) -> Any:
+        """A setting under its own name, with a FutureWarning, as diffusers has it for scripts of its first year."""
+        config = self.__dict__.get("_config", ())
+        if name not in config or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warnings.warn(f"{name} is a setting: read it as config.{name}.", FutureWarning, stacklevel=2)
+        return config[name]
 
     @classmethod
     def config_keys(cls) -> list[str]:
@@ -139,12 +153,22 @@ class Configurable:
             )
         return {key: value for key, value in foreign.items() if key == WRITER_VERSION}
 
-    def save_config(self, folder: str | Path) -> None:
-        """Write `folder`/`config_name` in the layout that diffusers reads."""
-        folder = Path(folder)
+    def save_config(self, save_directory: str | Path) -> None:
+        """Write `save_directory`/`config_name` in the layout that diffusers reads."""
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        written = {"_class_name": type(self).__name__, **{k: v for k, v in self.config.items() if k != "_class_name"}}
-        write_json(folder / self.config_name, written)
+        self.to_json_file(folder / self.config_name)
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Write the settings, with the name of the class, as JSON."""
+        write_json(Path(json_file_path), self._written())
+
+    def to_json_string(self) -> str:
+        """What `to_json_file` writes."""
+        return json_text(self._written())
+
+    def _written(self) -> dict[str, Any]:
+        return {"_class_name": type(self).__name__, **{k: v for k, v in self.config.items() if k != "_class_name"}}
 
 
 _WHERE = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
@@ -210,4 +234,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, sorted, with a final newline."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """A JSON object as it is written to files."""
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"

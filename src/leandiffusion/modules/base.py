@@ -11,6 +11,7 @@ from torch import nn
 
 from ..core.config import Configurable
 from ..core.errors import ConfigError
+from .features import Features
 
 
 def check_dtype(dtype: object) -> torch.dtype:
@@ -33,7 +34,7 @@ def either_dtype(dtype: Any, torch_dtype: Any) -> Any:
     return torch.float32 if chosen is None else check_dtype(chosen)
 
 
-class Network(Configurable, nn.Module):
+class Network(Configurable, Features):
     """Base of the networks: an `nn.Module` described by a config.json and stored as one safetensors checkpoint.
 
     Subclasses write an ordinary constructor whose keywords are the config keys, and name their parameters as the
@@ -50,6 +51,12 @@ class Network(Configurable, nn.Module):
     def rename_keys(cls, keys: list[str]) -> dict[str, str]:
         """Names in a file -> parameter names of this class, for every name given. The identity unless overridden."""
         return {key: key for key in keys}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return nn.Module.__getattr__(self, name)
+        except AttributeError:
+            return Configurable.__getattr__(self, name)
 
     @property
     def dtype(self) -> torch.dtype:

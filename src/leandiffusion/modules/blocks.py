@@ -6,12 +6,13 @@ Parameter names are those of diffusers checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
@@ -84,6 +85,22 @@ def saves_memory() -> bool:
 def may_overwrite(maker: nn.Module) -> bool:
     """Whether what `maker` returned may be written over: not either where a forward hook may have kept it."""
     return saves_memory() and not (maker._forward_hooks or nn.modules.module._global_forward_hooks)
+
+
+class Checkpointed(nn.Module):
+    """A module that can keep its layers' inputs only and compute them again for their gradients (Chen et al. 2016)."""
+
+    gradient_checkpointing: bool = False
+    checkpoint: Callable[..., Any] | None = None
+    """What runs a layer then: checkpoint(layer, *inputs); torch's own unless set."""
+
+    def layer(self, layer: nn.Module, *inputs: Any) -> Any:
+        """layer(*inputs), checkpointed where that is on and gradients are recorded."""
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return layer(*inputs)
+        if self.checkpoint is not None:
+            return self.checkpoint(layer, *inputs)
+        return torch.utils.checkpoint.checkpoint(layer, *inputs, use_reentrant=False)
 
 
 def silu(x: Tensor, maker: nn.Module) -> Tensor:

@@ -8,16 +8,19 @@ Letters in shapes: B samples, T tokens, C hidden size, nh heads, hs head size.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from ..core.config import write_json
 from ..core.errors import ConfigError
 from .base import Network
+from .blocks import Checkpointed
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -52,6 +55,19 @@ class CLIPNetwork(Network):
     weights_stem: ClassVar[str] = "model"
     ignored_keys: ClassVar[tuple[str, ...]] = (r"(^|\.)embeddings\.position_ids$",)
     model_type: ClassVar[str]
+    _no_split_modules: ClassVar[list[str]] = ["CLIPEncoderLayer"]
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """`enable_gradient_checkpointing`, as transformers calls it; keywords are those of torch's checkpoint."""
+        given = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        self.enable_gradient_checkpointing(functools.partial(torch.utils.checkpoint.checkpoint, **given))
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo `gradient_checkpointing_enable`."""
+        self.disable_gradient_checkpointing()
+
+    activation_checkpointing_enable = gradient_checkpointing_enable
+    activation_checkpointing_disable = gradient_checkpointing_disable
 
     @classmethod
     def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +137,7 @@ class CLIPEncoderLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class CLIPEncoder(nn.Module):
+class CLIPEncoder(Checkpointed):
     """The stack of layers that CLIP's text tower (causal) and vision tower (not) have in common."""
 
     def __init__(
@@ -145,7 +161,7 @@ class CLIPEncoder(nn.Module):
         """(B, T, C) -> the last layer's output and, with `keep_all`, the input and every layer's output."""
         kept = [x]
         for layer in self.layers:
-            x = layer(x, mask, is_causal)
+            x = self.layer(layer, x, mask, is_causal)
             if keep_all:
                 kept.append(x)
         return x, tuple(kept) if keep_all else None

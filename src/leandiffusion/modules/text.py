@@ -98,6 +98,7 @@ class CLIPTextModel(CLIPNetwork):
 
     model_type: ClassVar[str] = "clip_text_model"
     has_projection: ClassVar[bool] = False
+    main_input_name: ClassVar[str] = "input_ids"
 
     def __init__(
         self,
@@ -152,6 +153,31 @@ class CLIPTextModel(CLIPNetwork):
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table (vocab_size, C), as textual inversion reads and extends it."""
         return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token table: (vocab_size, C)."""
+        self.text_model.embeddings.token_embedding = value
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **_: Any) -> nn.Embedding:
+        """Let the token table have that many rows, for words added to the tokenizer; None changes nothing.
+
+        New rows are drawn as those of a fresh model. ConfigError for numbers below one.
+        """
+        table = self.get_input_embeddings()
+        if new_num_tokens is None or new_num_tokens == table.num_embeddings:
+            return table
+        if new_num_tokens < 1:
+            raise ConfigError(f"a token table of {new_num_tokens} rows: give one row for each token, len(tokenizer).")
+        weight = table.weight
+        resized = nn.Embedding(new_num_tokens, table.embedding_dim, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            nn.init.normal_(resized.weight, std=0.02 * self.config.initializer_factor)
+            kept = min(new_num_tokens, table.num_embeddings)
+            resized.weight[:kept] = weight[:kept]
+        resized.weight.requires_grad_(weight.requires_grad)
+        self.set_input_embeddings(resized)
+        self.register_to_config(vocab_size=new_num_tokens)
+        return resized
 
     def forward(
         self,

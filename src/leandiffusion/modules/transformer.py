@@ -5,7 +5,8 @@ Parameter names are those of diffusers checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from ..attention import AttentionBackend, backends
 from ..attention.sliced import Sliced
 from ..core.errors import ConfigError
-from .blocks import saves_memory
+from .blocks import Checkpointed, saves_memory
+from .processors import Own, Processable, attention_layers
 
 
-class Attention(nn.Module):
+class Attention(Processable):
     """Multi-head attention (Vaswani et al. 2017) over tokens; `context` None means self-attention.
 
     `backend` is the kernel that runs: replace it on the instance to change how, never what, is computed. ConfigError
@@ -35,25 +37,51 @@ class Attention(nn.Module):
             )
         self.heads = heads
         self.upcast = upcast
+        self.group_norm: nn.Module | None = None
         self.backend: AttentionBackend = backends.get("sdpa")
         context_dim = channels if context_dim is None else context_dim
         self.to_q = nn.Linear(channels, channels, bias=bias)
         self.to_k = nn.Linear(context_dim, channels, bias=bias)
         self.to_v = nn.Linear(context_dim, channels, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        # The second is where training has its dropout, and where processors call it.
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Identity()])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, T, C), context (B, S, C_context) -> (B, T, C)."""
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """x (B, T, C), context (B, S, C_context), mask (B, 1, S) added to the scores -> (B, T, C).
+
+        `extra` are arguments of a processor that was set.
+        """
+        if isinstance(self.backend, Own):
+            return self.backend.run(self, x, context, mask, extra or {})
+        return self.compute(x, context, mask, self.backend)
+
+    def compute(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        backend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Attention by `backend`; a mask is left to torch's own kernel, which knows masks, whatever the backend."""
         context = x if context is None else context
         q, k, v = (
             self.split_heads(self.to_q(x)),
             self.split_heads(self.to_k(context)),
             self.split_heads(self.to_v(context)),
         )
-        if self.upcast and q.dtype != torch.float32:  # SD2.1's scores overflow float16
-            out = self.backend(q.float(), k.float(), v.float()).to(q.dtype)
+        dtype = q.dtype
+        if self.upcast and dtype != torch.float32:  # SD2.1's scores overflow float16
+            q, k, v = q.float(), k.float(), v.float()
+        if mask is None:
+            out = backend(q, k, v).to(dtype)
         else:
-            out = self.backend(q, k, v)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None].to(q.dtype)).to(dtype)
         B, nh, T, hs = out.shape
         return self.to_out[0](out.transpose(1, 2).reshape(B, T, nh * hs))
 
@@ -61,11 +89,6 @@ class Attention(nn.Module):
         """(B, T, nh * hs) -> (B, nh, T, hs), a view."""
         B, T, C = x.shape
         return x.view(B, T, self.heads, C // self.heads).transpose(1, 2)
-
-
-def attention_layers(network: nn.Module) -> Iterator[tuple[str, Attention]]:
-    """Every attention layer of a network with its name, in order of declaration."""
-    return ((name, module) for name, module in network.named_modules() if isinstance(module, Attention))
 
 
 def set_attention_backend(network: nn.Module, backend: AttentionBackend) -> None:
@@ -92,6 +115,11 @@ def set_attention_slice(network: nn.Module, slice_size: str | int | list[int] | 
             raise ConfigError(
                 f"slice size {size} is more than the {layer.heads} heads of {name}: it is how many heads are computed "
                 f"at a time, from 1 to {layer.heads} are possible."
+            )
+        if size is not None and isinstance(layer.backend, Own):
+            raise ConfigError(
+                f"{name} computes with {layer.backend.name}, a processor of your own, which cannot be cut into "
+                "slices: switch back with set_default_attn_processor() first."
             )
     for (_, layer), size in zip(layers, sizes, strict=True):
         inner = layer.backend.inner if isinstance(layer.backend, Sliced) else layer.backend
@@ -136,14 +164,16 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, T, C), context (B, S, C_context) -> (B, T, C)."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+    def forward(
+        self, x: Tensor, context: Tensor, mask: Tensor | None = None, extra: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """x (B, T, C), context (B, S, C_context), mask (B, 1, S) of the context -> (B, T, C)."""
+        x = x + self.attn1(self.norm1(x), extra=extra)
+        x = x + self.attn2(self.norm2(x), context, mask, extra)
         return x + self.ff(self.norm3(x))
 
 
-class Transformer2DModel(nn.Module):
+class Transformer2DModel(Checkpointed):
     """Pixels to tokens, transformer blocks, tokens to pixels, with a residual (Rombach et al. 2022, app. E.2.1).
 
     SD1 projects in and out with 1x1 convolutions, SD2 and SDXL with linear layers on the tokens.
@@ -161,15 +191,20 @@ class Transformer2DModel(nn.Module):
         )
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, H, W), context (B, S, C_context) -> (B, C, H, W). With channels-last x, tokens are a view of it."""
+    def forward(
+        self, x: Tensor, context: Tensor, mask: Tensor | None = None, extra: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """x (B, C, H, W), context (B, S, C_context), mask (B, 1, S) of the context -> (B, C, H, W).
+
+        With channels-last x, tokens are a view of it.
+        """
         B, C, H, W = x.shape
         h = self.norm(x)
         h = h if self.linear else self.proj_in(h)
         h = h.permute(0, 2, 3, 1).reshape(B, H * W, C)
         h = self.proj_in(h) if self.linear else h
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = self.layer(block, h, context, mask, extra)
         h = self.proj_out(h) if self.linear else h
         h = h.reshape(B, H, W, C).permute(0, 3, 1, 2)
         h = h if self.linear else self.proj_out(h)

@@ -5,9 +5,9 @@ Parameter names are those of diffusers checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,20 @@ from ..core.errors import ConfigError
 from ..core.output import Output
 from .base import Network
 from .blocks import TimestepEmbedding, refuse_unsupported, silu, sinusoid
+from .features import ATTENTION_WEIGHTS, Attending, absent
+from .freeu import FreeU
+from .processors import check_arguments
 from .transformer import set_attention_slice
-from .unet_blocks import DownBlock, Level, MidBlock, Shared, UpBlock
+from .unet_blocks import (
+    CrossAttnDownBlock2D,
+    CrossAttnUpBlock2D,
+    DownBlock2D,
+    Level,
+    Shared,
+    UNetMidBlock2DCrossAttn,
+    UpBlock2D,
+)
+from .unet_levels import crosses, depths_of, levels_of
 
 # Keys of config.json that other architectures vary and this one does not.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -52,6 +64,12 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
+PIECES = (
+    "the UNet's forward is not in diffusers' pieces here: embed_time(sample, timestep, …) gives all that the resnets "
+    "hear of time and size, and the text goes in as it is."
+)
+
+
 @dataclass(eq=False)
 class UNet2DConditionOutput(Output):
     """`sample`: the prediction (B, out_channels, h, w), what it predicts being the scheduler's `prediction_type`."""
@@ -59,12 +77,18 @@ class UNet2DConditionOutput(Output):
     sample: Tensor
 
 
-class UNet2DConditionModel(Network):
+class UNet2DConditionModel(Attending, Network):
     """Noisy latents, timestep and text -> prediction. Keywords are the keys of the UNet's config.json.
 
     `attention_head_dim` is, for historic reasons, the *number* of heads, one for all levels or one per level.
     ConfigError for values and block types that are not supported, naming them.
     """
+
+    repeated_blocks = _repeated_blocks = ("BasicTransformerBlock",)
+    _no_split_modules: ClassVar[list[str]] = [
+        "BasicTransformerBlock", "ResnetBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
+    ]  # fmt: skip
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm"]
 
     def __init__(
         self,
@@ -97,8 +121,8 @@ class UNet2DConditionModel(Network):
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         cross_attention_dim: int | Sequence[int] = 1280,
-        transformer_layers_per_block: int | Sequence[int] = 1,
-        reverse_transformer_layers_per_block: Sequence[int] | None = None,
+        transformer_layers_per_block: int | Sequence[int | Sequence[int]] = 1,
+        reverse_transformer_layers_per_block: Sequence[int | Sequence[int]] | None = None,
         encoder_hid_dim: int | None = None,
         encoder_hid_dim_type: str | None = None,
         attention_head_dim: int | Sequence[int] = 8,
@@ -130,7 +154,7 @@ class UNet2DConditionModel(Network):
         super().__init__()
         refuse_unsupported(self, _SUPPORTED, self.config)
         channels = list(block_out_channels)
-        levels = self._levels()
+        levels = levels_of(self.config)
         temb_channels = time_embedding_dim or 4 * channels[0]
         shared = Shared(temb_channels, norm_num_groups, norm_eps, use_linear_projection, bool(upcast_attention))
 
@@ -138,7 +162,7 @@ class UNet2DConditionModel(Network):
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels, time_cond_proj_dim)
         self.add_embedding = self._build_added_embedding(temb_channels)
         self.down_blocks, skip_channels = self._build_down(levels, shared)
-        self.mid_block = MidBlock(levels[-1], shared) if mid_block_type is not None else None
+        self.mid_block = UNetMidBlock2DCrossAttn(levels[-1], shared) if mid_block_type is not None else None
         self.up_blocks = self._build_up(levels, skip_channels, shared)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
@@ -152,35 +176,23 @@ class UNet2DConditionModel(Network):
         """Compute attention so many heads at a time: 'auto' half, 'max' one, a number, one per layer; None all."""
         set_attention_slice(self, slice_size)
 
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """FreeU (Si et al. 2023) on the way up's two lowest levels: `b1`, `b2` times half of what comes from below,
+        `s1`, `s2` times the lowest frequencies of the skips."""
+        self._set_freeu(FreeU(b1, s1), FreeU(b2, s2))
+
+    def disable_freeu(self) -> None:
+        """Undo `enable_freeu`."""
+        self._set_freeu(None, None)
+
+    def _set_freeu(self, *levels: FreeU | None) -> None:
+        for block, freeu in zip(cast("Iterable[UpBlock2D]", self.up_blocks), levels, strict=False):
+            block.freeu = freeu
+
+    load_attn_procs = save_attn_procs = absent(ATTENTION_WEIGHTS)
+    get_time_embed = get_aug_embed = get_class_embed = process_encoder_hidden_states = absent(PIECES)
+
     # -- construction ------------------------------------------------------------------------------------------------
-
-    def _levels(self) -> list[Level]:
-        config = self.config
-        columns = (
-            list(config.block_out_channels),
-            self._per_level("attention_head_dim"),
-            self._per_level("transformer_layers_per_block"),
-            self._per_level("cross_attention_dim"),
-            self._per_level("layers_per_block"),
-        )
-        return [Level(*row) for row in zip(*columns, strict=True)]
-
-    def _per_level(self, key: str) -> list[int]:
-        """A config value as one entry per level. ConfigError for anything but whole numbers, or another count."""
-        value, count = self.config[key], len(self.config.block_out_channels)
-        values: list[int] = [value] * count if isinstance(value, int) else list(value or ())
-        if len(values) != count or not all(isinstance(v, int) for v in values):
-            raise ConfigError(f"{key}={value!r} must be one whole number, or one for each of the {count} levels.")
-        return values
-
-    def _crosses(self, key: str, plain: str, cross: str) -> list[bool]:
-        """Block types -> which levels have cross-attention. ConfigError for other types or another count."""
-        types, count = list(self.config[key]), len(self.config.block_out_channels)
-        if len(types) != count or any(name not in (plain, cross) for name in types):
-            raise ConfigError(
-                f"UNet2DConditionModel does not support {key}={types!r}: expected {count} of {plain!r} or {cross!r}."
-            )
-        return [name == cross for name in types]
 
     def _build_added_embedding(self, temb_channels: int) -> TimestepEmbedding | None:
         if self.config.addition_embed_type is None:
@@ -195,25 +207,32 @@ class UNet2DConditionModel(Network):
 
     def _build_down(self, levels: list[Level], shared: Shared) -> tuple[nn.ModuleList, list[int]]:
         """The way down, and the channels of every skip it leaves, conv_in's first."""
-        crosses = self._crosses("down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")
+        crossing = crosses(self.config, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")
         blocks, skip_channels, in_channels = nn.ModuleList(), [levels[0].channels], levels[0].channels
-        for i, (level, cross) in enumerate(zip(levels, crosses, strict=True)):
+        for i, (level, cross) in enumerate(zip(levels, crossing, strict=True)):
             last = i == len(levels) - 1
-            blocks.append(DownBlock(in_channels, level, shared, cross=cross, last=last))
+            kind = CrossAttnDownBlock2D if cross else DownBlock2D
+            blocks.append(kind(in_channels, level, shared, last=last))
             skip_channels += [level.channels] * (level.layers + (not last))
             in_channels = level.channels
         return blocks, skip_channels
 
     def _build_up(self, levels: list[Level], skip_channels: list[int], shared: Shared) -> nn.ModuleList:
-        crosses = self._crosses("up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")
-        depths = [level.depth for level in reversed(levels)]
-        if self.config.reverse_transformer_layers_per_block is not None:
-            depths = self._per_level("reverse_transformer_layers_per_block")
+        crossing = crosses(self.config, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")
+        layers = [level.layers + 1 for level in reversed(levels)]
+        key = "transformer_layers_per_block"
+        if self.config[f"reverse_{key}"] is not None:
+            depths = depths_of(self.config, f"reverse_{key}", layers)
+        elif isinstance(self.config[key], Sequence) and not all(isinstance(n, int) for n in self.config[key]):
+            raise ConfigError(f"{key}={self.config[key]!r} differs within a level: give reverse_{key} for the way up.")
+        else:
+            depths = [level.depths[:1] * (level.layers + 1) for level in reversed(levels)]
         blocks, in_channels, skips = nn.ModuleList(), levels[-1].channels, list(skip_channels)
-        for i, (level, cross, depth) in enumerate(zip(reversed(levels), crosses, depths, strict=True)):
-            up = Level(level.channels, level.heads, depth, level.context_dim, level.layers + 1)
+        for i, (level, cross, deep) in enumerate(zip(reversed(levels), crossing, depths, strict=True)):
+            up = Level(level.channels, level.heads, deep, level.context_dim, level.layers + 1)
+            kind = CrossAttnUpBlock2D if cross else UpBlock2D
             own_skips = [skips.pop() for _ in range(up.layers)]
-            blocks.append(UpBlock(in_channels, up, own_skips, shared, cross=cross, last=i == len(levels) - 1))
+            blocks.append(kind(in_channels, up, own_skips, shared, last=i == len(levels) - 1))
             in_channels = level.channels
         return blocks
 
@@ -239,8 +258,10 @@ class UNet2DConditionModel(Network):
 
         `encoder_hidden_states` (B, S, cross_attention_dim) is the encoded text; SDXL wants `added_cond_kwargs` with
         `text_embeds` (B, P) and `time_ids` (B, 6). The `*_additional_residuals` are a ControlNet's, given together.
-        ConfigError for inputs this network does not use: class labels, attention masks, attention arguments, adapter
-        residuals, and a `timestep_cond` or added conditions without a layer for them.
+        `encoder_attention_mask` (B, S) is 1 for text to look at and 0 for text to leave out. `cross_attention_kwargs`
+        are arguments of attention processors that were set. ConfigError for inputs this network does not use: class
+        labels, masks of its own maps, arguments that no processor takes, adapter residuals, and a `timestep_cond` or
+        added conditions without a layer for them.
         """
         heeded = () if self.add_embedding is None else ("text_embeds", "time_ids")
         surplus = {f"added_cond_kwargs[{k!r}]": v for k, v in (added_cond_kwargs or {}).items() if k not in heeded}
@@ -248,9 +269,7 @@ class UNet2DConditionModel(Network):
             "class_labels": class_labels,
             "timestep_cond": timestep_cond if self.time_embedding.cond_proj is None else None,
             "attention_mask": attention_mask,
-            "cross_attention_kwargs": cross_attention_kwargs or None,
             "down_intrablock_additional_residuals": down_intrablock_additional_residuals,
-            "encoder_attention_mask": encoder_attention_mask,
             **surplus,
         }
         given = [name for name, value in refused.items() if value is not None]
@@ -262,23 +281,27 @@ class UNet2DConditionModel(Network):
                 "ControlNet: pass both. (An adapter's residuals are not supported.)"
             )
 
+        if cross_attention_kwargs:
+            check_arguments(self, cross_attention_kwargs)
+        text = encoder_hidden_states, _bias(encoder_attention_mask, encoder_hidden_states), cross_attention_kwargs
+
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
-            x, made = block(x, temb, encoder_hidden_states)
+            x, made = block(x, temb, *text)
             skips += made
         if down_block_additional_residuals is not None:
             skips = _with_residuals(skips, down_block_additional_residuals)
         if self.mid_block is not None:
-            x = self.mid_block(x, temb, encoder_hidden_states)
+            x = self.mid_block(x, temb, *text)
         if mid_block_additional_residual is not None:
             x = x + mid_block_additional_residual
         for block in self.up_blocks:
             count: int = len(block.resnets)  # type: ignore[arg-type]
             own, skips = skips[-count:], skips[:-count]
             # The next skip tells the size: it is odd where the way down rounded.
-            x = block(x, own, temb, encoder_hidden_states, skips[-1].shape[-2:] if skips else None)
+            x = block(x, own, temb, text[0], skips[-1].shape[-2:] if skips else None, *text[1:])
         x = self.conv_out(silu(self.conv_norm_out(x), self.conv_norm_out))
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
 
@@ -315,6 +338,18 @@ class UNet2DConditionModel(Network):
             freq_shift=self.config.freq_shift,
         ).reshape(time_ids.shape[0], -1)
         return torch.cat([added["text_embeds"], sizes.to(added["text_embeds"].dtype)], dim=-1).to(dtype)
+
+
+def _bias(mask: Tensor | None, context: Tensor) -> Tensor | None:
+    """1 for tokens to look at, else 0 (B, S) -> what is added to scores (B, 1, S). ConfigError for other shapes."""
+    if mask is None:
+        return None
+    if mask.shape != context.shape[:2]:
+        raise ConfigError(
+            f"encoder_attention_mask has shape {tuple(mask.shape)}: expected {tuple(context.shape[:2])}, one entry for "
+            "each token of encoder_hidden_states, 1 to look at it."
+        )
+    return ((1 - mask.to(context.dtype)) * -10000.0)[:, None]
 
 
 def _with_residuals(skips: list[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Downsample2D, ResnetBlock2D, Upsample2D
+from .blocks import Checkpointed, Downsample2D, ResnetBlock2D, Upsample2D
+from .freeu import FreeU
 from .transformer import Transformer2DModel
 
 
@@ -18,15 +20,19 @@ class Level:
 
     channels: int
     heads: int
-    depth: int
+    depths: tuple[int, ...]
+    """Transformer blocks behind each resnet."""
     context_dim: int
     layers: int
 
-    def transformer(self, shared: Shared) -> Transformer2DModel:
+    def transformer(self, depth: int, shared: Shared) -> Transformer2DModel:
         return Transformer2DModel(
-            self.channels, self.heads, self.depth, self.context_dim,
+            self.channels, self.heads, depth, self.context_dim,
             groups=shared.groups, linear=shared.linear, upcast=shared.upcast,
         )  # fmt: skip
+
+    def transformers(self, shared: Shared) -> nn.ModuleList:
+        return nn.ModuleList(self.transformer(depth, shared) for depth in self.depths)
 
 
 @dataclass(frozen=True)
@@ -43,25 +49,34 @@ class Shared:
         return ResnetBlock2D(in_channels, out_channels, self.temb_channels, self.groups, self.eps)
 
 
-class DownBlock(nn.Module):
+class DownBlock2D(Checkpointed):
     """Resnets, each followed by a transformer where the level has cross-attention, then halving unless last."""
 
-    def __init__(self, in_channels: int, level: Level, shared: Shared, *, cross: bool, last: bool) -> None:
+    cross: ClassVar[bool] = False
+
+    def __init__(self, in_channels: int, level: Level, shared: Shared, *, last: bool) -> None:
         super().__init__()
         ins = [in_channels] + [level.channels] * (level.layers - 1)
         self.resnets = nn.ModuleList(shared.resnet(c_in, level.channels) for c_in in ins)
-        if cross:
-            self.attentions = nn.ModuleList(level.transformer(shared) for _ in ins)
+        if self.cross:
+            self.attentions = level.transformers(shared)
         if not last:
             self.downsamplers = nn.ModuleList([Downsample2D(level.channels)])
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self,
+        x: Tensor,
+        temb: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
         """(B, C_in, H, W) -> (B, C, H/2, W/2) and the skips for the way up, in order of making."""
         skips = []
         attentions = getattr(self, "attentions", None)
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
-            x = x if attentions is None else attentions[i](x, context)
+            x = self.layer(resnet, x, temb)
+            x = x if attentions is None else self.layer(attentions[i], x, context, mask, extra)
             skips.append(x)
         for downsampler in getattr(self, "downsamplers", ()):
             x = downsampler(x)
@@ -69,46 +84,78 @@ class DownBlock(nn.Module):
         return x, skips
 
 
-class MidBlock(nn.Module):
+class CrossAttnDownBlock2D(DownBlock2D):
+    """A level on the way down with cross-attention."""
+
+    cross: ClassVar[bool] = True
+
+
+class UNetMidBlock2DCrossAttn(Checkpointed):
     """resnet, transformer, resnet at the lowest resolution."""
 
     def __init__(self, level: Level, shared: Shared) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(shared.resnet(level.channels, level.channels) for _ in range(2))
-        self.attentions = nn.ModuleList([level.transformer(shared)])
+        self.attentions = nn.ModuleList([level.transformer(level.depths[0], shared)])
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        temb: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = self.attentions[0](self.resnets[0](x, temb), context)
-        return self.resnets[1](x, temb)
+        x = self.layer(self.attentions[0], self.layer(self.resnets[0], x, temb), context, mask, extra)
+        return self.layer(self.resnets[1], x, temb)
 
 
-class UpBlock(nn.Module):
+class UpBlock2D(Checkpointed):
     """Resnets that each take one skip in, a transformer after each under cross-attention, doubling unless last."""
 
+    cross: ClassVar[bool] = False
+
     def __init__(
-        self, in_channels: int, level: Level, skip_channels: Sequence[int], shared: Shared, *, cross: bool, last: bool
+        self, in_channels: int, level: Level, skip_channels: Sequence[int], shared: Shared, *, last: bool
     ) -> None:
         super().__init__()
         ins = [in_channels] + [level.channels] * (level.layers - 1)
         self.resnets = nn.ModuleList(
             shared.resnet(c_in + c_skip, level.channels) for c_in, c_skip in zip(ins, skip_channels, strict=True)
         )
-        if cross:
-            self.attentions = nn.ModuleList(level.transformer(shared) for _ in ins)
+        if self.cross:
+            self.attentions = level.transformers(shared)
         if not last:
             self.upsamplers = nn.ModuleList([Upsample2D(level.channels)])
+        self.freeu: FreeU | None = None
 
     def forward(
-        self, x: Tensor, skips: Sequence[Tensor], temb: Tensor, context: Tensor, size: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        skips: Sequence[Tensor],
+        temb: Tensor,
+        context: Tensor,
+        size: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """(B, C_in, H, W) -> (B, C, 2H, 2W), or (B, C, *size). `skips` are one per resnet, the last one first used."""
         attentions = getattr(self, "attentions", None)
         for i, resnet in enumerate(self.resnets):
-            x = torch.cat([x, skips[-1 - i]], dim=1)  # of its own, so that what was joined is free before the resnet
-            x = resnet(x, temb)
-            x = x if attentions is None else attentions[i](x, context)
+            skip = skips[-1 - i]
+            if self.freeu is not None:
+                x, skip = self.freeu(x, skip)
+            x = torch.cat([x, skip], dim=1)  # of its own, so that what was joined is free before the resnet
+            x = self.layer(resnet, x, temb)
+            x = x if attentions is None else self.layer(attentions[i], x, context, mask, extra)
         for upsampler in getattr(self, "upsamplers", ()):
             H, W = (2 * x.shape[-2], 2 * x.shape[-1]) if size is None else size
             x = upsampler(x, None if (H, W) == (2 * x.shape[-2], 2 * x.shape[-1]) else (H, W))
         return x
+
+
+class CrossAttnUpBlock2D(UpBlock2D):
+    """A level on the way up with cross-attention."""
+
+    cross: ClassVar[bool] = True

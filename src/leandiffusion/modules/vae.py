@@ -5,8 +5,10 @@ Parameter names are those of diffusers checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from ..core.malloc import freed_at_once
 from ..core.output import Output
 from .base import Network
 from .blocks import refuse_unsupported
+from .features import Attending, absent
 from .vae_blocks import Decoder, Encoder
 from .vae_tiles import check_tile_rows, decode_tiled, encode_tiled
 
@@ -71,12 +74,24 @@ class DecoderOutput(Output):
     sample: Tensor
 
 
-class AutoencoderKL(Network):
+@contextmanager
+def _strips(vae: AutoencoderKL) -> Iterator[None]:
+    before, vae.use_tiling = vae.use_tiling, True
+    try:
+        yield
+    finally:
+        vae.use_tiling = before
+
+
+class AutoencoderKL(Attending, Network):
     """Pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, H/8, W/8). Keywords are the keys of the VAE's config.json.
 
     Latents in the diffusion process are these latents times `config.scaling_factor`. ConfigError for block types or
     values that are not supported, naming them.
     """
+
+    repeated_blocks = _repeated_blocks = ("ResnetBlock2D",)
+    _no_split_modules: ClassVar[list[str]] = ["ResnetBlock2D", "AttentionBlock"]
 
     def __init__(
         self,
@@ -154,6 +169,18 @@ class AutoencoderKL(Network):
         """Latents (B, C, h, w), unscaled -> picture (B, 3, f*h, f*w). `generator` is accepted for compatibility."""
         sample = self._each(self._decode, z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def tiled_encode(self, x: Tensor) -> Tensor:
+        """Picture (B, 3, H, W) -> mean and log-variance of its latents (B, 2C, h, w), in strips whatever is on."""
+        with _strips(self):
+            return self._each(self._encode, x)
+
+    def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """`decode` in strips, whatever is on."""
+        with _strips(self):
+            return self.decode(z, return_dict=return_dict)
+
+    blend_h = blend_v = absent("strips do not overlap here, so there are no seams to blend: use enable_tiling().")
 
     def _encode(self, x: Tensor) -> Tensor:
         moments = encode_tiled(self.encoder, x, self.tile_rows) if self.use_tiling else self.encoder(x)

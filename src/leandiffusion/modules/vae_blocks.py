@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .blocks import Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, silu
+from .blocks import Checkpointed, Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, silu
+from .processors import Own
 from .transformer import Attention
 
 _EPS = 1e-6  # of every norm in the VAE
@@ -18,18 +19,22 @@ _EPS = 1e-6  # of every norm in the VAE
 class AttentionBlock(Attention):
     """Self-attention of one head over all pixels, behind a group norm, with a residual."""
 
+    residual_connection = True
+
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(channels, heads=1, bias=True)
-        self.group_norm = GroupNorm(groups, channels, eps=_EPS)
+        self.group_norm: GroupNorm = GroupNorm(groups, channels, eps=_EPS)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(B, C, H, W) -> (B, C, H, W)."""
+        if isinstance(self.backend, Own):  # norm and residual are the processor's work
+            return self.backend.run(self, x, None, None, {})
         B, C, H, W = x.shape
         tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)
         return super().forward(tokens).reshape(B, H, W, C).permute(0, 3, 1, 2) + x
 
 
-class MidBlock(nn.Module):
+class UNetMidBlock2D(Checkpointed):
     """resnet, attention, resnet at the lowest resolution."""
 
     def __init__(self, channels: int, groups: int, *, attention: bool) -> None:
@@ -39,10 +44,10 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = self.resnets[0](x)
+        x = self.layer(self.resnets[0], x)
         for attention in self.attentions:
-            x = attention(x)
-        return self.resnets[1](x)
+            x = self.layer(attention, x)
+        return self.layer(self.resnets[1], x)
 
 
 class EncoderBlock(nn.Module):
@@ -83,7 +88,7 @@ class DecoderBlock(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class Encoder(Checkpointed):
     """Picture (B, in_channels, H, W) in [-1, 1] -> mean and log-variance (B, 2 * latent_channels, H/f, W/f)."""
 
     def __init__(
@@ -96,18 +101,19 @@ class Encoder(nn.Module):
             EncoderBlock(c_in, c_out, layers, groups, last=i == len(channels) - 1)
             for i, (c_in, c_out) in enumerate(zip(ins, channels, strict=True))
         )
-        self.mid_block = MidBlock(channels[-1], groups, attention=attention)
+        self.mid_block = UNetMidBlock2D(channels[-1], groups, attention=attention)
         self.conv_norm_out = GroupNorm(groups, channels[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for block in self.down_blocks:
-            h = block(h)
-        return self.conv_out(silu(self.conv_norm_out(self.mid_block(h)), self.conv_norm_out))
+            h = self.layer(block, h)
+        h = self.mid_block(h)
+        return self.conv_out(silu(self.conv_norm_out(h), self.conv_norm_out))
 
 
-class Decoder(nn.Module):
+class Decoder(Checkpointed):
     """Latents (B, latent_channels, h, w) -> picture (B, out_channels, f*h, f*w)."""
 
     def __init__(
@@ -122,7 +128,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels = list(reversed(channels))
         self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
-        self.mid_block = MidBlock(channels[0], groups, attention=attention)
+        self.mid_block = UNetMidBlock2D(channels[0], groups, attention=attention)
         ins = [channels[0], *channels[:-1]]
         self.up_blocks = nn.ModuleList(
             DecoderBlock(c_in, c_out, layers + 1, groups, last=i == len(channels) - 1)
@@ -134,5 +140,5 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
-            h = block(h)
+            h = self.layer(block, h)
         return self.conv_out(silu(self.conv_norm_out(h), self.conv_norm_out))

@@ -10,7 +10,7 @@ from ..attention.choose import memory_efficient
 from ..modules.transformer import set_attention_backend
 from . import techniques
 from .attach import Undo
-from .attention_slicing import keep_backends, networks_with_attention, why_no_attention
+from .attention_slicing import networks_with_attention, switch_backends, why_no_attention
 from .base import Exactness, Phase, Price, Technique
 
 
@@ -56,10 +56,11 @@ class AttentionBackendChoice(Technique):
         return [] if reason is None else [reason]
 
     def apply(self, pipe: Any) -> Undo:
-        undo = keep_backends(pipe)
-        for network in networks_with_attention(pipe):
-            set_attention_backend(network, self._choose(pipe)[0])
-        return undo
+        def switch_all() -> None:
+            for network in networks_with_attention(pipe):
+                set_attention_backend(network, self._choose(pipe)[0])
+
+        return switch_backends(pipe, switch_all)
 
     def _choose(self, pipe: Any) -> tuple[AttentionBackend, str | None]:
         if self.backend != "memory_efficient":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
 
+from ..attention import AttentionBackend
+from ..attention.sliced import Sliced
 from ..modules.transformer import attention_layers, set_attention_slice
 from . import techniques
-from .attach import Undo, set_attribute, together
+from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint
 
@@ -46,21 +49,48 @@ class AttentionSlicing(Technique):
         return footprint.change(lambda s: replace(s, attention=s.attention // parts, time=s.time * 1.05), "denoise")
 
     def apply(self, pipe: Any) -> Undo:
-        undo = keep_backends(pipe)
-        try:
+        def slice_all() -> None:
             for network in networks_with_attention(pipe):
                 # The VAE's attention has one head, which can not be cut: it obeys any size.
                 set_attention_slice(network, self.size if network is pipe.unet else "max")
-        except BaseException:
-            undo()
-            raise
-        return undo
+
+        return switch_backends(pipe, slice_all)
 
 
-def keep_backends(pipe: Any) -> Undo:
-    """How to give every attention layer of UNet and VAE back the kernel it has now."""
+def switch_backends(pipe: Any, change: Callable[[], None]) -> Undo:
+    """Run `change` on the attention of UNet and VAE, and tell how to undo it. What raises leaves all as it was.
+
+    What was switched by hand meanwhile, kernels or slices, stays switched.
+    """
     layers = [layer for network in networks_with_attention(pipe) for _, layer in attention_layers(network)]
-    return together([set_attribute(layer, "backend", layer.backend) for layer in layers])
+    before = [layer.backend for layer in layers]
+    try:
+        change()
+    except BaseException:
+        for layer, was in zip(layers, before, strict=True):
+            layer.backend = was
+        raise
+    after = [layer.backend for layer in layers]
+
+    def undo() -> None:
+        for layer, was, became in zip(layers, before, after, strict=True):
+            layer.backend = _without(layer.backend, was, became)
+
+    return undo
+
+
+def _without(now: AttentionBackend, was: AttentionBackend, became: AttentionBackend) -> AttentionBackend:
+    """`now`, its kernel and its slices taken back to `was` where they still are what `became` of them."""
+    if now is became:
+        return was
+    (kernel, size), (old_kernel, old_size), (new_kernel, new_size) = map(_parts, (now, was, became))
+    kernel = old_kernel if kernel == new_kernel else kernel
+    size = old_size if size == new_size else size
+    return kernel if size is None else Sliced(kernel, size)
+
+
+def _parts(backend: AttentionBackend) -> tuple[AttentionBackend, int | str | None]:
+    return (backend.inner, backend.heads_at_a_time) if isinstance(backend, Sliced) else (backend, None)
 
 
 def why_no_attention(pipe: Any) -> list[str]:

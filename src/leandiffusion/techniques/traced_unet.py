@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.fork import Lock
+from ..modules.processors import Own
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
 from ..weights.load import origin_of
 from . import techniques
@@ -87,37 +88,22 @@ class Traced(nn.Module):
         self._graph: Any = None
         self._key: str | None = None
         self._fits: object = None  # what the last call that the graph fitted was like
-        self._layers = [layer for layer in unet.modules() if hasattr(layer, "backend")]
+        self._switched = _switched(unet)
         self._warned: set[str] = set()
         self.train(unet.training)
 
-    @property
-    def config(self) -> Any:
-        """The UNet's config."""
-        return self.unet.config
+    def __getattr__(self, name: str) -> Any:
+        """What the UNet has: its settings, and what switches it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name == "unet":
+                raise
+            return getattr(self.unet, name)
 
     @property
     def _origin(self) -> Any:
         return origin_of(self.unet)
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of `sample`."""
-        return self.unet.in_channels
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the UNet's weights."""
-        return self.unet.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the UNet's weights."""
-        return self.unet.device
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save the UNet itself; see `UNet2DConditionModel.save_pretrained`."""
-        self.unet.save_pretrained(*args, **kwargs)
 
     def forward(
         self,
@@ -148,10 +134,16 @@ class Traced(nn.Module):
         """Whether the graph fits the inputs; it is read or made if there is none yet."""
         call = (
             *((name, x.shape, x.dtype) for name, x in inputs.items()),
-            self.dtype, self.device.type, *(layer.backend for layer in self._layers),
+            self.dtype, self.device.type, *(getattr(module, name) for module, name in self._switched),
         )  # fmt: skip
         if call == self._fits:  # describing it takes a millisecond, which a step on a fast GPU would feel
             return True
+        if any(isinstance(getattr(module, name), Own) for module, name in self._switched):
+            self._warn_once(
+                "an attention processor of your own may do something else each time, which a trace would not: such "
+                "calls run untraced. set_default_attn_processor() gives the network its kernel back."
+            )
+            return False
         key = _describe(self.unet, inputs)
         with _TRACING:
             if self._key is None:
@@ -159,14 +151,17 @@ class Traced(nn.Module):
                 self._key = key
         if key == self._key:
             self._fits = call
-        elif key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(
+        else:
+            self._warn_once(
                 f"the UNet was traced for {_shapes(self._key)} and is called with {_shapes(key)}: such calls run "
-                "untraced. Switch traced_unet on anew to trace for them instead.",
-                stacklevel=2,
+                "untraced. Switch traced_unet on anew to trace for them instead."
             )
         return key == self._key
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=3)
 
     def _trace(self, key: str, inputs: Mapping[str, Tensor]) -> Any:
         flat = _Flat(self.unet, tuple(inputs))
@@ -237,7 +232,7 @@ def _run(unet: nn.Module, inputs: Mapping[str, Tensor], **others: Any) -> Tensor
 
 def _describe(unet: UNet2DConditionModel, inputs: Mapping[str, Tensor]) -> str:
     """Everything that a graph depends on, as JSON. Not the weights: it has none of its own."""
-    layers = [str(getattr(layer, "backend", "")) for layer in unet.modules() if hasattr(layer, "backend")]
+    layers = [str(getattr(module, name)) for module, name in _switched(unet)]
     return json.dumps(
         {
             "inputs": {name: [list(x.shape), str(x.dtype)] for name, x in inputs.items()},
@@ -246,6 +241,11 @@ def _describe(unet: UNet2DConditionModel, inputs: Mapping[str, Tensor]) -> str:
             "torch": str(torch.__version__),
         }
     )
+
+
+def _switched(unet: nn.Module) -> list[tuple[nn.Module, str]]:
+    """What can be switched on the UNet, and changes what a trace records: kernels of attention, and FreeU."""
+    return [(module, name) for module in unet.modules() for name in ("backend", "freeu") if hasattr(module, name)]
 
 
 def _digest(value: Any) -> str:
