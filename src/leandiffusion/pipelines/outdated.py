@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from ..core.config import WRITER_VERSION, Config
+from ..core.wording import show
 
 
 def mend_unet(unet: Any) -> None:
@@ -27,6 +28,29 @@ def mend_unet(unet: Any) -> None:
         stacklevel=3,
     )
     amend_config(unet, sample_size=64)
+
+
+def mend_scheduler(scheduler: Any) -> None:
+    """Set `steps_offset` to 1 and `clip_sample` to False, with a warning, where a scheduler's config says otherwise.
+
+    Stable Diffusion was trained for both; its configs from before these settings existed, and schedulers that are made
+    by hand, have other defaults. Settings that only another scheduler reads, and this one carries, count too.
+    """
+    config: Any = getattr(scheduler, "config", None)
+    wrong = {"steps_offset": (1, getattr(config, "steps_offset", 1) != 1)}
+    wrong["clip_sample"] = (False, getattr(config, "clip_sample", False) is True)
+    mended = {key: value for key, (value, is_wrong) in wrong.items() if is_wrong}
+    if not mended:
+        return
+    settings = " and ".join(f"{key}={show(config[key])} is taken as {value}" for key, value in mended.items())
+    warnings.warn(
+        f"{type(scheduler).__name__}: {settings}, as Stable Diffusion was trained. To be rid of this warning, pass "
+        f"{', '.join(f'{key}={value}' for key, value in mended.items())} when making the scheduler, or save the "
+        "pipeline again. To have other settings, assign pipe.scheduler once the pipeline is built.",
+        FutureWarning,
+        stacklevel=3,
+    )
+    amend_config(scheduler, **mended)
 
 
 def amend_config(part: Any, **values: Any) -> None:

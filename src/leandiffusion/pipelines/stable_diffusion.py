@@ -18,7 +18,7 @@ from .base import DiffusionPipeline, drawing, undisturbed
 from .checks import Checks
 from .compat import deprecated
 from .images import numpy_to_pil, to_output
-from .outdated import mend_unet
+from .outdated import mend_scheduler, mend_unet
 from .request import Request
 from .stages import Conditioning, both_halves, check_clip_skip, decode_raw, encode_text, to_unit, tokenize
 
@@ -65,6 +65,7 @@ class StableDiffusionPipeline(DiffusionPipeline, Checks):
         requires_safety_checker: bool = True,
     ) -> None:
         mend_unet(unet)
+        mend_scheduler(scheduler)
         super().__init__(
             {
                 "vae": vae,
