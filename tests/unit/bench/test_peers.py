@@ -138,7 +138,7 @@ def make_parts(**unet: Any) -> dict[str, Any]:
         ).eval(),
         "vae": AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **halves).eval(),
         "text_encoder": make_text_encoder(CLIPTextModel, 32), "tokenizer": make_tokenizer(),
-        "scheduler": DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False),
+        "scheduler": DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
     }  # fmt: skip
 
 

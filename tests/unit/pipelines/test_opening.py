@@ -142,7 +142,7 @@ def test_dtypes(folders: Folders) -> None:
 
 
 def test_components_by_name(folders: Folders, build: Any, draw: Draw) -> None:
-    unet, scheduler = build["unet"](), EulerDiscreteScheduler()
+    unet, scheduler = build["unet"](), EulerDiscreteScheduler(steps_offset=1)
     pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"], unet=unet, scheduler=scheduler, vae=None)
     assert pipe.unet is unet
     assert pipe.scheduler is scheduler
