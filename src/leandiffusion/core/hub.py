@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointNotFound, WeightsError
+from .wording import show
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +21,34 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 def check_hub_id(name: str) -> None:
     """CheckpointNotFound for a name that is no local folder (which is for the caller to see) and can be no hub id."""
-    if not _HUB_ID.fullmatch(name):
-        raise CheckpointNotFound(
-            f"no such folder: {Path(name).expanduser()} (and {name!r} is not a hub id such as 'owner/model')."
+    if re.match(r"(https?:/|(www\.)?(huggingface\.co|hf\.co)/)", name):
+        raise CheckpointNotFound(_about_address(name))
+    if len(name) > 200 or not _HUB_ID.fullmatch(name):
+        raise CheckpointNotFound(f"no such folder: {name} (and {show(name)} is not a hub id such as 'owner/model').")
+
+
+def local_path(path_or_id: str | Path) -> Path:
+    """What is given as a path, with ~ for the home folder; a path where nothing is for what no system takes as one."""
+    try:
+        path = Path(path_or_id).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, the home of nobody
+        return Path("no such path")
+    return path
+
+
+def _about_address(address: str) -> str:
+    """What to pass in place of a web address."""
+    found = re.match(r"(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)(?:[/?#](.*))?$", address)
+    if found is None:
+        return f"{address} is a web address: download the file, and open it with from_single_file."
+    inside = re.match(r"(?:blob|resolve)/([^/]+)/(.+?)(?:[?#].*)?$", found[2] or "")
+    if inside is not None:
+        return (
+            f"{address} is the web address of one file: download it (hf download {found[1]} {inside[2]}), and open it "
+            f"with from_single_file; or open the whole model, {found[1]!r}, with from_pretrained."
         )
+    return f"{address} is a web address: pass the model's hub id, {found[1]!r}."
 
 
 def settings_folder(
@@ -40,7 +65,7 @@ def settings_folder(
 
     Raises CheckpointNotFound and WeightsError for ids; whether the files are there is left to the caller.
     """
-    folder, inside = Path(path_or_id).expanduser(), subfolder or ""
+    folder, inside = local_path(path_or_id), subfolder or ""
     if not folder.is_dir():
         check_hub_id(str(path_or_id))
         hub = HubRepository(str(path_or_id), cache_dir, token, local_files_only)

@@ -26,12 +26,15 @@ class BadJSON(ValueError):
     """A text that is no JSON, or more than is taken. The message says what is wrong and where, not in which file."""
 
 
-def parse_json(text: bytes | str, *, strict: bool = False, most: int = _MAX_CONTAINERS) -> Any:
+def parse_json(
+    text: bytes | str, *, strict: bool = False, half_pairs: bool = False, most: int = _MAX_CONTAINERS
+) -> Any:
     """The value that a JSON text stands for. Raises BadJSON.
 
     Refused are: bytes that are no UTF-8, halves of surrogate pairs, integers of more than 40 digits, floats out of
     range, lists and objects nested deeper than MAX_DEPTH or more than `most` of them, and a name that is given two
-    different values in one object. `strict` also refuses names given twice with equal values, NaN and Infinity.
+    different values in one object. `half_pairs` lets halves of
+    surrogate pairs pass. `strict` also refuses names given twice with equal values, NaN and Infinity.
     """
     if isinstance(text, bytes):
         try:
@@ -53,7 +56,7 @@ def parse_json(text: bytes | str, *, strict: bool = False, most: int = _MAX_CONT
         raise BadJSON(f"it is nested deeper than {MAX_DEPTH} levels") from None
     except json.JSONDecodeError as error:
         raise BadJSON(f"{error.msg}: line {error.lineno} column {error.colno}") from None
-    _check_depth_and_text(value, bool(_HALF_PAIR.search(text)))
+    _check_depth_and_text(value, not half_pairs and bool(_HALF_PAIR.search(text)))
     return value
 
 

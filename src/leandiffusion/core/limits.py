@@ -72,6 +72,16 @@ LIMITS: Mapping[str, Limits] = {
 }
 
 
+FLOAT_LIMITS: Mapping[str, tuple[float, float]] = {
+    "beta_start": (1e-7, 10),
+    "beta_end": (0, 10),
+    "norm_eps": (0, 1),
+    "layer_norm_eps": (0, 1),
+    "initializer_factor": (0, 1000),
+    "rescale_factor": (0, 1000),
+}
+
+
 def check_settings(init: Callable[..., Any], name: str, values: Mapping[str, Any]) -> None:
     """ConfigError unless each of `values` is of the kind that the constructor `init` annotates, and within LIMITS.
 
@@ -84,6 +94,9 @@ def check_settings(init: Callable[..., Any], name: str, values: Mapping[str, Any
         hint = hints.get(key, Any)
         if not _fits(value, hint, limits, not math.isfinite(_float(defaults.get(key)))):
             raise ConfigError(f"{name}: {key}={show(value)} must be {_expected(hint, limits)}.")
+        low, high = FLOAT_LIMITS.get(key, (-math.inf, math.inf))
+        if key in FLOAT_LIMITS and not low <= value <= high:
+            raise ConfigError(f"{name}: {key}={show(value)} must be a number from {low} to {high}.")
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile
 from ..core.registry import did_you_mean
+from ..core.wording import show
 from ..weights.locate import INDEX_FILE
 
 if TYPE_CHECKING:
@@ -63,10 +65,16 @@ def read_index(folder: str | Path) -> ModelIndex:
     for name, value in values.items():
         if name.startswith("_"):
             continue
+        if not re.fullmatch(r"\w{1,100}", name):  # it names a folder too
+            raise MalformedFile(
+                f"{path}: {show(name)} is no component's name, expected letters, digits and underscores."
+            )
         if isinstance(value, list) and len(value) == 2 and all(v is None or isinstance(v, str) for v in value):
             components[name] = value[1]
         elif isinstance(value, list | dict):
-            raise MalformedFile(f"{path}: {name!r} is {value!r}, expected a [library, class] pair or a plain setting.")
+            raise MalformedFile(
+                f"{path}: {name!r} is {show(value)}, expected a [library, class] pair or a plain setting."
+            )
         else:
             settings[name] = value
     if not any(components.values()):
@@ -140,7 +148,7 @@ def component_class(class_name: str) -> type[Any]:
     if name in schedulers:
         return schedulers.get(name)
     known = [*_CLASSES, *_OTHER_NAMES, *schedulers]
-    raise ConfigError(f"{class_name!r} is not supported.{did_you_mean(name, known)} Supported: {', '.join(known)}.")
+    raise ConfigError(f"{show(class_name)} is not supported.{did_you_mean(name, known)} Supported: {', '.join(known)}.")
 
 
 def _class_of(index: ModelIndex, name: str, class_name: str) -> type[Any]:

@@ -24,9 +24,11 @@ from torch import nn
 from ..core.config import Configurable, write_json
 from ..core.errors import ConfigError
 from ..core.output import Batch, Output
+from ..core.wording import show
 from .clip import CLIPEncoder, CLIPNetwork
 
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3
+_MOST_PIXELS = 4096  # of a side that pictures are resized to
 SPECIAL_MARGIN = 0.01  # how much closeness to a special concept lowers the other thresholds
 
 
@@ -234,7 +236,19 @@ class CLIPImageProcessor(Configurable):
         size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
         crop = {"height": crop_size, "width": crop_size} if isinstance(crop_size, int) else dict(crop_size)
         if sorted(size) not in (["shortest_edge"], ["height", "width"]) or sorted(crop) != ["height", "width"]:
-            raise ConfigError(f"size={size} or crop_size={crop} is unknown: give numbers, or heights and widths.")
+            raise ConfigError(
+                f"size={show(size)} or crop_size={show(crop)} is unknown: give numbers, or heights and widths."
+            )
+        if not 0 <= resample <= 5 or max(*size.values(), *crop.values()) > _MOST_PIXELS:
+            raise ConfigError(
+                f"resample={show(resample)}, size={show(size)}, crop_size={show(crop)}: expected a filter of Pillow's "
+                f"from 0 to 5, and sides of up to {_MOST_PIXELS} pixels."
+            )
+        if len(image_mean) != 3 or len(image_std) != 3 or 0 in image_std:
+            raise ConfigError(
+                f"image_mean={show(image_mean)}, image_std={show(image_std)}: expected three numbers, one for each of "
+                "red, green and blue, and no deviation of 0."
+            )
         self._size, self._crop = size, crop
 
     @classmethod

@@ -22,11 +22,13 @@ from ..core.config import write_json
 from ..core.errors import ConfigError
 from ..core.hub import settings_folder
 from ..core.output import Batch
+from ..core.wording import show
 from .tokenizer_files import FILES, as_token, read_tokenizer_files
 from .tokenizer_names import TokenNames
 
 END_OF_WORD = "</w>"
 DEFAULT_LENGTH = 77
+_MOST_TOKENS = 65_536  # of one text, for which padding makes room
 # Special tokens, English contractions, runs of letters, single digits, runs of anything else that is not white space.
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -55,8 +57,11 @@ class CLIPTokenizer(TokenNames):
         do_lower_case: bool = True,
         added_tokens: Mapping[int, AddedToken] | None = None,
     ) -> None:
-        if model_max_length < 2:
-            raise ConfigError(f"model_max_length={model_max_length} leaves no room for the begin and end tokens: >= 2.")
+        if not isinstance(model_max_length, int) or not 2 <= model_max_length <= _MOST_TOKENS:
+            raise ConfigError(
+                f"model_max_length={show(model_max_length)} must be a whole number from 2, which leaves room for the "
+                f"begin and end tokens, to {_MOST_TOKENS}."
+            )
         self.model_max_length = model_max_length
         self.do_lower_case = do_lower_case
         self._merges = [(left, right) for left, right in merges]

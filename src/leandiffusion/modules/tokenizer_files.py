@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, MalformedFile
+from ..core.wording import show
 
 FILES = (
     "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -73,7 +74,7 @@ def _checked_vocab(vocab: Any, path: Path) -> dict[str, int]:
         raise MalformedFile(f"{path} holds no vocabulary: expected an object of tokens and their ids.")
     for token, index in vocab.items():
         if type(index) is not int or index < 0:
-            raise MalformedFile(f"{path} gives token {token!r} the id {index!r}: ids are whole numbers from 0.")
+            raise MalformedFile(f"{path} gives token {show(token)} the id {show(index)}: ids are whole numbers from 0.")
     if len(set(vocab.values())) < len(vocab):
         raise MalformedFile(f"{path} gives one id to several tokens: every token needs an id of its own.")
     return vocab
@@ -90,7 +91,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
             continue
         pair = line.split()
         if len(pair) != 2:
-            raise MalformedFile(f"{path} line {number} is {line!r}: expected two tokens with a space between them.")
+            raise MalformedFile(f"{path} line {number} is {show(line)}: expected two tokens with a space between them.")
         merges.append((pair[0], pair[1]))
     return merges
 
@@ -103,7 +104,7 @@ def _from_serialized(serialized: dict[str, Any], path: Path) -> tuple[dict[str, 
     for entry in model["merges"]:
         pair = entry.split(" ") if isinstance(entry, str) else entry
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(token, str) for token in pair):
-            raise MalformedFile(f"{path} has the merge {entry!r}: expected two tokens.")
+            raise MalformedFile(f"{path} has the merge {show(entry)}: expected two tokens.")
         merges.append((pair[0], pair[1]))
     return _checked_vocab(model.get("vocab"), path), merges
 
@@ -128,8 +129,11 @@ def _read_settings(folder: Path, serialized: dict[str, Any]) -> tuple[dict[str, 
             if name.endswith("_token") and value is not None:
                 token = as_token(value)
                 settings[name] = by_text.get(token.content, token)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise MalformedFile(
-            f"the special tokens in the tokenizer files of {folder} are unreadable: {error!r}."
+            f"the special tokens in the tokenizer files of {folder} are unreadable: {show(error)}."
         ) from error
+    length = settings.get("model_max_length", 0)
+    if isinstance(length, bool) or not isinstance(length, int | float):
+        raise MalformedFile(f"{folder}: the tokenizer's model_max_length={show(length)} must be a whole number.")
     return settings, added

@@ -7,14 +7,18 @@ Two texts travel in the PNG. `leandiffusion` is our own JSON, from which the sam
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import PngImagePlugin
 
 from ..core.errors import ConfigError
+from ..core.jsons import BadJSON, parse_json
+from ..core.wording import show
+from .png_text import read_png_text
 
 JSON_KEY = "leandiffusion"
 A1111_KEY = "parameters"
@@ -73,8 +77,8 @@ class PictureRecord:
     def from_json(cls, text: str) -> PictureRecord:
         """The record that `to_json` wrote. ConfigError for text that is none, naming what is wrong with it."""
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text, strict=True, half_pairs=True)  # a mistyped argument may hold some
+        except BadJSON as error:
             raise ConfigError(f"its {JSON_KEY!r} text is not valid JSON ({error})") from error
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ConfigError(f"its {JSON_KEY!r} text is not of format {FORMAT}, the one this version reads")
@@ -114,23 +118,18 @@ class PictureRecord:
 
 
 def read_record(path: Path) -> PictureRecord:
-    """The record in a picture that Lean Diffusion drew.
+    """The record in a picture that Lean Diffusion drew, read without decoding the picture.
 
-    Raises ConfigError, naming the file, when it is no picture, carries no record, or carries a broken one;
-    OSError when it can not be read.
+    Raises ConfigError, naming the file, when it is no PNG picture, carries no record, or carries a broken one;
+    OSError when it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()  # texts may come after the pixels
-            texts = {**image.info, **getattr(image, "text", {})}
-    except UnidentifiedImageError as error:
-        raise ConfigError(f"{path} is not a picture.") from error
-    if JSON_KEY not in texts:
+    text = read_png_text(path, JSON_KEY)
+    if text is None:
         raise ConfigError(
             f"{path} carries no {JSON_KEY!r} text: it was not drawn by Lean Diffusion, or a program removed the text."
         )
     try:
-        return PictureRecord.from_json(texts[JSON_KEY])
+        return PictureRecord.from_json(text)
     except ConfigError as error:
         raise ConfigError(f"{path} can not be drawn again: {error}.") from error
 
@@ -142,6 +141,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
 }
+# What the command line takes for the same settings, or more.
+_RANGES = {
+    "seed": (0, 2**63 - 1),
+    "steps": (1, 100_000),
+    "width": (8, 65_536),
+    "height": (8, 65_536),
+    "guidance_scale": (0, 1e6),
+}
 
 
 def _checked(cls: type, values: Any, without: str = "") -> dict[str, Any]:
@@ -150,8 +157,17 @@ def _checked(cls: type, values: Any, without: str = "") -> dict[str, Any]:
     if not isinstance(values, dict) or set(values) != set(kinds):
         raise ConfigError(f"its {JSON_KEY!r} text should have {', '.join(kinds)} for a {cls.__name__}")
     for name, kind in kinds.items():
-        if type(values[name]) not in _TYPES.get(kind, (dict,)):  # exact: True is an int to isinstance
-            raise ConfigError(f"its {name} is {values[name]!r}, which is no {kind}")
+        value = values[name]
+        inner = re.fullmatch(r"Mapping\[str, (\w+)\]", kind)
+        fits = (
+            isinstance(value, dict) and all(type(each) in _TYPES[inner[1]] for each in value.values())
+            if inner
+            else type(value) in _TYPES[kind]  # exact: True is an int to isinstance
+        )
+        if not fits:
+            raise ConfigError(f"its {name} is {show(value)}, which is no {kind}")
+        if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
+            raise ConfigError(f"its {name} is {show(value)}, expected {' to '.join(map(str, _RANGES[name]))}")
     return values
 
 

@@ -93,6 +93,8 @@ class DDPMScheduler(Scheduler):
         t = self._train_step(timestep)
         t_prev = self.previous_timestep(t)
         abar, abar_prev = self._abar[t], self._abar[t_prev] if t_prev >= 0 else 1.0
+        if abar_prev == 0:
+            raise ConfigError(f"no signal is left at timestep {t_prev}: lower beta_end={self.config.beta_end}.")
         beta = 1 - abar / abar_prev
         if abar == 0 and self.config.prediction_type == "epsilon":
             raise ConfigError(

@@ -135,6 +135,8 @@ class PNDMScheduler(Scheduler):
         """phi(x_t, eps, t, t_prev), equation 11 of the paper (9 in its first version)."""
         a, a_prev = self._abar[t], self._abar[t_prev] if t_prev >= 0 else self._final_abar
         eps = self._predict_eps(output, x, math.sqrt(a), math.sqrt(1 - a))
+        if a <= 0:
+            raise ConfigError(f"no signal is left at timestep {t}: lower beta_end={self.config.beta_end}.")
         divisor = a * math.sqrt(1 - a_prev) + math.sqrt(a * (1 - a) * a_prev)
         return math.sqrt(a_prev / a) * x - (a_prev - a) / divisor * eps
 

@@ -41,6 +41,7 @@ def make_betas(
         if len(trained) != count:
             raise ConfigError(f"trained_betas has {len(trained)} values, num_train_timesteps={count}: make them equal.")
         return torch.tensor(np.asarray(trained), dtype=torch.float32)
+    start, end = float(start), float(end)
     check_choice("beta_schedule", schedule, BETA_SCHEDULES)
     if schedule == "linear":
         return torch.linspace(start, end, count, dtype=torch.float32)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile, UnsafeFormat, VariantNotFound
+from ..core.wording import show
 from .header import CONVERT_PICKLE, PICKLE_SUFFIXES
 
 _SHARD = r"-\d{5}-of-\d{5}"
@@ -89,8 +90,8 @@ def _shards(index: Path, chosen: list[str]) -> list[Path]:
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()) or not weight_map:
         raise MalformedFile(f"{index} has no usable 'weight_map' (tensor name -> file name). Download it again.")
     listed = sorted(set(weight_map.values()))
-    if outside := [name for name in listed if Path(name).name != name]:
-        raise MalformedFile(f"{index} points outside its folder: {outside[0]!r}. Download it again.")
+    if outside := [name for name in listed if not re.fullmatch(r"\w[\w.-]{0,200}", name)]:
+        raise MalformedFile(f"{index} points outside its folder: {show(outside[0])}. Download it again.")
     missing = [name for name in listed if not (index.parent / name).is_file()]
     if missing and len(missing) == len(listed) and (present := [n for n in chosen if n.endswith(".safetensors")]):
         return [index.parent / name for name in present]

@@ -6,13 +6,14 @@ Only what will be opened is fetched: configs, tokenizer files, and per component
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat, VariantNotFound
-from ..core.hub import HubRepository, check_hub_id
+from ..core.hub import HubRepository, check_hub_id, local_path
 from .files import choose_weights, variants_of
 from .header import CONVERT_PICKLE, PICKLE_SUFFIXES
 
@@ -54,7 +55,7 @@ def find_checkpoint(
     if use_safetensors is False:
         raise ConfigError("use_safetensors=False asks for pickled weights, which are refused: leave it out.")
     branch = revision if revision in _VARIANT_BRANCHES and variant in (None, revision) else None
-    folder = Path(path_or_id).expanduser()
+    folder = local_path(path_or_id)
     if folder.is_dir():
         found = branch and any(variant_files(_names_in(folder, sub), branch) for sub in ("", *_subfolders(folder)))
         return Checkpoint(folder, variant or (branch if found else None))
@@ -103,7 +104,8 @@ def variant_files(names: list[str], variant: str | None) -> list[str]:
 def index_components(index: Path) -> list[str]:
     """The components that a model_index.json names, without those that are null."""
     described = read_json(index)
-    return [k for k, v in described.items() if not k.startswith("_") and isinstance(v, list) and len(v) == 2 and v[1]]
+    named = {key: value for key, value in described.items() if re.fullmatch(r"[^\W_]\w{0,99}", key)}
+    return [k for k, v in named.items() if isinstance(v, list) and len(v) == 2 and isinstance(v[1], str) and v[1]]
 
 
 def _fetch(

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,75 @@ def test_pictures_of_others_and_no_pictures_are_told_apart(tmp_path):
         read_record(text)
     with pytest.raises(FileNotFoundError):
         read_record(tmp_path / "missing.png")
+
+
+def chunks(*parts: tuple[bytes, bytes], width: int = 8) -> bytes:
+    header = struct.pack(">IIBBBBB", width, 8, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), *parts, (b"IEND", b""))
+    made = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return b"".join((b"\x89PNG\r\n\x1a\n", *made))
+
+
+TEXT = RECORD.to_json().encode()
+KEY = JSON_KEY.encode() + b"\0"
+PIXELS = (b"IDAT", zlib.compress(bytes(200)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        (b"tEXt", KEY + TEXT),
+        (b"zTXt", KEY + b"\0" + zlib.compress(TEXT)),
+        (b"iTXt", KEY + b"\0\0en\0\0" + TEXT),
+        (b"iTXt", KEY + b"\1\0\0\0" + zlib.compress(TEXT)),
+    ],
+    ids=["plain", "compressed", "international", "international, compressed"],
+)
+@pytest.mark.parametrize("width", [8, 13_000, 2**31, 2**32 - 1])
+def test_the_record_is_read_without_the_picture(text, width, tmp_path):
+    """A picture of 13,000 x 13,000 would take 500 MB, and Pillow refuses one of 2^31: its size does not matter here."""
+    path = tmp_path / "picture.png"
+    for parts in ((text, PIXELS), (PIXELS, text)):
+        path.write_bytes(chunks(*parts, width=width))
+        assert read_record(path) == RECORD
+
+
+def bomb() -> bytes:
+    packer = zlib.compressobj(9)
+    return b"".join(packer.compress(bytes(2**20)) for _ in range(64)) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (chunks((b"zTXt", KEY + b"\0" + bomb())), "unpacks to more than"),
+        (chunks((b"iTXt", KEY + b"\1\0\0\0" + bomb())), "unpacks to more than"),
+        (chunks((b"tEXt", KEY + bytes(5_000_000))), "has 50000[0-9]* bytes, the limit is"),
+        (chunks((b"zTXt", KEY + b"\0" + zlib.compress(TEXT)[:-9])), "the end is missing"),
+        (chunks((b"zTXt", KEY + b"\7" + TEXT)), "unknown method"),
+        (chunks((b"zTXt", KEY + b"\0" + TEXT)), "does not unpack"),
+        (chunks((b"iTXt", KEY + b"\0\0")), "ends before its text"),
+        (chunks((b"iTXt", KEY + b"\0\0\0\0\xff")), "no UTF-8"),
+        (chunks((b"tEXt", KEY + TEXT)).replace(b"red circle", b"red circus"), "checksum"),
+        (chunks((b"tEXt", KEY + TEXT))[:200], "passes the end"),
+        (chunks((b"tEXt", KEY + TEXT))[:8] + chunks((b"tEXt", KEY + TEXT))[33:], "expected b'IHDR'"),
+        (chunks(*[(b"tEXt", b"")] * 500_001), "more than 500000 chunks"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_broken_and_hostile_pictures(content, complaint, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        read_record(path)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": -1}, {"seed": 2**63}, {"steps": 0}, {"steps": 10**9}, {"width": 2**31}, {"guidance_scale": -1}]
+)
+def test_numbers_that_no_command_would_take(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        PictureRecord.from_json(altered(lambda values: values["recipe"].update(change)))

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError, UnsafeFormat
+from leandiffusion.core.hub import settings_folder
 from leandiffusion.modules.safety import CLIPImageProcessor
 from leandiffusion.modules.tokenizer import CLIPTokenizer
 from leandiffusion.modules.unet import UNet2DConditionModel
@@ -354,3 +355,31 @@ def test_other_formats_are_left(tmp_path: Path) -> None:
         "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt",
         "tokenizer/special_tokens_map.json", "tokenizer/vocab.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("https://huggingface.co/stabilityai/sdxl-vae", "pass the model's hub id, 'stabilityai/sdxl-vae'"),
+        ("huggingface.co/a/b/", "'a/b'"),
+        ("https://huggingface.co/a/b/tree/main", "'a/b'"),
+        ("https://huggingface.co/a/b?library=diffusers", "'a/b'"),
+        (
+            "https://huggingface.co/a/b/blob/main/x/y.safetensors",
+            r"hf download a/b x/y\.safetensors\), and open it with from_single_file; or open the whole model, 'a/b'",
+        ),
+        ("https://huggingface.co/a/b/resolve/main/y.safetensors?download=true", r"a/b y\.safetensors\)"),
+        ("https://civitai.com/api/download/models/1", "web address: download the file"),
+        ("https:/huggingface.co/a/b", "'a/b'"),
+        ("x" * 5000, "no such folder"),
+        ("~nobody-of-that-name/model", "no such folder"),
+        ("a\0b", "no such folder"),
+        ("", "no such folder"),
+    ],
+    ids=lambda value: value[:40] if value.isprintable() else "nul",
+)
+def test_what_is_no_model(given: str, told: str) -> None:
+    for find in (find_checkpoint, lambda name: settings_folder(name, ["config.json"])):
+        with pytest.raises(CheckpointNotFound, match=told) as caught:
+            find(given)
+        assert len(str(caught.value)) < 500
