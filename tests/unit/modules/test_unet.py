@@ -75,9 +75,9 @@ def test_unknown_keys_are_named() -> None:
     assert noted.config == make().config
 
 
-def test_a_folder_is_no_config() -> None:
-    with pytest.raises(ConfigError, match=r"found 'some/model'\. .* UNet2DConditionModel\.from_pretrained"):
-        UNet2DConditionModel.from_config("some/model")  # type: ignore[arg-type]
+def test_a_number_is_no_config() -> None:
+    with pytest.raises(ConfigError, match=r"found 3\. .* UNet2DConditionModel\.from_pretrained"):
+        UNet2DConditionModel.from_config(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
