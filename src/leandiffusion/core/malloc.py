@@ -56,6 +56,24 @@ def trim() -> None:
         give(0)
 
 
+class TrimsAtEnd:
+    """Held by what takes much memory, in its last attribute: when that is freed, what it took goes to the system.
+
+    An object lets go of its attributes in the order in which it was given them. A copy of the object has one of its
+    own.
+    """
+
+    def __copy__(self) -> TrimsAtEnd:
+        return TrimsAtEnd()
+
+    def __deepcopy__(self, memo: Any) -> TrimsAtEnd:
+        return TrimsAtEnd()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            trim()
+
+
 def _set_threshold(size: int) -> None:
     if _is_chosen() or not hasattr(_libc(), "gnu_get_libc_version"):
         return

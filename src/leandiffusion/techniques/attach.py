@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
-from weakref import ref
+from weakref import finalize, ref
 
 from torch import nn
 
 from ..core.errors import ConfigError
+from ..core.fork import Lock
 
 Undo = Callable[[], None]
 
@@ -62,19 +64,54 @@ def set_attribute(owner: Any, name: str, value: Any) -> Undo:
     return undo
 
 
+@dataclass(eq=False)
+class _Global:
+    """A setting of a library that somebody wants to have that value, and what it would be without them."""
+
+    owner: Any
+    name: str
+    value: Any
+    before: Any
+
+
+_globals: list[_Global] = []  # in the order in which they were set
+_globals_lock = Lock()
+
+
+class _Restore:
+    """The undo of a global setting. Nobody else holds it: when its technique is gone, so is what it wanted."""
+
+    def __init__(self, wanted: _Global) -> None:
+        self._finalizer = finalize(self, _withdraw, wanted)
+        self._finalizer.atexit = False
+
+    def __call__(self) -> None:
+        self._finalizer()
+
+
 def set_global(owner: Any, name: str, value: Any) -> Undo:
-    """Set a setting of a library, such as `torch.backends.cudnn.benchmark`; undo restores its value.
+    """Set a setting of a library, such as `torch.backends.cudnn.benchmark`; undo restores its value, and so does
+    letting go of the undo.
 
-    Unless it was changed meanwhile, by hand or by another pipeline's undo: restoring would switch it on for good.
+    Unless somebody else wants a value meanwhile: another technique's stays until that is undone too, and one set by
+    hand stays for good.
     """
-    before = getattr(owner, name)
-    setattr(owner, name, value)
+    with _globals_lock:
+        wanted = _Global(owner, name, value, getattr(owner, name))
+        setattr(owner, name, value)
+        _globals.append(wanted)
+    return _Restore(wanted)
 
-    def undo() -> None:
-        if getattr(owner, name) == value:
-            setattr(owner, name, before)
 
-    return undo
+def _withdraw(wanted: _Global) -> None:
+    with _globals_lock:
+        index = next(i for i, each in enumerate(_globals) if each is wanted)
+        del _globals[index]
+        later = [each for each in _globals[index:] if each.owner is wanted.owner and each.name == wanted.name]
+        if later:  # whose value counts now
+            later[0].before = wanted.before
+        elif getattr(wanted.owner, wanted.name) == wanted.value:
+            setattr(wanted.owner, wanted.name, wanted.before)
 
 
 def before_forward(modules: Iterable[nn.Module], hook: Callable[..., Any], *, inputs: bool = False) -> Undo:

@@ -177,9 +177,10 @@ def _look_up_below(engine: Engine, device: torch.device) -> Undo:
 def _use(engine: Engine, user: Any) -> Undo:
     """Note that `user` wants the networks to travel; undo ends that, and the engine with its last user."""
     engine.users.add(user)
+    me = ref(user)  # who holds the undo
 
     def undo() -> None:
-        engine.users.discard(user)
+        engine.users.discard(me())
         if not engine.users:
             engine.detach()
             engine.close()

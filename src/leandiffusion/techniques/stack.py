@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
+from weakref import ref
 
 import torch
 
@@ -47,14 +48,20 @@ class Stack:
     """
 
     def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
+        self._owner = ref(pipe)  # which holds this stack: it is freed as soon as nobody holds it any more
         self._applied: list[tuple[Applied, Undo]] = []
         self._wanted: tuple[Applied, ...] = ()  # what is on, or while that changes what is being put on
         self._between: list[Callable[[], None]] = []
-        self._networks: dict[str, Any] = {}  # to which they were applied
+        self._networks: dict[str, ref[Any]] = {}  # to which they were applied
         self._lock = Lock()
         self._calls: Counter[int] = Counter()  # under way, by the thread that runs them
         renew_in_child(self)
+
+    @property
+    def _pipe(self) -> Any:
+        pipe = self._owner()
+        assert pipe is not None  # only its own methods come here
+        return pipe
 
     # -- what is on --------------------------------------------------------------------------------------------------
 
@@ -160,8 +167,9 @@ class Stack:
         except BaseException:
             self._wanted = self.applied
             raise
-        self._networks = dict(self._pipe._networks())
-        for network in self._networks.values():
+        networks = self._pipe._networks()
+        self._networks = {name: ref(network) for name, network in networks.items()}
+        for network in networks.values():
             if engine_of(network) is None:  # what offloading left on disk belongs in memory again
                 bring_up(network)
 
@@ -193,13 +201,15 @@ class Stack:
 
     def after_calls(self, step: Callable[[], None]) -> Undo:
         """Run `step` whenever the last of the calls under way has ended; undo takes it off again."""
-        self._between.append(step)
-        return lambda: self._between.remove(step)
+        steps = self._between
+        steps.append(step)
+        return lambda: steps.remove(step)
 
     def _settle(self) -> None:
         """Where a network was replaced by hand, move what is on from the old one to the new one."""
         now = self._pipe._networks()
-        replaced = any(now.get(name) is not self._networks.get(name) for name in {*now, *self._networks})
+        then = {name: network() for name, network in self._networks.items()}
+        replaced = any(now.get(name) is not then.get(name) for name in {*now, *then})
         if self._applied and replaced and not self._calls.total():
             self.lifted(lambda: None)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +71,11 @@ class TracedUNet(Technique):
     def apply(self, pipe: Any) -> Undo:
         unet = pipe.unet
         pipe.unet = traced = Traced(unet, None if self.path is None else Path(self.path).expanduser())
+        owner, mine = ref(pipe), ref(traced)
 
         def undo() -> None:
-            if pipe.unet is traced:  # and not replaced by hand meanwhile
+            pipe = owner()
+            if pipe is not None and pipe.unet is mine():  # and not replaced by hand meanwhile
                 pipe.unet = unet
 
         return undo

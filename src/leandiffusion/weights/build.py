@@ -24,6 +24,10 @@ class _WeightsOnMeta(TorchFunctionMode):
         if func in _UNFILLED:
             kwargs["device"] = "meta"
             kwargs.pop("generator", None)
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if tensor.is_meta:  # torch would import its compiler to do nothing
+                return tensor
         return func(*args, **kwargs)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, WeightsError
+from ..core.malloc import TrimsAtEnd
 from .build import build_empty, drop_submodules, put_tensor
 from .check import check_tensors, named_for
 from .files import weight_files
@@ -107,6 +108,7 @@ def fill_network(
     reader = TensorReader(dtype, torch.device(device or "cpu"))
     _read_into(network, entries, reader, stamps if on_disk else None)
     object.__setattr__(network, "_origin", Origin(cls, config, entries, tuple(absent), stamps))
+    object.__setattr__(network, "_at_end", TrimsAtEnd())
     return network.eval()
 
 

@@ -68,9 +68,10 @@ class Pipe:
 
 
 @pytest.fixture
-def stack() -> Stack:
+def stack() -> Iterator[Stack]:
     LOG.clear()
-    return Stack(Pipe())
+    pipe = Pipe()  # a stack does not keep its pipeline alive
+    yield Stack(pipe)
 
 
 def log() -> str:
