@@ -23,25 +23,31 @@ def open_pipeline(
     from ..core.hub import settings_folder
     from ..families.folder import INDEX_FILE, read_index
     from .assembly import packaged
-    from .stable_diffusion import StableDiffusionPipeline
-    from .stable_diffusion_xl import StableDiffusionXLPipeline
 
-    classes = {cls.__name__: cls for cls in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+    known = classes()
     path = Path(name_or_path).expanduser()
     if path.is_file():
         from ..families.base import detect
         from ..weights.header import read_header
 
-        cls = classes[detect(read_header(path).tensors, path).pipeline]
+        cls = known[detect(read_header(path).tensors, path).pipeline]
         return cls.from_single_file(path, dtype=dtype, device=device, **options)
     hub = {key: options[key] for key in ("revision", "cache_dir", "token") if key in options}
     folder = settings_folder(packaged(name_or_path), [INDEX_FILE], local_files_only=local_files_only, **hub)
     wanted = read_index(folder).pipeline
-    if wanted not in classes:
-        raise ConfigError(f"{name_or_path} asks for {wanted!r}; supported are {' and '.join(classes)}.")
-    return classes[wanted].from_pretrained(
+    if wanted not in known:
+        raise ConfigError(f"{name_or_path} asks for {wanted!r}; supported are {' and '.join(known)}.")
+    return known[wanted].from_pretrained(
         name_or_path, dtype=dtype, device=device, local_files_only=local_files_only, **options
     )
 
 
-__all__ = ["open_pipeline"]
+def classes() -> dict[str, Any]:
+    """The pipelines that there are, by name."""
+    from .stable_diffusion import StableDiffusionPipeline
+    from .stable_diffusion_xl import StableDiffusionXLPipeline
+
+    return {cls.__name__: cls for cls in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+
+
+__all__ = ["classes", "open_pipeline"]

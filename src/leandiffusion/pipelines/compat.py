@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from functools import cached_property
@@ -15,6 +16,7 @@ from ..core.config import read_json, write_json
 from ..core.hub import settings_folder
 from ..modules.base import either_dtype
 from ..schedulers import randn
+from ..techniques.stack import Stack
 from ..weights.locate import INDEX_FILE, find_checkpoint
 from . import inputs
 from .image_processor import VaeImageProcessor
@@ -117,8 +119,13 @@ class ForScripts:
         """A pipeline of this class on the components of another, ours or diffusers', except for those in `changes`.
 
         Weights are shared. `dtype` (or `torch_dtype`) casts them, for both. ConfigError when this class needs a
-        component that neither has.
+        component that neither has. Called on DiffusionPipeline, the class is the one that the components are for.
         """
+        if not cls.component_names:  # type: ignore[attr-defined]
+            from . import classes
+
+            fits = "StableDiffusionXLPipeline" if "text_encoder_2" in pipeline.components else "StableDiffusionPipeline"
+            return classes()[fits].from_pipe(pipeline, **changes)
         casts = any(changes.get(name) is not None for name in ("dtype", "torch_dtype"))
         dtype = either_dtype(changes.pop("dtype", None), changes.pop("torch_dtype", None))
         made: Any = cls
@@ -128,6 +135,27 @@ class ForScripts:
         made._check_fit(f"the {type(pipeline).__name__}", there, parts)
         new = cls(**parts, **{name: value for name, value in settings.items() if name in made._setting_names()})
         return new.to(dtype=dtype) if casts else new  # type: ignore[attr-defined]
+
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
+        """A pipeline with copies of everything, and the same techniques on."""
+        new, techniques = object.__new__(type(self)), self._stack.applied
+        memo[id(self)] = new
+
+        def fill() -> None:
+            own = {"_stack": None, "_under_way": [], "_origin": None}
+            new.__dict__.update(own)
+            for name, value in self.__dict__.items():
+                if name not in own:
+                    new.__dict__[name] = copy.deepcopy(value, memo)
+
+        if techniques:
+            self._stack.lifted(fill)
+        else:
+            fill()
+        new.__dict__["_stack"] = Stack(new)
+        for applied in techniques:
+            new._stack.enable(applied.technique, applied.why)
+        return new
 
     # -- the config as a file ----------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from leandiffusion import BackendUnavailable, ConfigError, StableDiffusionPipeline, UNet2DConditionModel
+from leandiffusion import (
+    BackendUnavailable,
+    ConfigError,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from leandiffusion.pipelines import open_pipeline
 
 Draw = Callable[..., torch.Tensor]
 Build = dict[str, Callable[..., Any]]
@@ -187,3 +195,25 @@ def test_watermarks_are_refused(sdxl: Any) -> None:
 def test_repr_names_every_part(sd1: Any) -> None:
     assert "StableDiffusionPipeline (torch.float32, cpu)" in repr(sd1)
     assert f"unet: {UNet2DConditionModel.__name__}" in repr(sd1)
+
+
+@pytest.mark.parametrize("technique", [None, "attention_slicing", "sequential_offload"])
+def test_a_deep_copy_is_a_pipeline_of_its_own(
+    folders: dict[str, Any], build: Build, draw: Draw, technique: str | None
+) -> None:
+    pipe = build["quiet"](open_pipeline(folders["sd1"]))
+    if technique is not None:
+        pipe.enable(technique)
+    plain, twin = draw(pipe), copy.deepcopy(pipe)
+    assert [applied.name for applied in twin.techniques] == [applied.name for applied in pipe.techniques]
+    assert torch.equal(draw(twin), plain)
+    twin.unet.conv_out.bias.data.add_(0.5)
+    twin.scheduler = None
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_from_pipe_of_the_base_class_picks_the_class(sd1: Any, sdxl: Any) -> None:
+    for pipe in (sd1, sdxl):
+        again = DiffusionPipeline.from_pipe(pipe)
+        assert type(again) is type(pipe)
+        assert again.unet is pipe.unet
