@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -135,3 +136,20 @@ def test_text_encoders() -> None:
         assert not network.is_gradient_checkpointing
         network.set_input_embeddings(nn.Embedding(50, 8))
         assert network.get_input_embeddings().num_embeddings == 50
+
+
+def test_tokens_added_to_a_tokenizer(tmp_path: Path) -> None:
+    """As textual inversion adds them: the same ids as from transformers on the same files, also after saving."""
+    ours = leandiffusion.CLIPTokenizer.standard()
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    several: list[tuple[Any, bool]] = [("<cat-toy>", False), (["<S1>", "<cat-toy>", "a new"], False), (["<x>"], True)]
+    for added, special in several:
+        assert ours.add_tokens(added, special) == theirs.add_tokens(added, special)
+        assert len(ours) == len(theirs)
+    ours.save_pretrained(tmp_path / "again")
+    again = leandiffusion.CLIPTokenizer.from_pretrained(tmp_path / "again")
+    for text in ("a <cat-toy> on <S1><x>", "a <CAT-TOY>photo of a new", "<s1> <X>"):
+        assert ours(text).input_ids == theirs(text).input_ids == again(text).input_ids
+    with pytest.raises(leandiffusion.ConfigError, match="empty token"):
+        ours.add_tokens(["<y>", ""])

@@ -14,6 +14,8 @@ class TokenNames:
 
     padding_side = "right"
     truncation_side = "right"
+    is_fast = True
+    model_input_names = ("input_ids", "attention_mask")
     _tokenizer: Any
     _roles: dict[str, str]
 
@@ -30,6 +32,19 @@ class TokenNames:
         if isinstance(listed, int):
             return tokens[0]
         return [token for token in tokens if not skip_special_tokens or token not in self.all_special_tokens]
+
+    def add_tokens(self, new_tokens: str | AddedToken | list[str | AddedToken], special_tokens: bool = False) -> int:
+        """Add tokens that are matched whole, behind those there are, and return how many are new.
+
+        The text encoder needs a row for each: `text_encoder.resize_token_embeddings(len(tokenizer))`.
+        """
+        tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else list(new_tokens)
+        if any(not str(token) for token in tokens):
+            raise ConfigError("an empty token would match everywhere: give each at least one character.")
+        before = len(self.get_vocab())
+        add = self._tokenizer.add_special_tokens if special_tokens else self._tokenizer.add_tokens
+        add(tokens)
+        return len(self.get_vocab()) - before
 
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
         """The id of a token, or those of a list of them; that of `unk_token` for what is no token."""
