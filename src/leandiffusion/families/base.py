@@ -23,13 +23,15 @@ VAE_PREFIX = "first_stage_model."
 class Part:
     """One network of a family.
 
-    `prefix` is where its tensors lie in a single file, `convert` turns their names there into its parameters'.
+    `prefix` is where its tensors lie in a single file, `elsewhere` where else in some;
+    `convert` turns their names there into its parameters'.
     """
 
     class_name: str
     config: Mapping[str, Any]
     prefix: str
     convert: Callable[[Tensors, Mapping[str, Any]], dict[str, TensorEntry]]
+    elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,13 @@ SD1 = families.add(
         title="Stable Diffusion 1",
         pipeline="StableDiffusionPipeline",
         parts={
-            "text_encoder": Part("CLIPTextModel", CLIP_L, "cond_stage_model.transformer.", convert_clip),
+            "text_encoder": Part(
+                "CLIPTextModel",
+                CLIP_L,
+                "cond_stage_model.transformer.",
+                convert_clip,
+                elsewhere=("conditioner.embedders.0.transformer.",),
+            ),
             "unet": Part("UNet2DConditionModel", UNET, UNET_PREFIX, convert_unet),
             "vae": Part("AutoencoderKL", VAE, VAE_PREFIX, convert_vae),
         },

@@ -32,7 +32,13 @@ SD2 = families.add(
         title="Stable Diffusion 2",
         pipeline="StableDiffusionPipeline",
         parts={
-            "text_encoder": Part("CLIPTextModel", OPEN_CLIP_H, "cond_stage_model.model.", convert_open_clip),
+            "text_encoder": Part(
+                "CLIPTextModel",
+                OPEN_CLIP_H,
+                "cond_stage_model.model.",
+                convert_open_clip,
+                elsewhere=("conditioner.embedders.0.model.",),  # as newer training code names it: SD-Turbo
+            ),
             "unet": Part(
                 "UNet2DConditionModel",
                 UNET

@@ -87,7 +87,7 @@ def _open_part(
     on_disk: bool,
 ) -> torch.nn.Module:
     cls = component_class(part.class_name)
-    found = under(tensors, part.prefix)
+    found = next((inside for prefix in (part.prefix, *part.elsewhere) if (inside := under(tensors, prefix))), None)
     if not found:
         raise TensorMismatch(
             f"{path} has no {name}: expected tensors named {part.prefix}…. Pass {name}=…, opened from elsewhere."

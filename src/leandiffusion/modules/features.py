@@ -35,7 +35,7 @@ PARALLEL = "one network computes on one device here: enable_parallelism is not s
 QUANTISED = "this network is not quantised: there is nothing to dequantise."
 SINGLE_FILE = (
     "a single file is opened as a whole: StableDiffusionPipeline.from_single_file(path), or the XL one, and its "
-    "network is a component of that pipeline."
+    "network is a component of that pipeline. Of a VAE alone: AutoencoderKL.from_single_file(path)."
 )
 AUTO_CLASS = "classes are not registered for loading code from the hub: import the class where it is used."
 ATTENTION_WEIGHTS = (

@@ -69,6 +69,11 @@ PIECES = (
     "hear of time and size, and the text goes in as it is."
 )
 
+# Settings of diffusers' EMAModel, which saves them into the network's config.json.
+_AVERAGING = frozenset(
+    ["decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"]
+)
+
 
 @dataclass(eq=False)
 class UNet2DConditionOutput(Output):
@@ -166,6 +171,12 @@ class UNet2DConditionModel(Attending, Network):
         self.up_blocks = self._build_up(levels, skip_channels, shared)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+
+    @classmethod
+    def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:
+        """What training with averaged weights notes beside the settings is kept in the config and changes nothing."""
+        notes = {key: value for key, value in foreign.items() if key in _AVERAGING}
+        return super()._carry({key: value for key, value in foreign.items() if key not in notes}) | notes
 
     @property
     def in_channels(self) -> int:

@@ -5,18 +5,20 @@ Parameter names are those of diffusers checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.hub import local_path
 from ..core.malloc import freed_at_once
 from ..core.output import Output
-from .base import Network
+from .base import Network, either_dtype
 from .blocks import refuse_unsupported
 from .features import Attending, absent
 from .vae_blocks import Decoder, Encoder
@@ -217,6 +219,36 @@ class AutoencoderKL(Attending, Network):
         distribution = self.encode(sample, return_dict=False)[0]
         z = distribution.sample(generator) if sample_posterior else distribution.mode()
         return self.decode(z, return_dict=return_dict)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        config: str | Path | Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Open a VAE from one .safetensors file: alone or in a whole checkpoint, in the original or diffusers' layout.
+
+        The shapes tell what it is made of. `settings` are config keys that win, such as `scaling_factor=0.13025` for
+        an SDXL VAE that lies alone: without it the scale is 0.18215, that of SD1 and SD2. `config` is a local folder
+        with a config.json, or its settings. `dtype` as in `from_pretrained`.
+
+        Raises TensorMismatch for a file without a VAE, ConfigError for unknown settings, and what is wrong with files.
+        """
+        from ..weights.load import fill_network, read_config
+        from .vae_file import read_vae_file
+
+        file = local_path(pretrained_model_link_or_path_or_dict)
+        told, entries = read_vae_file(cls, file)
+        given = read_config(local_path(config)) if isinstance(config, str | Path) else dict(config or {})
+        settled = {**told, **given, **settings}
+        return fill_network(
+            cls, settled, entries, source=str(file), dtype=either_dtype(dtype, torch_dtype), device=device
+        )
 
     @classmethod
     def rename_keys(cls, keys: list[str]) -> dict[str, str]:

@@ -213,3 +213,13 @@ class _Noting:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.seen += {q.dtype, k.dtype, v.dtype}
         return self.inner(q, k, v)
+
+
+def test_what_training_with_averaged_weights_notes_is_kept() -> None:
+    """diffusers' EMAModel saves its settings into the UNet's config.json."""
+    notes = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 7, "power": 0.6667,
+             "update_after_step": 0, "use_ema_warmup": False}  # fmt: skip
+    from leandiffusion.weights.build import build_empty
+
+    config = build_empty(lambda: UNet2DConditionModel.from_config({**notes})).config
+    assert {key: config[key] for key in notes} == notes
