@@ -20,7 +20,7 @@ from leandiffusion.modules.text import CLIPTextModel, CLIPTextModelWithProjectio
 from leandiffusion.modules.tokenizer import CLIPTokenizer
 from leandiffusion.modules.unet import UNet2DConditionModel
 from leandiffusion.modules.vae import AutoencoderKL
-from leandiffusion.weights.load import load_part, open_network
+from leandiffusion.weights.load import open_network
 from leandiffusion.weights.save import save_network
 
 UNET: dict[str, Any] = {
@@ -134,7 +134,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def test_a_pipeline_folder_of_diffusers(pipeline: tuple[Path, Any], variant: str | None) -> None:
     folder, pipe = pipeline
     opened = open_folder(folder, variant=variant)
-    load_part(opened["vae"])
     for name in ("unet", "vae", "text_encoder"):
         assert same(opened[name], getattr(pipe, name)), name
     assert opened["safety_checker"] is None

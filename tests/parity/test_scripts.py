@@ -18,7 +18,6 @@ from PIL import Image
 
 import leandiffusion
 from leandiffusion.pipelines import open_pipeline
-from leandiffusion.weights.load import load_part
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -35,7 +34,6 @@ def pairs(tiny: Callable[[str], tuple[Any, Path]]) -> dict[str, Pair]:
     for family in ("sd1", "sd2", "sdxl"):
         theirs, folder = tiny(family)
         ours = open_pipeline(folder)
-        load_part(ours.vae)
         ours.set_progress_bar_config(disable=True)
         made[family] = theirs, ours
     return made

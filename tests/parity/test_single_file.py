@@ -28,7 +28,7 @@ from leandiffusion.weights.build import build_empty
 from leandiffusion.weights.check import check_tensors, named_for
 from leandiffusion.weights.convert import under
 from leandiffusion.weights.header import TensorEntry
-from leandiffusion.weights.load import load_part
+from leandiffusion.weights.stored import StoredTensor
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -311,15 +311,20 @@ def test_values_agree_with_diffusers(write: Any, kind: str, dtype: torch.dtype |
             assert torch.equal(ours[key], tensor.to(dtype or tensor.dtype)), f"{name}: {key}"
 
 
+def stays_on_disk(module: Any) -> bool:
+    return all(isinstance(p, StoredTensor) for p in module.parameters())
+
+
 def test_the_other_components(write: Any) -> None:
     path, configs, _ = write("sdxl")
     opened = open_single_file(path, config=configs)
     assert opened["scheduler"].__class__.__name__ == "EulerDiscreteScheduler"
     assert opened["tokenizer"].pad_token == "<|endoftext|>"
     assert opened["tokenizer_2"].pad_token == "!"
-    assert opened["vae"].encoder is None  # not needed for text to image …
-    load_part(opened["vae"])  # … but can follow
-    assert opened["vae"].encoder is not None
+    assert stays_on_disk(opened["vae"].encoder)  # not needed for text to image …
+    assert not stays_on_disk(opened["vae"].decoder)
+    picture = torch.zeros(1, 3, 16, 16)
+    assert torch.isfinite(opened["vae"].encode(picture).latent_dist.mean).all()  # … but comes when it is
     sentinel = object()
     opened = open_single_file(path, config=configs, components={"unet": sentinel, "text_encoder_2": None})
     assert opened["unet"] is sentinel

@@ -156,11 +156,6 @@ class AutoencoderKL(Attending, Network):
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Picture (B, 3, H, W) in [-1, 1] -> distribution of latents (B, C, H/f, W/f), unscaled."""
-        if self.encoder is None:
-            raise ConfigError(
-                "this AutoencoderKL was opened without its encoder, which text-to-image does not need: open it with "
-                "AutoencoderKL.from_pretrained(…, subfolder='vae') to encode pictures."
-            )
         moments = self._each(self._encode, x)
         distribution = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from ..core.errors import WeightsError
 from ..core.fork import Lock, renew_in_child
 from ..weights.load import origin_of
-from ..weights.residence import bring_up, put_down
+from ..weights.residence import bring_up, left_out, put_down
 from ..weights.stored import StoredTensor
 from .arena import Arena, OneAtATime, Ring
 from .conveyor import Conveyor
@@ -156,7 +156,7 @@ class Engine:
         pieces = cut(networks, self.policy.granularity)
         resident = spread(pieces.units, self.policy.resident_fraction)
         staying = [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]
-        stay = {id(weight.master) for weight in staying}
+        stay = {id(weight.master) for weight in staying} - {i for net in networks.values() for i in left_out(net)}
         for name, network in networks.items():
             self._raised[name] = bring_up(network, only=stay)
             self.kept += [f"{name}.{weight}" for weight in _put_down(network, progress, leave=stay)]
@@ -164,7 +164,8 @@ class Engine:
     def _take_up(self, networks: Mapping[str, nn.Module]) -> None:
         """Cut the networks as they are now, and make ready what the pieces travel with."""
         policy, from_disk = self.policy, self.policy.from_disk
-        pieces = cut(networks, policy.granularity, _is_on_disk if from_disk else lambda tensor: True)
+        out = {each for network in networks.values() for each in left_out(network)} if from_disk else set()
+        pieces = cut(networks, policy.granularity, lambda t: not from_disk or (_is_on_disk(t) and id(t) not in out))
         resident = set() if from_disk else spread(pieces.units, policy.resident_fraction)
         travelling = [unit for unit in pieces.units if unit not in resident]
         self._held = WeakKeyDictionary({m: h for unit in travelling for m, h in _held_by(unit)})

@@ -10,7 +10,6 @@ import torch
 
 from ..core.config import Config, write_json
 from ..core.errors import ConfigError
-from ..weights.load import load_part
 from ..weights.locate import INDEX_FILE
 from .absent import PUSH, unsupported
 
@@ -66,8 +65,6 @@ class Saving:
                     stacklevel=2,
                 )
         networks = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
-        for network in networks.values():
-            load_part(network)
         folder.mkdir(parents=True, exist_ok=True)
         for name, part in parts.items():
             options = {"variant": variant, "max_shard_size": max_shard_size or "10GB"} if name in networks else {}

@@ -98,6 +98,8 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
 
 def _unless_edited(now: Tensor, before: Tensor) -> Tensor:
     """The numbers from before the cast, unless those in half precision were written to: then these, at that dtype."""
+    if isinstance(now, StoredTensor) and now.on_disk:
+        return before.detach()
     numbers = now.read() if isinstance(now, StoredTensor) else now.detach().cpu()
     former = before.read() if isinstance(before, StoredTensor) else before.detach().cpu()
     same = numbers.shape == former.shape and same_bits(former.to(numbers.dtype), numbers)

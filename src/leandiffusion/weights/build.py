@@ -83,20 +83,6 @@ def _put(network: nn.Module, names: Sequence[str], table: str, tensor: Tensor) -
         getattr(network.get_submodule(path), table)[leaf] = tensor
 
 
-def drop_submodules(network: nn.Module, keep: Callable[[str], bool]) -> list[str]:
-    """Set the largest submodules none of whose tensors are kept to None, and return their names."""
-    dropped: list[str] = []
-    for path, module in list(network.named_modules()):
-        names = [f"{path}.{name}" for name in module.state_dict()]
-        if not path or not names or any(keep(name) for name in names):
-            continue
-        if not any(path.startswith(f"{above}.") for above in dropped):
-            parent, _, leaf = path.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, None)
-            dropped.append(path)
-    return dropped
-
-
 def tensor_bytes(network: nn.Module, dtype: torch.dtype | None = None) -> int:
     """Bytes of parameters and buffers, shared ones once; as if floating point were `dtype` when one is given."""
     tensors: Mapping[int, Tensor] = {id(t): t for t in (*network.parameters(), *network.buffers())}

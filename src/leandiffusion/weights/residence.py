@@ -22,8 +22,15 @@ _OWN_USES = 2  # of a storage that nothing but its tensor refers to, while it is
 
 
 def stored_names(network: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that are on disk."""
-    return [name for name, tensor in _tensors(network).items() if isinstance(tensor, StoredTensor)]
+    """Names of the parameters and buffers that are on disk, but for those that opening left out."""
+    out = left_out(network)
+    return [n for n, tensor in _tensors(network).items() if isinstance(tensor, StoredTensor) and id(tensor) not in out]
+
+
+def left_out(network: nn.Module) -> set[int]:
+    """Ids of the parameters on disk that opening left out, since they are probably not needed: they stay there."""
+    names: Collection[str] = getattr(getattr(network, "_origin", None), "left_out", ())
+    return {id(tensor) for name, tensor in _tensors(network).items() if name in names and _is_on_disk(tensor)}
 
 
 def bring_up(
@@ -31,11 +38,12 @@ def bring_up(
 ) -> set[int]:
     """Read every weight that is on disk into memory, the CPU's unless `device` says otherwise; returns their ids.
 
-    With `only` those of these ids. Weights already read stay read if a later one fails.
+    All but those that opening left out, or with `only` those of these ids. Weights already read stay read if a later
+    one fails.
     """
-    read: set[int] = set()
+    read, out = set(), left_out(network)
     for names, tensor in _by_identity(network):
-        if isinstance(tensor, StoredTensor) and (only is None or id(tensor) in only):
+        if isinstance(tensor, StoredTensor) and (id(tensor) not in out if only is None else id(tensor) in only):
             put_tensor(network, names, tensor.hold().detach().to(device or "cpu"))
             read.add(id(network.get_parameter(names[0])))
     return read

@@ -13,7 +13,6 @@ from ..core.config import write_json
 from ..core.errors import ConfigError
 from ..core.units import parse_bytes
 from .files import choose_weights
-from .load import load_part
 from .stored import StoredTensor
 
 _METADATA = {"format": "pt"}  # transformers refuses files without it
@@ -24,14 +23,13 @@ def save_network(
 ) -> None:
     """Write the network's config and weights into `folder`, in shards no larger than `max_shard_size`.
 
-    Parts that were left out when the network was opened are loaded first, so that what is written is whole. Earlier
+    Earlier
     weights of that variant are replaced once all is on disk; an interruption leaves them as they were.
 
     Raises ConfigError for weights without data (on the meta device) and for a size that can not be parsed.
     """
     folder = Path(folder)
     limit = parse_bytes(max_shard_size)
-    load_part(network)
     state = network.state_dict()
     if empty := [name for name, tensor in state.items() if tensor.is_meta]:
         raise ConfigError(f"{empty[0]!r} has no data (it is on the meta device): load the weights before saving.")

@@ -2,8 +2,8 @@
 
 A `StoredTensor` has shape, dtype, strides and device of the tensor it stands for, and takes no memory. Whatever is done
 with it outside an offload engine (`weight.norm()`, a forward) reads it first, so code that looks at weights needs not
-know where they are. Casting it, or laying it out channels-last, only changes how it will be read. An embedding reads
-just the rows that it looks up.
+know where they are. Casting it, laying it out channels-last or moving it to a device only changes how it will be read.
+An embedding reads just the rows that it looks up.
 
 Everything through which its numbers could be written counts. Writing to it, and taking a view of it (`weight[5]`,
 `weight.data.view(-1)`), its memory (`weight.numpy()`, `weight.data_ptr()`) or its storage, brings the numbers into
@@ -53,9 +53,12 @@ class StoredTensor(Tensor):
     held: Held
 
     @staticmethod
-    def __new__(cls, entry: TensorEntry, file: OpenFile, dtype: torch.dtype, strides: tuple[int, ...] | None = None):
+    def __new__(
+        cls, entry: TensorEntry, file: OpenFile, dtype: torch.dtype, strides: tuple[int, ...] | None = None,
+        device: torch.device | str = "cpu",
+    ):  # fmt: skip
         strides = torch.empty(entry.shape, device="meta").stride() if strides is None else strides
-        stored = Tensor._make_wrapper_subclass(cls, entry.shape, strides=strides, dtype=dtype, device="cpu")  # type: ignore[attr-defined]
+        stored = Tensor._make_wrapper_subclass(cls, entry.shape, strides=strides, dtype=dtype, device=device)  # type: ignore[attr-defined]
         stored.entry, stored.file, stored.held = entry, file, Held()
         return stored
 
@@ -68,7 +71,7 @@ class StoredTensor(Tensor):
         """The numbers in memory: a new tensor, or the one that is held."""
         if self.held.value is not None:
             return self.held.value
-        tensor = torch.empty_strided(self.shape, self.stride(), dtype=self.dtype)
+        tensor = torch.empty_strided(self.shape, self.stride(), dtype=self.dtype, device=self.device)
         self.read_into(tensor)
         return tensor
 
@@ -97,18 +100,22 @@ class StoredTensor(Tensor):
         if self.held.value is not None or self.entry.transpose:
             return self.read()[indices]
         unique, places = indices.unique(return_inverse=True)
-        found = torch.empty(len(unique), self.shape[1], dtype=self.dtype)
+        found = torch.empty(len(unique), self.shape[1], dtype=self.dtype, device=self.device)
         for row, index in zip(found, unique.tolist(), strict=True):
             if not 0 <= index < self.shape[0]:
                 raise IndexError(f"index {index} is out of range: {self.entry.name} has {self.shape[0]} rows.")
             self.file.read(self.entry.rows(index, index + 1), row[None])
         return found[places]
 
-    def like(self, dtype: torch.dtype, strides: tuple[int, ...]) -> StoredTensor:
-        """The same numbers, to be read as another dtype or with other strides."""
-        other = StoredTensor(self.entry, self.file, dtype, strides)
+    def like(
+        self, dtype: torch.dtype, strides: tuple[int, ...], device: torch.device | str | None = None
+    ) -> StoredTensor:
+        """The same numbers, to be read as another dtype, with other strides, or to another device."""
+        place = self.device if device is None else torch.device(device)
+        other = StoredTensor(self.entry, self.file, dtype, strides, place)
         if self.held.value is not None:
-            other.held.value = torch.empty_strided(self.shape, strides, dtype=dtype).copy_(self.held.value)
+            other.held.value = torch.empty_strided(self.shape, strides, dtype=dtype, device=place)
+            other.held.value.copy_(self.held.value)
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredTensor:
@@ -159,14 +166,15 @@ class StoredTensor(Tensor):
 
 def _alias(stored: StoredTensor) -> StoredTensor:
     """The same tensor to autograd's eyes; a value that is written through one is seen through the other."""
-    other = StoredTensor(stored.entry, stored.file, stored.dtype, stored.stride())
+    other = StoredTensor(stored.entry, stored.file, stored.dtype, stored.stride(), stored.device)
     other.held = stored.held
     return other
 
 
 def _relaid(stored: StoredTensor, kwargs: Mapping[str, Any]) -> StoredTensor | None:
-    """What `stored.to(...)` gives when it stays in place; None when it has to be read."""
-    if torch.device(kwargs.get("device") or "cpu").type != "cpu" or kwargs.get("pin_memory"):
+    """What `stored.to(...)` gives, to be read only when it is used; None when it has to be read now."""
+    device = torch.device(kwargs.get("device") or stored.device)
+    if device.type == "meta" or kwargs.get("pin_memory"):
         return None
     dtype, form = kwargs.get("dtype") or stored.dtype, kwargs.get("memory_format")
     if not dtype.is_floating_point:
@@ -174,7 +182,7 @@ def _relaid(stored: StoredTensor, kwargs: Mapping[str, Any]) -> StoredTensor | N
     strides = stored.stride()
     if form not in (None, torch.preserve_format):
         strides = torch.empty(stored.shape, device="meta").to(memory_format=form).stride()
-    return stored.like(dtype, strides)
+    return stored.like(dtype, strides, device)
 
 
 def _gives_view(func: Any) -> bool:

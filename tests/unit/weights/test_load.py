@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from leandiffusion.core.config import Configurable
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError, MalformedFile, TensorMismatch, WeightsError
 from leandiffusion.weights import read
 from leandiffusion.weights.header import read_header
-from leandiffusion.weights.load import load_part, open_network, origin_of
+from leandiffusion.weights.load import open_network, origin_of
 from leandiffusion.weights.read import TensorReader
 from leandiffusion.weights.save import save_network
+from leandiffusion.weights.stored import StoredTensor
 
 
 class Half(nn.Module):
@@ -144,45 +146,43 @@ def test_one_entry_is_enough_for_a_tie(saved: tuple[Path, Net]) -> None:
 
 
 @pytest.mark.parametrize("skip", [("encoder.", "quant."), lambda name: name.startswith(("encoder", "quant"))])
-def test_parts_left_out_and_loaded_later(saved: tuple[Path, Net], skip: Any) -> None:
+def test_parts_left_out_come_when_anything_asks_for_them(saved: tuple[Path, Net], skip: Any) -> None:
     folder, net = saved
     opened = open_network(Net, folder, dtype=torch.bfloat16, skip=skip)
-    assert opened.encoder is None
-    assert opened.quant is None
-    assert not any(name.startswith(("encoder", "quant")) for name in opened.state_dict())
-    load_part(opened, "encoder")
-    assert torch.equal(opened.encoder.linear.weight, net.encoder.linear.weight.bfloat16())
-    assert torch.equal(opened.encoder.table, net.encoder.table.bfloat16())
-    assert not opened.encoder.training
-    assert opened.quant is None
-    with pytest.raises(ConfigError, match="not left out"):
-        load_part(opened, "encoder")
-    load_part(opened)
+    parts = {name for name, p in opened.named_parameters() if isinstance(p, StoredTensor)}
+    assert parts == {name for name, _ in net.named_parameters() if name.startswith(("encoder", "quant"))}
     assert opened.state_dict().keys() == net.state_dict().keys()
-    load_part(opened)  # nothing left: nothing happens
+    assert opened.encoder.linear.weight.dtype == torch.bfloat16
+    assert torch.equal(opened.encoder.linear.weight + 0, net.encoder.linear.weight.bfloat16())
+    assert torch.equal(opened.encoder.table, net.encoder.table.bfloat16())
+    x = torch.ones(1, net.encoder.linear.in_features)
+    with torch.no_grad():
+        assert torch.equal(opened.float().encoder.linear(x), net.encoder.linear(x))
 
 
-def test_a_deep_part(saved: tuple[Path, Net]) -> None:
-    opened = open_network(Net, saved[0], skip=("encoder.linear.weight", "encoder.linear.bias"))
-    assert opened.encoder is None  # nothing of it would be left
+def test_other_weights_are_written_to_parts_left_out(saved: tuple[Path, Net]) -> None:
+    folder, net = saved
+    opened = open_network(Net, folder, skip=("encoder.",))
+    opened.load_state_dict({name: tensor + 1 for name, tensor in net.state_dict().items()})
+    assert torch.equal(opened.encoder.linear.weight + 0, net.encoder.linear.weight + 1)
+    save_network(opened, folder / "copy")
+    again = open_network(Net, folder / "copy")
+    assert all(torch.equal(t, net.state_dict()[name] + 1) for name, t in again.state_dict().items())
 
 
-def test_late_load_finds_changed_files(saved: tuple[Path, Net]) -> None:
+def test_a_part_left_out_of_a_file_that_changed(saved: tuple[Path, Net]) -> None:
     folder, _ = saved
     opened = open_network(Net, folder, skip=("encoder.",))
-    edit(folder, scale=torch.zeros(9))
-    with pytest.raises(WeightsError, match="has changed"):
-        load_part(opened)
-    (folder / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(WeightsError, match="has gone"):
-        load_part(opened)
-    assert opened.encoder is None
+    file = folder / "diffusion_pytorch_model.safetensors"
+    os.truncate(file, file.stat().st_size - 8)
+    with pytest.raises(WeightsError, match="was changed while"):
+        opened.encoder.linear.weight.sum()
+    file.unlink()  # an open file outlives its name, so that this alone would do no harm
 
 
 def test_an_opened_network_copies_and_pickles(saved: tuple[Path, Net]) -> None:
     opened = open_network(Net, saved[0], skip=("encoder.",))
     for copied in (copy.deepcopy(opened), pickle.loads(pickle.dumps(opened))):
-        load_part(copied)
         assert torch.equal(copied.encoder.linear.weight, saved[1].encoder.linear.weight)
     assert origin_of(opened) is not None
     assert origin_of(saved[1]) is None
