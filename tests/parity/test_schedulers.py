@@ -139,7 +139,7 @@ def assert_same_run(name: str, settings: dict[str, Any], steps: Any, start: int 
         each.set_timesteps(**(steps if isinstance(steps, dict) else {"num_inference_steps": steps}))
     assert torch.equal(reference.timesteps, scheduler.timesteps)
     assert reference.timesteps.dtype == scheduler.timesteps.dtype
-    assert float(reference.init_noise_sigma) == pytest.approx(scheduler.init_noise_sigma, rel=1e-7)
+    assert float(reference.init_noise_sigma) == pytest.approx(float(scheduler.init_noise_sigma), rel=1e-7)
     if exact_table(name, settings):
         reference.sigmas = reference.sigmas.double()
     if start:

@@ -28,11 +28,16 @@ class SchedulerOutput(Output):
     pred_original_sample: torch.Tensor | None = None
 
 
+class NotInSchedule(ConfigError):
+    """A timestep that the schedule does not have."""
+
+
 class Scheduler(SchedulerSettings):
     """Base of the schedulers. Subclasses list their settings as constructor keywords and define `step`.
 
     Attributes: `timesteps` (steps,) on the device asked for, descending; `betas`, `alphas`, `alphas_cumprod`
     (num_train_timesteps,) float32 on the CPU; `num_inference_steps`; `order`, the model calls per step.
+    Until `set_timesteps` is called, `timesteps` are those of training.
     Every wrong setting is a ConfigError that names it.
     """
 
@@ -103,7 +108,7 @@ class Scheduler(SchedulerSettings):
         self._begin_index = begin_index
 
     @property
-    def init_noise_sigma(self) -> float:
+    def init_noise_sigma(self) -> float | torch.Tensor:
         """Standard deviation of the noise that a run starts from."""
         return 1.0
 
@@ -192,7 +197,7 @@ class Scheduler(SchedulerSettings):
         number = timestep.item() if isinstance(timestep, torch.Tensor) else timestep
         places = [place for place, value in enumerate(values) if value == number]
         if not places:
-            raise ConfigError(
+            raise NotInSchedule(
                 f"timestep {number} is not in the schedule of {len(values)} steps ({values[0]} … {values[-1]}): "
                 f"pass an element of scheduler.timesteps."
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,33 @@ from .settings import schedulers
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 
 
-class DDPMScheduler(Scheduler):
+class Chain(Scheduler):
+    """A scheduler whose steps lead from each timestep to the one that follows it in the run."""
+
+    custom_timesteps: bool = False
+
+    def _follower(self, t: int) -> int:
+        """The timestep after `t` in the run, -1 after the last; one lower where no schedule was set."""
+        if self.num_inference_steps is None:
+            return t - 1
+        i = self.index_for_timestep(t)
+        return int(self._values[i + 1]) if i + 1 < len(self._values) else -1
+
+    def previous_timestep(self, timestep: torch.Tensor | int) -> torch.Tensor | int:
+        """The timestep after this one in the run as a scalar on the CPU, -1 after the last.
+
+        Where no schedule was set, one lower, in the form in which it was given. ConfigError for one that is not there.
+        """
+        if self.num_inference_steps is None:
+            return timestep - 1
+        return torch.tensor(self._follower(int(self._value(timestep))))
+
+
+class DDPMScheduler(Chain):
     """Ancestral sampling of the DDPM chain. Settings and defaults as in diffusers' class.
 
-    The `_log` variances name the same numbers as those without: they only differ in how training computed them.
+    The `_log` variances name the same numbers as those without: they only differ in how training computed them. None,
+    which configs of DPM-Solver say, is 'fixed_small'.
     """
 
     def __init__(
@@ -32,7 +54,7 @@ class DDPMScheduler(Scheduler):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
-        variance_type: str = "fixed_small",
+        variance_type: str | None = "fixed_small",
         clip_sample: bool = True,
         prediction_type: str = "epsilon",
         thresholding: bool = False,
@@ -47,7 +69,11 @@ class DDPMScheduler(Scheduler):
 
     def _check(self) -> None:
         super()._check()
-        check_choice("variance_type", self.config.variance_type, VARIANCES)
+        check_choice("variance_type", self.config.variance_type, (None, *VARIANCES))
+
+    @property
+    def _variance_type(self) -> str:
+        return self.config.variance_type or "fixed_small"
 
     def set_timesteps(
         self,
@@ -70,13 +96,8 @@ class DDPMScheduler(Scheduler):
         else:
             raise ConfigError("set_timesteps needs num_inference_steps or timesteps.")
         self.num_inference_steps = len(t)
+        self.custom_timesteps = timesteps is not None
         self._place(t, device, torch.int64)
-        self._followers = dict(pairwise(self._values))
-
-    def previous_timestep(self, timestep: torch.Tensor | int) -> int:
-        """The timestep after this one in the run, -1 after the last; one lower where no schedule was set."""
-        t = int(self._value(timestep))
-        return t - 1 if self.num_inference_steps is None else int(self._followers.get(t, -1))
 
     def step(
         self,
@@ -91,7 +112,7 @@ class DDPMScheduler(Scheduler):
         With a learned variance the model's output is (B, 2 C, H, W). Without `set_timesteps` it walks all of training.
         """
         t = self._train_step(timestep)
-        t_prev = self.previous_timestep(t)
+        t_prev = self._follower(t)
         abar, abar_prev = self._abar[t], self._abar[t_prev] if t_prev >= 0 else 1.0
         if abar_prev == 0:
             raise ConfigError(f"no signal is left at timestep {t_prev}: lower beta_end={self.config.beta_end}.")
@@ -104,7 +125,7 @@ class DDPMScheduler(Scheduler):
 
         x, output = full_precision(sample, model_output)
         learned = None
-        if self.config.variance_type.startswith("learned"):
+        if self._variance_type.startswith("learned"):
             if output.shape[1] != 2 * x.shape[1]:
                 raise ConfigError(
                     f"variance_type={self.config.variance_type!r} needs a model output of {2 * x.shape[1]} channels, "
@@ -124,7 +145,7 @@ class DDPMScheduler(Scheduler):
         beta = 1 - abar / abar_prev
         small = max((1 - abar_prev) / (1 - abar) * beta, 1e-20)  # equation 7's beta tilde, kept above log(0)
         if learned is None:
-            return math.sqrt(small if self.config.variance_type.startswith("fixed_small") else beta)
+            return math.sqrt(small if self._variance_type.startswith("fixed_small") else beta)
         if self.config.variance_type == "learned":
             return learned.sqrt()
         share = (learned + 1) / 2  # of the way from log(small) to log(beta): arXiv 2102.09672, equation 15

@@ -15,6 +15,7 @@ import torch
 
 from ..core.errors import ConfigError
 from .base import finish, full_precision
+from .ddpm import VARIANCES
 from .noise import Generators, randn
 from .schedule import check_choice, dynamic_threshold, spaced_timesteps
 from .settings import schedulers
@@ -80,7 +81,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         check_choice("algorithm_type", c.algorithm_type, ALGORITHMS)
         check_choice("solver_type", c.solver_type, ("midpoint", "heun"))
         check_choice("solver_order", c.solver_order, (1, 2, 3))
-        check_choice("variance_type", c.variance_type, (None, "learned", "learned_range"))
+        check_choice("variance_type", c.variance_type, (None, *VARIANCES))
         if not c.algorithm_type.endswith("++") and c.final_sigmas_type == "zero":
             raise ConfigError(
                 f"algorithm_type={c.algorithm_type!r} divides by the final sigma, so final_sigmas_type='zero' can not "
@@ -137,8 +138,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
 
     def _last_timestep(self) -> int:
         """One above the highest timestep whose lambda is at least `lambda_min_clipped` (cosine schedules need it)."""
-        lambdas = self.alphas_cumprod.sqrt().log() - (1 - self.alphas_cumprod).sqrt().log()
-        return len(self) - int(torch.searchsorted(lambdas.flip(0), self.config.lambda_min_clipped))
+        return len(self) - int(torch.searchsorted(self.lambda_t.flip(0), self.config.lambda_min_clipped))
 
     def _lu_sigmas(self, steps: int) -> np.ndarray:
         """Steps even in lambda, as the paper has them."""
@@ -148,7 +148,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
     def _converted(self, output: torch.Tensor, x: torch.Tensor, i: int) -> torch.Tensor:
         """The model's output as x_0 (++ algorithms) or eps, thresholded where asked."""
         c = self.config
-        if c.variance_type is not None:
+        if c.variance_type in ("learned", "learned_range"):
             output = output[:, : x.shape[1]]  # the rest of the channels predict the variance
         alpha, sigma, _ = self._alpha_sigma_lambda(i)
         if c.algorithm_type.endswith("++"):
@@ -166,7 +166,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         order = min(c.solver_order, len(self._outputs))
         if i == steps - 1 and (c.euler_at_final or short or c.final_sigmas_type == "zero"):
             return 1
-        return min(order, 2) if i == steps - 2 and short else order
+        return self._distinct(i, min(order, 2) if i == steps - 2 and short else order)
 
     def step(
         self,
@@ -203,6 +203,8 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         alpha_t, sigma_t, lambda_t = self._alpha_sigma_lambda(i + 1)
         alpha_s, sigma_s, lambda_s = self._alpha_sigma_lambda(i)
         h = lambda_t - lambda_s
+        if h == 0:  # the last sigma again, as final_sigmas_type='sigma_min' has it for some schedules: nothing to do
+            return Weights(1.0, 0.0, 0.0, 0.0)
         if algorithm == "dpmsolver++":
             a, e = alpha_t, math.expm1(-h)
             d1 = -0.5 * a * e if midpoint else a * (e / h + 1)

@@ -44,6 +44,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
         final_sigmas_type: str = "zero",
     ) -> None:
         super().__init__()
+        self._place(self._float_timesteps(num_train_timesteps, spacing="linspace"), None, torch.float32)
 
     def _check(self) -> None:
         super()._check()
@@ -111,12 +112,11 @@ class EulerDiscreteScheduler(SigmaScheduler):
         return_dict: bool = True,
     ) -> Any:
         """x at the next sigma from x (B, C, H, W), after raising its noise by gamma where `s_churn` asks for it."""
-        steps = self._require_schedule()
         if not self._scaled:
             warnings.warn(UNSCALED, stacklevel=2)
         i = self._current_index(timestep)
         sigma, sigma_next = self._sigmas[i], self._sigmas[i + 1]
-        gamma = min(s_churn / steps, math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0.0
+        gamma = min(s_churn / (len(self._sigmas) - 1), math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0.0
         sigma_hat = sigma * (gamma + 1)
 
         x, output = full_precision(sample, model_output)

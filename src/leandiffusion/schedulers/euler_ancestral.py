@@ -32,6 +32,7 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
         rescale_betas_zero_snr: bool = False,
     ) -> None:
         super().__init__()
+        self._place(self._float_timesteps(num_train_timesteps, spacing="linspace"), None, torch.float32)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Lay out `num_inference_steps` (1 … num_train_timesteps) steps; ConfigError outside that range."""
@@ -50,7 +51,6 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
         return_dict: bool = True,
     ) -> Any:
         """x at the next sigma from x (B, C, H, W): down to sigma_down, then noise of sigma_up from `generator`."""
-        self._require_schedule()
         if not self._scaled:
             warnings.warn(UNSCALED, stacklevel=2)
         i = self._current_index(timestep)

@@ -36,6 +36,7 @@ class HeunDiscreteScheduler(SigmaScheduler):
         steps_offset: int = 0,
     ) -> None:
         super().__init__()
+        self.set_timesteps(num_train_timesteps)
 
     def _restart(self) -> None:
         super()._restart()
@@ -76,7 +77,6 @@ class HeunDiscreteScheduler(SigmaScheduler):
         self, model_output: torch.Tensor, timestep: torch.Tensor | float, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
         """An Euler step from x (B, C, H, W) on a step's first call; on its second, the same step by the mean slope."""
-        self._require_schedule()
         i = self._current_index(timestep)
         # The entry that a correction is called with repeats the sigma that the Euler step arrived at.
         sigma, sigma_next = self._sigmas[i], self._sigmas[i + 1]

@@ -13,8 +13,8 @@ import torch
 
 from ..core.errors import ConfigError
 from ..core.output import Output
-from .base import Scheduler, full_precision
-from .ddpm import descending
+from .base import full_precision
+from .ddpm import Chain, descending
 from .noise import Generators, randn
 from .settings import schedulers
 
@@ -29,7 +29,7 @@ class LCMSchedulerOutput(Output):
     denoised: torch.Tensor | None = None
 
 
-class LCMScheduler(Scheduler):
+class LCMScheduler(Chain):
     """LCM: each step predicts x_0 outright and noises it again for the next. Settings as in diffusers' class."""
 
     def __init__(
@@ -53,6 +53,12 @@ class LCMScheduler(Scheduler):
         rescale_betas_zero_snr: bool = False,
     ) -> None:
         super().__init__()
+        self._final_abar = 1.0 if set_alpha_to_one else self._abar[0]
+
+    @property
+    def final_alpha_cumprod(self) -> torch.Tensor:
+        """abar after the last step, a scalar."""
+        return torch.tensor(self._final_abar)
 
     def set_timesteps(
         self,
@@ -87,6 +93,7 @@ class LCMScheduler(Scheduler):
             t = distilled[::-1][np.linspace(0, len(distilled), steps, endpoint=False).astype(np.int64)]
         else:
             raise ConfigError("set_timesteps needs num_inference_steps or timesteps.")
+        self.custom_timesteps = timesteps is not None
         self._place(t, device, torch.int64)
 
     def _own_timesteps(self, timesteps: Sequence[int], distilled: np.ndarray, strength: float) -> np.ndarray:

@@ -15,7 +15,12 @@ from .sigma import UNSCALED, SigmaScheduler
 
 
 class LMSDiscreteScheduler(SigmaScheduler):
-    """LMS of order up to 4. Settings and defaults as in diffusers' class."""
+    """LMS of order up to 4. Settings and defaults as in diffusers' class.
+
+    The order of a step is at most the number of slopes known: it rises from 1 also when a run starts part-way, as
+    image-to-image does. diffusers there weights the few slopes it has as if the earlier ones were zero, which leaves
+    part of the noise in, so pictures of runs that start part-way differ from its.
+    """
 
     def __init__(
         self,
@@ -32,10 +37,11 @@ class LMSDiscreteScheduler(SigmaScheduler):
         steps_offset: int = 0,
     ) -> None:
         super().__init__()
+        self.set_timesteps(num_train_timesteps)
 
     def _restart(self) -> None:
         super()._restart()
-        self._derivatives: tuple[torch.Tensor, ...] = ()
+        self.derivatives: list[torch.Tensor] = []
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Lay out `num_inference_steps` (1 … num_train_timesteps) steps; ConfigError outside that range."""
@@ -70,15 +76,14 @@ class LMSDiscreteScheduler(SigmaScheduler):
         return_dict: bool = True,
     ) -> Any:
         """x at the next sigma from x (B, C, H, W), by the last `order` derivatives dx/dsigma."""
-        self._require_schedule()
         if not self._scaled:
             warnings.warn(UNSCALED, stacklevel=2)
         i = self._current_index(timestep)
         x, output = full_precision(sample, model_output)
         x0 = self._predict_denoised(output, x, self._sigmas[i])
-        self._derivatives = (*self._derivatives, (x - x0) / self._sigmas[i])[-order:]
-        order = min(order, len(self._derivatives))
-        slopes = enumerate(reversed(self._derivatives))
+        self.derivatives = [*self.derivatives, (x - x0) / self._sigmas[i]][-order:]
+        order = min(order, len(self.derivatives))
+        slopes = enumerate(reversed(self.derivatives))
         change = sum(self.get_lms_coefficient(order, i, back) * d for back, d in slopes)
         self._step_index = i + 1
         return finish(x + change, x0, sample, return_dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class PNDMScheduler(Scheduler):
     Runge-Kutta warm-up, nine more with it.
     """
 
+    pndm_order: ClassVar[int] = 4
+
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -45,7 +47,8 @@ class PNDMScheduler(Scheduler):
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
     ) -> None:
-        self.prk_timesteps: np.ndarray = np.array([], dtype=np.int64)
+        self.prk_timesteps: np.ndarray | None = None
+        self.plms_timesteps: np.ndarray | None = None
         super().__init__()
         self._final_abar = 1.0 if set_alpha_to_one else self._abar[0]
 
@@ -57,7 +60,7 @@ class PNDMScheduler(Scheduler):
     def _restart(self) -> None:
         super()._restart()
         self.counter = 0
-        self._outputs: tuple[torch.Tensor, ...] = ()
+        self.ets: list[torch.Tensor] = []  # past outputs; replaced, never changed in place
         self._blend: torch.Tensor | None = None
         self._held: torch.Tensor | None = None
 
@@ -86,24 +89,33 @@ class PNDMScheduler(Scheduler):
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
         """x_{t-1} from x_t (B, C, H, W): a Runge-Kutta sub-step while the warm-up lasts, then linear multistep."""
-        self._require_schedule()
-        if self.counter < len(self.prk_timesteps):
+        if self.counter < len(self._warm_up()):
             return self.step_prk(model_output, timestep, sample, return_dict)
         return self.step_plms(model_output, timestep, sample, return_dict)
+
+    def _warm_up(self) -> np.ndarray:
+        """The timesteps of the Runge-Kutta calls; ConfigError when `set_timesteps` was not called."""
+        self._require_schedule()
+        return np.array([], dtype=np.int64) if self.prk_timesteps is None else self.prk_timesteps
 
     def step_prk(
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor, return_dict: bool = True
     ) -> Any:
         """One of the four evaluations of a Runge-Kutta step, equation 13."""
         half = self.config.num_train_timesteps // self._require_schedule() // 2
+        if self.counter >= len(self._warm_up()):
+            raise ConfigError(
+                f"step_prk for call {self.counter + 1} of the run, which has {len(self._warm_up())} Runge-Kutta calls: "
+                f"call step, which knows when they are over, or step_plms."
+            )
         stage = self.counter % 4
         t_prev = self._train_step(timestep) - (0 if stage % 2 else half)
-        t = int(self.prk_timesteps[self.counter - stage])
+        t = int(self._warm_up()[self.counter - stage])
         x, output = full_precision(sample, model_output)
         part = _RUNGE_KUTTA[stage] * output
         self._blend = part if stage == 0 or self._blend is None else self._blend + part
         if stage == 0:
-            self._outputs = (*self._outputs, output)
+            self.ets = [*self.ets, output]
             self._held = x
         base = x if self._held is None else self._held
         self.counter += 1
@@ -114,17 +126,17 @@ class PNDMScheduler(Scheduler):
     ) -> Any:
         """A linear multistep step, equation 12; the second call averages with the first instead of moving on."""
         stride = self.config.num_train_timesteps // self._require_schedule()
-        if not self.config.skip_prk_steps and len(self._outputs) < 3:
+        if not self.config.skip_prk_steps and len(self.ets) < 3:
             raise ConfigError("step_plms needs the outputs of the 12 Runge-Kutta calls before it: call step in order.")
         t = self._train_step(timestep)
         x, output = full_precision(sample, model_output)
-        if self.counter == 1 and self._held is not None:  # improved Euler: redo the first step with the mean output
-            blend, x, t, t_prev = (output + self._outputs[-1]) / 2, self._held, t + stride, t
+        if self.counter == len(self.ets) == 1 and self._held is not None:  # improved Euler: the first step again
+            blend, x, t, t_prev = (output + self.ets[-1]) / 2, self._held, self._train_step(t + stride), t
             self._held = None
         else:
-            self._outputs = (*self._outputs[-3:], output)
-            weights = _ADAMS_BASHFORTH[len(self._outputs)]
-            blend = sum(w * e for w, e in zip(weights, reversed(self._outputs), strict=True))
+            self.ets = [*self.ets[-3:], output]
+            weights = _ADAMS_BASHFORTH[len(self.ets)]
+            blend = sum(w * e for w, e in zip(weights, reversed(self.ets), strict=True))
             t_prev = t - stride
             if self.counter == 0:
                 self._held = x

@@ -35,11 +35,12 @@ def make_betas(
 
     'linear' is DDPM's (arXiv 2006.11239), 'scaled_linear' Stable Diffusion's (linear in sqrt(beta)),
     'squaredcos_cap_v2' the cosine schedule of arXiv 2102.09672, 'sigmoid' GeoDiff's (arXiv 2203.02923).
-    Raises ConfigError for an unknown name, or when `trained` has another length than `count`.
+    `trained` may have another length; timesteps that it does not cover are refused when they are met.
+    Raises ConfigError for an unknown name, or an empty `trained`.
     """
     if trained is not None:
-        if len(trained) != count:
-            raise ConfigError(f"trained_betas has {len(trained)} values, num_train_timesteps={count}: make them equal.")
+        if len(trained) == 0:
+            raise ConfigError("trained_betas is empty: give a variance for each training step, or None for a formula.")
         return torch.tensor(np.asarray(trained), dtype=torch.float32)
     start, end = float(start), float(end)
     check_choice("beta_schedule", schedule, BETA_SCHEDULES)
@@ -151,6 +152,8 @@ def sigma_to_t(sigma: np.ndarray, log_sigmas: np.ndarray) -> np.ndarray:
     the differences are taken in that precision.
     """
     log_sigma = np.log(np.maximum(sigma, 1e-10))
+    if len(log_sigmas) == 1:
+        return np.zeros_like(log_sigma)
     below = (np.searchsorted(log_sigmas, log_sigma, side="right") - 1).clip(0, len(log_sigmas) - 2)
     low, high = log_sigmas[below], log_sigmas[below + 1]
     w = ((low - log_sigma) / (low - high)).clip(0, 1)

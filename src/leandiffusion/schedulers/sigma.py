@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..core.errors import ConfigError
-from .base import Scheduler
+from .base import NotInSchedule, Scheduler
 from .schedule import (
     beta_sigmas,
     check_choice,
@@ -60,10 +60,16 @@ class SigmaScheduler(Scheduler):
         self._scaled = False
 
     @property
-    def init_noise_sigma(self) -> float:
-        """The first sigma; with 'leading' spacing that of the signal and noise together."""
+    def init_noise_sigma(self) -> float | torch.Tensor:
+        """The first sigma, as a scalar on the CPU; with 'leading' spacing that of the signal and noise together."""
         highest = max(self._sigmas)
-        return highest if self.config.timestep_spacing in ("linspace", "trailing") else math.hypot(highest, 1.0)
+        alone = self.config.timestep_spacing in ("linspace", "trailing")
+        return torch.tensor(highest if alone else math.hypot(highest, 1.0))
+
+    @property
+    def is_scale_input_called(self) -> bool:
+        """Whether this run's first input was scaled."""
+        return self._scaled
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
         """`sample` / sqrt(sigma^2 + 1): unit variance, as in training."""
@@ -72,11 +78,11 @@ class SigmaScheduler(Scheduler):
         self._scaled = True
         return sample / math.hypot(self._sigmas[self._current_index(timestep)], 1.0)
 
-    def _float_timesteps(self, steps: int, trained: int | None = None) -> np.ndarray:
+    def _float_timesteps(self, steps: int, trained: int | None = None, spacing: str | None = None) -> np.ndarray:
         """Evenly spaced timesteps, possibly between whole ones, in the float32 that the model is given."""
         c = self.config
         span: int = trained or c.num_train_timesteps
-        return spaced_timesteps(c.timestep_spacing, steps, span, offset=c.steps_offset).astype(np.float32)
+        return spaced_timesteps(spacing or c.timestep_spacing, steps, span, offset=c.steps_offset).astype(np.float32)
 
     def _interpolated(self, timesteps: np.ndarray) -> np.ndarray:
         """sigma at (fractional) timesteps, float64."""
@@ -145,7 +151,7 @@ class LogSNRScheduler(SigmaScheduler):
     """State x = alpha x_0 + sigma' eps, stepped in lambda = log(alpha / sigma') = -log(sigma)."""
 
     @property
-    def init_noise_sigma(self) -> float:
+    def init_noise_sigma(self) -> float | torch.Tensor:
         """1: the state has unit variance throughout."""
         return 1.0
 
@@ -164,6 +170,35 @@ class LogSNRScheduler(SigmaScheduler):
         sigma = self._sigmas[index]
         alpha = 1 / math.hypot(sigma, 1.0)
         return alpha, sigma * alpha, -math.log(sigma) if sigma > 0 else math.inf
+
+    @property
+    def alpha_t(self) -> torch.Tensor:
+        """(training steps,) alpha of each training step."""
+        return self.alphas_cumprod.sqrt()
+
+    @property
+    def sigma_t(self) -> torch.Tensor:
+        """(training steps,) sigma' of each training step."""
+        return (1 - self.alphas_cumprod).sqrt()
+
+    @property
+    def lambda_t(self) -> torch.Tensor:
+        """(training steps,) lambda of each training step, descending."""
+        return self.alpha_t.log() - self.sigma_t.log()
+
+    def index_for_timestep(self, timestep: torch.Tensor | float, schedule_timesteps: torch.Tensor | None = None) -> int:
+        """Index of `timestep` as in every scheduler; that of the last step, as in diffusers, when it is not there."""
+        try:
+            return super().index_for_timestep(timestep, schedule_timesteps)
+        except NotInSchedule:
+            return len(self._values) - 1
+
+    def _distinct(self, i: int, order: int) -> int:
+        """`order`, lowered where step `i` or one before it stays at its sigma: no slope lies between equals."""
+        for k in range(order):
+            if self._sigmas[i - k] == self._sigmas[i - k + 1]:
+                return max(k, 1)
+        return order
 
     def _refuse_flow(self, mu: float | None = None) -> None:
         """Flow matching is another family of models: ConfigError naming the setting that asks for it."""

@@ -130,6 +130,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         order = min(c.solver_order, len(self._outputs))
         if c.lower_order_final or self._sigmas[i + 1] == 0:
             order = min(order, len(self._values) - i)
+        order = self._distinct(i, order)
         self._last, self._last_order = x, order
         self._step_index = i + 1
         return finish(self._advance(x, i + 1, order, self._outputs, None), None, sample, return_dict)
@@ -141,6 +142,8 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         alpha_t, sigma_t, lambda_t = self._alpha_sigma_lambda(i)
         alpha_s, sigma_s, lambda_s = self._alpha_sigma_lambda(i - 1)
         h = lambda_t - lambda_s
+        if h == 0:  # the last sigma again, as final_sigmas_type='sigma_min' has it for some schedules: nothing to do
+            return x
         if self.config.predict_x0:
             hh, scale, keep = -h, alpha_t, sigma_t / sigma_s
         else:
