@@ -26,7 +26,7 @@ from leandiffusion.measure.memory import peak_rss
 
 from .targets import Target, make_targets
 
-SECONDS = 10.0  # a case may take; they take milliseconds, and the machine may be busy
+SECONDS = 10.0  # of the processor that a case may take; they take milliseconds
 MEMORY = 200_000_000  # bytes that the process's peak may grow by over all cases
 LONGEST = 499  # characters of a message
 
@@ -134,15 +134,15 @@ def _limited() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     faulthandler.dump_traceback_later(12 * SECONDS, exit=True)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @contextmanager

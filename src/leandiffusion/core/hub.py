@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointNotFound, WeightsError
-from .wording import show
+from .wording import show, to_length
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,14 @@ class HubRepository:
                 raise self._explained(error, revision) from error
         raise self._explained(missing, revision) from missing
 
+    def unfinished(self) -> str:
+        """A sentence about downloads of this repository that were cut off and lie in the cache; empty without any."""
+        blobs = self.cache / f"models--{self.name.replace('/', '--')}" / "blobs"
+        parts = sorted(blobs.glob("*.incomplete")) if blobs.is_dir() else []
+        if not parts:
+            return ""
+        return f" {len(parts)} downloads in {to_length(str(blobs), 120)} are incomplete: go online once to finish them."
+
     def _cached(self, folder: Path) -> list[str]:
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -163,6 +171,7 @@ class HubRepository:
                 return CheckpointNotFound(
                     f"{self.name!r}{at} is not a local folder, and {why} and not cached: searched {self.cache}. Go "
                     "online once (local_files_only=False, HF_HUB_OFFLINE=0), give cache_dir, or give a folder's path."
+                    + self.unfinished()
                 )
             case errors.EntryNotFoundError():
                 return CheckpointNotFound(

@@ -122,7 +122,7 @@ def _fetch(
         files = choose_files(names, [name for name in subfolders if name not in without], variant)
     except (CheckpointNotFound, UnsafeFormat) as error:
         place = f"cached of {hub.name} in {hub.cache} (offline)" if hub.offline else f"on the hub at {hub.name}"
-        raise type(error)(f"{place}, {folder.name[:12]}: {error}") from None
+        raise type(error)(f"{place}, {folder.name[:12]}: {error}{hub.unfinished()}") from None
     hub.fetch(folder, files)
     return folder
 

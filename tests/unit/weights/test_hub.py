@@ -382,3 +382,12 @@ def test_what_is_no_model(given: str, told: str) -> None:
         with pytest.raises(CheckpointNotFound, match=told) as caught:
             find(given)
         assert len(str(caught.value)) < 500
+
+
+def test_a_download_that_was_cut_off_is_mentioned(tmp_path: Path) -> None:
+    blobs = tmp_path / "models--some--model" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "4d7a.incomplete").write_bytes(b"half")
+    with pytest.raises(CheckpointNotFound, match="1 downloads in .* are incomplete: go online once") as caught:
+        find_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True)
+    assert len(str(caught.value)) < 500
