@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -9,12 +10,12 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
-from weakref import ref
+from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ from . import techniques
 from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
 
+MOST_KEPT = 4
+"""Graphs of one UNet that are kept while none of them is in use."""
+
 _KEY = "leandiffusion.json"
 _TRACING = Lock()  # torch.jit.trace keeps its state in a global, and writing a graph empties its weights
 _TRACER_WARNING: Any = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
@@ -39,7 +43,7 @@ class TracedUNet(Technique):
     """Traces the UNet at the first shape that it is called with. Other shapes run as before, with a warning.
 
     `path` is a file that keeps the recorded graph, without weights: it is read when it was made for the same network,
-    shapes, dtype and torch, and otherwise written. Without it the graph lives as long as the technique is on.
+    shapes, dtype and torch, and otherwise written. Without it the graph lives as long as the UNet, and is used again.
     ConfigError for a path that is none.
     """
 
@@ -74,8 +78,11 @@ class TracedUNet(Technique):
         owner, mine = ref(pipe), ref(traced)
 
         def undo() -> None:
-            pipe = owner()
-            if pipe is not None and pipe.unet is mine():  # and not replaced by hand meanwhile
+            pipe, traced = owner(), mine()
+            if traced is None:
+                return
+            traced.let_go()
+            if pipe is not None and pipe.unet is traced:  # and not replaced by hand meanwhile
                 pipe.unet = unet
 
         return undo
@@ -90,6 +97,7 @@ class Traced(nn.Module):
         self.path = path
         self._graph: Any = None
         self._key: str | None = None
+        self._finalizer: finalize[..., Any] | None = None
         self._fits: object = None  # what the last call that the graph fitted was like
         self._switched = _switched(unet)
         self._warned: set[str] = set()
@@ -150,7 +158,7 @@ class Traced(nn.Module):
         key = _describe(self.unet, inputs)
         with _TRACING:
             if self._key is None:
-                self._graph = self._read(key) or self._trace(key, inputs)
+                self._graph = self._take_up(key, inputs)
                 self._key = key
         if key == self._key:
             self._fits = call
@@ -166,24 +174,41 @@ class Traced(nn.Module):
             self._warned.add(message)
             warnings.warn(message, stacklevel=3)
 
-    def _trace(self, key: str, inputs: Mapping[str, Tensor]) -> Any:
-        flat = _Flat(self.unet, tuple(inputs))
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", _TRACER_WARNING)
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
-            graph = torch.jit.trace(flat, tuple(inputs.values()), check_trace=False)
-            if self.path is not None:
-                self._write(graph, key, self.path)
-        return graph
+    def _take_up(self, key: str, inputs: Mapping[str, Tensor]) -> Any:
+        """The graph for this key with the UNet's own weights: kept from before, read, or recorded now."""
+        kept = _kept.setdefault(self.unet, {})
+        if key not in kept:
+            graph = self._read(key)
+            if graph is None:
+                recorded = _record(self.unet, key, inputs)
+                graph = _load(io.BytesIO(recorded), self.device)[0]
+                self._write(recorded)
+            for old in [k for k, each in kept.items() if not list(each.users)][: max(len(kept) - MOST_KEPT + 1, 0)]:
+                del kept[old]
+            kept[key] = Kept(graph)
+        elif self.path is not None and self._read(key) is None:
+            self._write(_record(self.unet, key, inputs))
+        own = dict(self.unet.named_parameters(remove_duplicate=False))
+        _give_weights(kept[key].graph, own)
+        kept[key].users.add(self)
+        self._finalizer = finalize(self, _let_go, kept[key], ref(self))
+        self._finalizer.atexit = False
+        return kept[key].graph
 
-    def _write(self, graph: Any, key: str, path: Path) -> None:
+    def let_go(self) -> None:
+        """Take the graph's weights away if nobody else runs it; it is kept for the next time."""
+        with _TRACING:
+            if self._finalizer is not None:
+                self._finalizer()
+            self._graph = self._key = self._fits = self._finalizer = None
+
+    def _write(self, recorded: bytes) -> None:
+        path = self.path
+        if path is None:
+            return
         aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            memory = io.BytesIO()  # writing to a full disk itself, torch ends the process
-            with _without_weights(graph):
-                torch.jit.save(graph, memory, _extra_files={_KEY: key})
-            aside.write_bytes(memory.getbuffer())
+            aside.write_bytes(recorded)
             os.replace(aside, path)
         except OSError as error:
             why = error.strerror or error
@@ -196,15 +221,10 @@ class Traced(nn.Module):
         """The graph that `path` holds for this key, with the UNet's own weights; None when there is none."""
         if self.path is None or not self.path.exists():
             return None
-        found: dict[str, Any] = {_KEY: ""}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                warnings.simplefilter("ignore", FutureWarning)
-                graph = torch.jit.load(str(self.path), map_location=self.device, _extra_files=found)
-            stored = found[_KEY].decode() if isinstance(found[_KEY], bytes) else found[_KEY]
+            graph, stored = _load(str(self.path), self.device)
             if stored == key:
-                _share_weights(graph, self.unet)
+                _check_weights(graph, self.unet)
                 return graph
             reason = "was made for another network, shape, dtype or torch"
         except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
@@ -260,24 +280,75 @@ def _shapes(key: str) -> str:
     return ", ".join(f"{name} {tuple(shape)} {dtype.removeprefix('torch.')}" for name, (shape, dtype) in inputs.items())
 
 
-@contextmanager
-def _without_weights(graph: Any) -> Iterator[None]:
-    """Inside, every parameter is one number stretched to its shape, so that saving writes no weights."""
-    held = [(p, p.data) for p in graph.parameters()]
-    try:
-        for p, data in held:
-            p.data = data.new_zeros(1).expand(data.shape)
-        yield
-    finally:
-        for p, data in held:
-            p.data = data
+# -- graphs ----------------------------------------------------------------------------------------------------------
 
 
-def _share_weights(graph: Any, unet: nn.Module) -> None:
-    """Let the graph compute with the UNet's own weights. RuntimeError when it is of another network."""
-    own = {f"unet.{name}": p for name, p in unet.named_parameters()}
-    loaded = dict(graph.named_parameters())
-    if loaded.keys() - own.keys():
-        raise RuntimeError(f"it has a weight {next(iter(loaded.keys() - own.keys()))!r} that this UNet lacks")
-    for name, p in loaded.items():
-        p.data = own[name].data
+@dataclass(eq=False)
+class Kept:
+    """A graph without weights, but for as long as one of `users` runs it."""
+
+    graph: Any
+    users: WeakSet[Any] = field(default_factory=WeakSet)
+
+
+_kept: WeakKeyDictionary[nn.Module, dict[str, Kept]] = WeakKeyDictionary()
+"""Graphs of each UNet by what they were made for. torch.jit never frees all of what tracing and running took, so that
+what was made once is used again."""
+
+
+def _record(unet: UNet2DConditionModel, key: str, inputs: Mapping[str, Tensor]) -> bytes:
+    """Trace the UNet for inputs like these; the graph as torch.jit writes it, without weights.
+
+    What runs is a twin whose weights are one number each, stretched: torch.jit holds on to what it traced, and other
+    threads go on using the UNet.
+    """
+    stretched = {
+        id(p): nn.Parameter(p.detach().new_zeros(1).expand(p.shape), requires_grad=False) for p in unet.parameters()
+    }
+    flat = _Flat(copy.deepcopy(unet, stretched), tuple(inputs))
+    memory = io.BytesIO()  # writing to a full disk itself, torch ends the process
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", _TRACER_WARNING)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        graph = torch.jit.trace(flat, tuple(inputs.values()), check_trace=False)
+        torch.jit.save(graph, memory, _extra_files={_KEY: key})
+    return memory.getvalue()
+
+
+def _load(source: Any, device: torch.device) -> tuple[Any, str]:
+    """A graph and the key that it was made for. RuntimeError and others where `source` holds none."""
+    found: dict[str, Any] = {_KEY: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        graph = torch.jit.load(source, map_location=device, _extra_files=found)
+    return graph, found[_KEY].decode() if isinstance(found[_KEY], bytes) else found[_KEY]
+
+
+def _check_weights(graph: Any, unet: nn.Module) -> None:
+    """RuntimeError when the graph is of another network."""
+    own = {f"unet.{name}" for name, _ in unet.named_parameters(remove_duplicate=False)}
+    if lacking := dict(graph.named_parameters()).keys() - own:
+        raise RuntimeError(f"it has a weight {min(lacking)!r} that this UNet lacks")
+
+
+def _give_weights(graph: Any, own: Mapping[str, nn.Parameter]) -> None:
+    """Let the graph hold these very parameters, so that it sees what becomes of them."""
+    for name, _ in list(graph.named_parameters()):
+        *path, leaf = name.split(".")
+        holder = graph._c
+        for part in path:
+            holder = holder.getattr(part)
+        holder.setattr(leaf, own[name.removeprefix("unet.")])
+
+
+def _let_go(kept: Kept, user: ref[Any]) -> None:
+    if (traced := user()) is not None:
+        kept.users.discard(traced)
+    if not list(kept.users):  # its length may still count one that is just going
+        empty = {
+            name.removeprefix("unet."): nn.Parameter(p.detach().new_zeros(1).expand(p.shape), requires_grad=False)
+            for name, p in kept.graph.named_parameters()
+        }
+        _give_weights(kept.graph, empty)

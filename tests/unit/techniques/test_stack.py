@@ -72,6 +72,7 @@ def stack() -> Iterator[Stack]:
     LOG.clear()
     pipe = Pipe()  # a stack does not keep its pipeline alive
     yield Stack(pipe)
+    del pipe
 
 
 def log() -> str:

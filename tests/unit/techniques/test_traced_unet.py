@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
 import time
 import warnings
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -167,3 +169,32 @@ def test_it_looks_like_the_unet(pipe: Any, tmp_path: Path) -> None:
     assert (tmp_path / "unet" / "config.json").exists()
     pipe.disable("traced_unet")
     assert pipe.unet is unet
+
+
+def test_a_graph_that_was_made_once_is_used_again(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.jit holds on to what it traced, some 45 MB each time with this network."""
+    expected = draw(pipe)
+    pipe.enable_traced_unet()
+    draw(pipe)
+    pipe.disable("traced_unet")
+    monkeypatch.setattr(torch.jit, "trace", None)
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(0.5)
+    changed = draw(pipe)
+    assert np.abs(changed - expected).max() > 1e-2
+    pipe.enable_traced_unet()
+    np.testing.assert_allclose(draw(pipe), changed, atol=1e-4)  # as in the other tests: sums in another order
+    pipe.unet.unet.conv_out.weight.data = pipe.unet.unet.conv_out.weight.data * 2  # while it is on
+    np.testing.assert_allclose(draw(pipe), expected, atol=1e-4)
+
+
+def test_what_torch_keeps_of_a_trace_holds_no_weights(pipe: Any) -> None:
+    pipe.enable_traced_unet()
+    draw(pipe)
+    weight = ref(pipe.unet.unet.conv_in.weight)
+    graph = pipe.unet._graph
+    pipe.disable("traced_unet")
+    assert sum(p.untyped_storage().nbytes() for p in graph.parameters()) < 10_000
+    pipe.unet = None
+    gc.collect()
+    assert weight() is None
