@@ -388,6 +388,6 @@ def test_a_download_that_was_cut_off_is_mentioned(tmp_path: Path) -> None:
     blobs = tmp_path / "models--some--model" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "4d7a.incomplete").write_bytes(b"half")
-    with pytest.raises(CheckpointNotFound, match="1 downloads in .* are incomplete: go online once") as caught:
+    with pytest.raises(CheckpointNotFound, match=r"1 downloads in .* are incomplete: go online once") as caught:
         find_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True)
     assert len(str(caught.value)) < 500
