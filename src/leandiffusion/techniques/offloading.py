@@ -65,6 +65,11 @@ class Offload(Technique):
                 "below the CPU lies the checkpoint on disk, and these networks were not opened from one: save them "
                 "with save_pretrained and open them with from_pretrained"
             ]
+        if compiled := [name for name, network in networks.items() if "_orig_mod" in network._modules]:
+            return [
+                f"{', '.join(compiled)} was compiled by torch.compile, which fixes where its weights are: put the "
+                "network itself back to let them travel"
+            ]
         return [
             f"{name} is shared with another pipeline, for which its weights travel in another way: ask for the same "
             "way here, or switch it off there"

@@ -259,3 +259,19 @@ def test_trap_13_the_documented_trace_works(pipe: Any, tmp_path: Path) -> None:
             pipe.enable(name)
         np.testing.assert_allclose(draw(pipe), expected, atol=2e-4)
         pipe.disable(name)
+
+
+@pytest.mark.parametrize("offload", ["sequential_offload", "model_offload"])
+def test_a_network_compiled_by_hand_does_not_travel(offload: str) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained("demo")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable(offload)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with pytest.warns(UserWarning, match=f"{offload} is switched off: unet was compiled"):
+        pipe("a red circle", num_inference_steps=1, height=64, width=64)
+    assert not pipe.techniques
+    with pytest.raises(BackendUnavailable, match=r"was compiled by torch\.compile"):
+        pipe.enable(offload)
+    pipe.unet = pipe.unet._orig_mod
+    pipe.enable(offload)
+    pipe("a red circle", num_inference_steps=1, height=64, width=64)
