@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError
-from ..core.malloc import TrimsAtEnd
+from ..core.malloc import TrimsAtEnd, keep_fewer_kernels
 from .build import build_empty, put_tensor
 from .check import check_tensors, named_for
 from .files import weight_files
@@ -92,6 +92,7 @@ def fill_network(
 
     `source` says in messages where the config comes from.
     """
+    keep_fewer_kernels()
     network = _empty(cls, config, source)
     entries = check_tensors(network, entries)
     skipped = _predicate(skip)
