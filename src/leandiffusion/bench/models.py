@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.aside import aside
 from ..core.config import read_json, write_json
 from ..core.errors import ConfigError
 from ..core.registry import did_you_mean
@@ -69,9 +69,9 @@ def write_random_checkpoint(family: Family, folder: Path, dtype: torch.dtype, *,
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _check_room(family, folder.parent, dtype)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
-        _write(family, Path(aside) / "done", dtype, seed)
-        os.replace(Path(aside) / "done", folder)
+    with aside(folder) as place:
+        _write(family, place, dtype, seed)
+        os.replace(place, folder)
 
 
 def _write(family: Family, folder: Path, dtype: torch.dtype, seed: int) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..core.aside import aside
 from ..core.errors import BackendUnavailable
 from .record import Records
 
@@ -53,9 +54,6 @@ def plot_path(stem: Path, name: str) -> Path:
 
 def _save(figure: Any, path: Path) -> None:
     """Written aside, then renamed: a reader never sees half a picture."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(aside, format="png", metadata={"Software": None})
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as place:
+        figure.savefig(place, format="png", metadata={"Software": None})
+        os.replace(place, path)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
@@ -16,6 +17,7 @@ from ..bench.compare import table as changes_table
 from ..bench.record import Measurement, Records, Writer, read_records
 from ..bench.runner import Plan, Tell, Wish, execute, plan, workplace
 from ..bench.tables import markdown, rich_tables
+from ..core.aside import aside, left_over
 from ..core.errors import BackendUnavailable, ConfigError
 from ..core.units import format_seconds
 from .report import INTERRUPTED, give, say
@@ -33,20 +35,34 @@ def run(wish: Wish, out: Path | None, work: Path | None) -> None:
     with workplace(work) as place, progress() as tell:
         ready = plan(wish, place, tell)
         path = out or _default_path(ready)
-        aside = path.with_name(f"{path.name}.part")
-        try:
-            with aside.open("w", encoding="utf-8") as file:
-                execute(ready, Writer(file, ready.run), tell)
-        except KeyboardInterrupt:
-            if not any(isinstance(outcome, Measurement) for outcome in read_records(aside).outcomes):
-                aside.unlink()  # and an earlier run of that name stays
-                raise
-        os.replace(aside, path)
+        rescue(path.parent)
+        with aside(path) as place:
+            try:
+                with place.open("w", encoding="utf-8") as file:
+                    execute(ready, Writer(file, ready.run), tell)
+            except KeyboardInterrupt:
+                if not _has_rows(place):  # an earlier run of that name stays
+                    raise
+            os.replace(place, path)
     records = read_records(path)
     show(records, path)
     if not records.complete:
         say(f"Interrupted. The finished rows are in {path}.")
         raise typer.Exit(INTERRUPTED)
+
+
+def rescue(folder: Path) -> None:
+    """Give the finished rows of runs that were killed the names that they would have got, where those are free."""
+    for place, name in left_over(folder):
+        path = folder / name
+        with suppress(ConfigError, OSError):
+            if path.suffix == ".jsonl" and _has_rows(place) and not path.exists():
+                os.replace(place, path)
+                say(f"The finished rows of a run that was killed are in {path}.")
+
+
+def _has_rows(path: Path) -> bool:
+    return any(isinstance(outcome, Measurement) for outcome in read_records(path).outcomes)
 
 
 def check_out(out: Path | None) -> None:
@@ -58,9 +74,8 @@ def check_out(out: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if out is not None and out.is_dir():
             raise ConfigError(f"--out {out} is a folder: name a file that ends in .jsonl.")
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ConfigError(f"records can not be written to {folder}: {error.strerror}. Choose another --out.") from error
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from .aside import aside, flush
 from .errors import CheckpointNotFound, ConfigError, MalformedFile
 from .hub import settings_folder
 from .jsons import BadJSON, parse_json
 from .limits import check_settings
 from .registry import did_you_mean
+from .replacing import finish
 from .wording import show
 
 WRITER_VERSION = "_diffusers_version"  # the note in a config that says which diffusers wrote it
@@ -83,6 +87,9 @@ class Configurable:
 
     def __getattr__(self, name: str) -> Any:
         """A setting under its own name, with a FutureWarning, as diffusers has it for scripts of its first year."""
+        if (inherited := getattr(super(), "__getattr__", None)) is not None:  # a network's layers
+            with suppress(AttributeError):
+                return inherited(name)
         config = self.__dict__.get("_config", ())
         if name not in config or name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -218,7 +225,11 @@ _MOST_BYTES = 16_000_000  # of a JSON file. The largest that belongs to a model 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; MalformedFile naming the file and place when it is none (see `jsons.parse_json`)."""
+    """A JSON object from a file; MalformedFile naming the file and place when it is none (see `jsons.parse_json`).
+
+    Saving into its folder that was cut short is finished first.
+    """
+    finish(path.parent)
     with path.open("rb") as stream:
         text = stream.read(_MOST_BYTES + 1)
     if len(text) > _MOST_BYTES:
@@ -233,8 +244,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, sorted, with a final newline."""
-    path.write_text(json_text(value), encoding="utf-8")
+    """Write a JSON object, sorted, with a final newline: whole or not at all."""
+    with aside(path) as place:
+        place.write_text(json_text(value), encoding="utf-8")
+        flush(place)
+        os.replace(place, path)
 
 
 def json_text(value: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile
 from ..core.registry import did_you_mean
+from ..core.replacing import finish
 from ..core.wording import show
 from ..weights.locate import INDEX_FILE
 
@@ -57,6 +58,7 @@ def read_index(folder: str | Path) -> ModelIndex:
     """
     folder = Path(folder)
     path = folder / INDEX_FILE
+    finish(folder)
     if not path.is_file():
         raise CheckpointNotFound(_not_a_pipeline(folder))
     components: dict[str, str | None] = {}

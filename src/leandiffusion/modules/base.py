@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
 
 from ..core.config import Configurable
 from ..core.errors import ConfigError
@@ -51,12 +50,6 @@ class Network(Configurable, Features):
     def rename_keys(cls, keys: list[str]) -> dict[str, str]:
         """Names in a file -> parameter names of this class, for every name given. The identity unless overridden."""
         return {key: key for key in keys}
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return nn.Module.__getattr__(self, name)
-        except AttributeError:
-            return Configurable.__getattr__(self, name)
 
     @property
     def dtype(self) -> torch.dtype:

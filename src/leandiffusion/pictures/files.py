@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..core.aside import aside, flush, publish
 from ..core.errors import ConfigError, LeanError
 from ..core.units import format_bytes
 from .record import PictureRecord
@@ -57,34 +58,27 @@ class Destination:
         """Write picture number `index` (from 0) of `count` with its record; returns its path.
 
         The bytes go to a file aside that gets its name when they are complete: an interrupted or failed write leaves
-        nothing behind.
+        nothing behind, and what a killed process left is taken away.
         """
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".drawing-", suffix=SUFFIX, delete=False) as file:
-            aside = Path(file.name)
-        try:
-            with aside.open("wb") as file:
+        with aside(self.folder / "drawing") as place:
+            with place.open("xb") as file:
                 image.save(file, format="PNG", pnginfo=record.png_info())
-                file.flush()
-                os.fsync(file.fileno())
-            aside.chmod(0o666 & ~_umask())  # temporary files start as private
+            flush(place)
             if self._file is None:
-                return self._publish_as_next(aside, slug(record.recipe.prompt))
-            return aside.replace(self._named(index))
-        finally:
-            aside.unlink(missing_ok=True)
+                return self._publish_as_next(place, slug(record.recipe.prompt))
+            return place.replace(self._named(index))
 
     def _named(self, index: int) -> Path:
         assert self._file is not None
         return self._file if self._count == 1 else self._file.with_stem(f"{self._file.stem}-{index + 1}")
 
-    def _publish_as_next(self, aside: Path, name: str) -> Path:
-        """Give `aside` the next free number of the folder. A link fails where a name is taken, so that programs
-        drawing into one folder at once do not replace each other's pictures."""
+    def _publish_as_next(self, place: Path, name: str) -> Path:
+        """Give the file at `place` the next number of the folder that no other program takes at the same time."""
         number = 1 + max((_number(path.name) for path in self.folder.glob("*" + SUFFIX)), default=0)
         while True:
             path = self.folder / f"{number:04d}-{name}{SUFFIX}"
             try:
-                _link(aside, path)
+                publish(place, path)
                 return path
             except FileExistsError:
                 number += 1
@@ -104,20 +98,3 @@ def slug(prompt: str, length: int = 48) -> str:
 def _number(name: str) -> int:
     match = re.match(r"(\d+)-", name)
     return int(match[1]) if match else 0
-
-
-def _link(aside: Path, path: Path) -> None:
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links: an existence test has to do
-        if path.exists():
-            raise FileExistsError(path) from None
-        aside.replace(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

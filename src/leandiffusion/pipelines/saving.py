@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from ..core.config import Config, write_json
 from ..core.errors import ConfigError
+from ..core.replacing import Replacement
+from ..weights.files import stale_weights
 from ..weights.locate import INDEX_FILE
 from .absent import PUSH, unsupported
 
@@ -45,6 +48,8 @@ class Saving:
     ) -> None:
         """Write a pipeline folder that diffusers opens too: model_index.json and one folder per component.
 
+        What a folder held before is replaced once all is on disk, which takes room for both; an interruption leaves it
+        as it was, or has the next opening finish what was begun. Other files stay, and links to folders are followed.
         Parts that opening left out, because drawing does not need them, are read from where the weights came from:
         WeightsError when they are no longer there. A component that cannot be saved is left out, with a warning; what
         torch.compile made of a network is saved as the network. ConfigError for safe_serialization=False, which asks
@@ -65,11 +70,11 @@ class Saving:
                     stacklevel=2,
                 )
         networks = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, part in parts.items():
-            options = {"variant": variant, "max_shard_size": max_shard_size or "10GB"} if name in networks else {}
-            part.save_pretrained(folder / name, **options)
-        write_json(folder / INDEX_FILE, dict(self.config))
+        with Replacement(folder, partial(stale_weights, variant=variant)) as new:
+            for name, part in parts.items():
+                options = {"variant": variant, "max_shard_size": max_shard_size or "10GB"} if name in networks else {}
+                part.save_pretrained(new.place(name), **options)
+            write_json(new.place() / INDEX_FILE, dict(self.config))
 
 
 def uncompiled(part: Any) -> Any:

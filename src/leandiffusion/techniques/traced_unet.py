@@ -11,7 +11,6 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 import torch
 from torch import Tensor, nn
 
+from ..core.aside import aside
 from ..core.errors import ConfigError
 from ..core.fork import Lock
 from ..modules.processors import Own
@@ -206,16 +206,13 @@ class Traced(nn.Module):
         path = self.path
         if path is None:
             return
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            aside.write_bytes(recorded)
-            os.replace(aside, path)
+            with aside(path) as place:
+                place.write_bytes(recorded)
+                os.replace(place, path)
         except OSError as error:
             why = error.strerror or error
             warnings.warn(f"the traced UNet could not be written to {path} ({why}). Going on without.", stacklevel=2)
-        finally:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
 
     def _read(self, key: str) -> Any:
         """The graph that `path` holds for this key, with the UNet's own weights; None when there is none."""

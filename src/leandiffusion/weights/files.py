@@ -8,6 +8,7 @@ Both variant namings are known: `model.fp16.safetensors`, shards `model.fp16-000
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.config import read_json
@@ -21,6 +22,7 @@ _SAFE_FILE = re.compile(
     rf"{_STEM}(?:\.(?P<new>[\w-]+?))?(?P<shard>{_SHARD})?(?:\.(?P<old>[\w]+))?\.safetensors$",
 )
 _INDEX = re.compile(rf"{_STEM}\.safetensors(?:\.(?P<old>\w+))?\.index(?:\.(?P<new>\w+))?\.json$")
+_STYLES = ("new", "old")
 _PICKLE_STEMS = ("pytorch_model", "diffusion_pytorch_model", "model")
 
 
@@ -52,7 +54,7 @@ def choose_weights(names: list[str], stem: str, variant: str | None) -> list[str
     single = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
     if single in names:
         return [single]
-    for style in ("new", "old"):
+    for style in _STYLES:
         shards = [n for n in names if _is_shard(n, stem, variant, style)]
         index = _index_name(stem, variant, style)
         if index in names:
@@ -60,6 +62,15 @@ def choose_weights(names: list[str], stem: str, variant: str | None) -> list[str
         if shards and all(f"-of-{len(shards):05d}" in n for n in shards):
             return shards  # all there, the index lost
     return []
+
+
+def stale_weights(there: Sequence[str], fresh: Sequence[str], *, variant: str | None) -> list[str]:
+    """Of the names in a folder, the weights that the `fresh` ones of that variant stand for: to be taken away."""
+    stems = {match["stem"] for name in fresh if (match := _SAFE_FILE.match(name))}
+    known = {f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors" for stem in stems}
+    known |= {_index_name(stem, variant, style) for stem in stems for style in _STYLES}
+    shards = {n for n in there for stem in stems for style in _STYLES if _is_shard(n, stem, variant, style)}
+    return [name for name in there if name in known | shards and name not in fresh]
 
 
 def variants_of(names: list[str], stem: str) -> list[str | None]:

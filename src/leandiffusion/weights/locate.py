@@ -11,9 +11,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.aside import is_aside
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat, VariantNotFound
 from ..core.hub import HubRepository, check_hub_id, local_path
+from ..core.replacing import finish
 from .files import choose_weights, variants_of
 from .header import CONVERT_PICKLE, PICKLE_SUFFIXES
 
@@ -47,7 +49,8 @@ def find_checkpoint(
     """A local folder as it is; otherwise a hub id, fetched at one commit into `cache_dir` (None: the hub's default).
 
     `subfolders` restricts what is fetched to those components, `without` leaves some out. `revision="fp16"`, in early
-    checkpoints the name of a branch, means the fp16 variant; where only the branch exists, its plain weights.
+    checkpoints the name of a branch, means the fp16 variant; where only the branch exists, its plain weights. In a
+    local folder, saving that was cut short is finished first.
 
     Raises CheckpointNotFound (no such path, id, revision or variant; offline and not cached, naming the cache),
     UnsafeFormat when a component has only pickles, ConfigError for use_safetensors=False.
@@ -57,6 +60,8 @@ def find_checkpoint(
     branch = revision if revision in _VARIANT_BRANCHES and variant in (None, revision) else None
     folder = local_path(path_or_id)
     if folder.is_dir():
+        for each in (folder, *(folder / sub for sub in _subfolders(folder))):
+            finish(each)
         found = branch and any(variant_files(_names_in(folder, sub), branch) for sub in ("", *_subfolders(folder)))
         return Checkpoint(folder, variant or (branch if found else None))
     _refuse_files(folder)
@@ -135,7 +140,7 @@ def _refuse_files(path: Path) -> None:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_aside(path.name))
 
 
 def _names_in(folder: Path, sub: str) -> list[str]:

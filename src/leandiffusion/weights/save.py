@@ -1,9 +1,9 @@
-"""Save networks as config.json and safetensors, sharded when large. No file is ever half written."""
+"""Save networks as config.json and safetensors, sharded when large: all of it, or nothing."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..core.config import write_json
 from ..core.errors import ConfigError
+from ..core.replacing import Replacement
 from ..core.units import parse_bytes
-from .files import choose_weights
+from .files import stale_weights
 from .stored import StoredTensor
 
 _METADATA = {"format": "pt"}  # transformers refuses files without it
@@ -23,8 +24,8 @@ def save_network(
 ) -> None:
     """Write the network's config and weights into `folder`, in shards no larger than `max_shard_size`.
 
-    Earlier
-    weights of that variant are replaced once all is on disk; an interruption leaves them as they were.
+    Earlier weights of that variant are replaced once all is on disk; an interruption leaves them as they were, or has the
+    next opening finish what was begun. Other files stay.
 
     Raises ConfigError for weights without data (on the meta device) and for a size that can not be parsed.
     """
@@ -33,33 +34,29 @@ def save_network(
     state = network.state_dict()
     if empty := [name for name, tensor in state.items() if tensor.is_meta]:
         raise ConfigError(f"{empty[0]!r} has no data (it is on the meta device): load the weights before saving.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(network, "save_config"):
-        network.save_config(folder)  # type: ignore[operator]
     stem: str = getattr(network, "weights_stem", "diffusion_pytorch_model")
-    save_tensors(state, folder, stem, variant=variant, limit=limit)
+    with Replacement(folder, partial(stale_weights, variant=variant)) as new:
+        if hasattr(network, "save_config"):
+            network.save_config(new.place())  # type: ignore[operator]
+        save_tensors(state, new.place(), stem, variant=variant, limit=limit)
 
 
 def save_tensors(state: dict[str, Tensor], folder: Path, stem: str, *, variant: str | None, limit: int) -> None:
-    """Write tensors as `stem`[.variant].safetensors, or as shards of at most `limit` bytes with an index."""
+    """Write tensors as `stem`[.variant].safetensors, or as shards of at most `limit` bytes with an index.
+
+    `folder` should be a new one: what is in it is written over.
+    """
     shards = _split(state, limit)
     tag = f".{variant}" if variant else ""
     if len(shards) == 1:
         names = [f"{stem}{tag}.safetensors"]
     else:
         names = [f"{stem}{tag}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    aside = {name: folder / f".{name}.{os.getpid()}.part" for name in names}
-    try:
-        for name, shard in zip(names, shards, strict=True):
-            _write(aside[name], shard)
-        if len(shards) > 1:
-            index = f"{stem}.safetensors.index.{variant}.json" if variant else f"{stem}.safetensors.index.json"
-            aside[index] = folder / f".{index}.{os.getpid()}.part"
-            write_json(aside[index], _index(names, shards))
-        _replace(folder, stem, variant, aside)
-    finally:
-        for path in aside.values():
-            path.unlink(missing_ok=True)
+    for name, shard in zip(names, shards, strict=True):
+        _write(folder / name, shard)
+    if len(shards) > 1:
+        index = f"{stem}.safetensors.index.{variant}.json" if variant else f"{stem}.safetensors.index.json"
+        write_json(folder / index, _index(names, shards))
 
 
 def _split(state: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
@@ -100,14 +97,3 @@ def _index(names: list[str], shards: list[dict[str, Tensor]]) -> dict[str, Any]:
     total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
     weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     return {"metadata": {"total_size": total}, "weight_map": weight_map}
-
-
-def _replace(folder: Path, stem: str, variant: str | None, aside: dict[str, Path]) -> None:
-    """Give the finished files their names, and take away what is left of an earlier save in other files."""
-    earlier: set[str] = set()
-    while found := set(choose_weights([n for n in sorted(os.listdir(folder)) if n not in earlier], stem, variant)):
-        earlier |= found
-    for name, path in aside.items():
-        os.replace(path, folder / name)
-    for name in earlier - aside.keys():
-        (folder / name).unlink(missing_ok=True)

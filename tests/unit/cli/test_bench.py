@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from leandiffusion.bench.record import Measurement, read_records
 from leandiffusion.cli import benching
 from leandiffusion.cli.app import app
+from leandiffusion.core.aside import _host
 
 MAIN = """
 import signal
@@ -125,9 +126,8 @@ def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAIN, "bench", "published", "--model", "demo", "--size", "64"]
     command += ["--steps", "1", "--repeat", "50", "--rows", "plain", "--out", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        part = path.with_name(f"{path.name}.part")
         until = time.monotonic() + 120
-        while time.monotonic() < until and not (part.exists() and '"measurement"' in part.read_text()):
+        while time.monotonic() < until and not any('"measurement"' in p.read_text() for p in tmp_path.glob(".*.part")):
             time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -136,4 +136,17 @@ def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path) -> None:
     records = read_records(path)
     assert records.measured("plain")
     assert not records.complete
-    assert not part.exists()
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_rows_of_a_killed_run_get_their_name(run: tuple[Path, str], tmp_path: Path) -> None:
+    dead = f"{_host()}-999999999"  # larger than process numbers are
+    rows = run[0].read_text()
+    (tmp_path / f".old.jsonl.{dead}-0.part").write_text(rows)
+    (tmp_path / f".taken.jsonl.{dead}-1.part").write_text(rows)
+    (tmp_path / f".none.jsonl.{dead}-2.part").write_text("")
+    (tmp_path / "taken.jsonl").write_text("mine")
+    benching.rescue(tmp_path)
+    assert (tmp_path / "old.jsonl").read_text() == rows
+    assert (tmp_path / "taken.jsonl").read_text() == "mine"
+    assert not (tmp_path / "none.jsonl").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from leandiffusion.core import aside
 from leandiffusion.core.errors import ConfigError, LeanError
 from leandiffusion.pictures import files
 from leandiffusion.pictures.files import Destination, slug
@@ -135,3 +136,12 @@ def test_pictures_are_as_readable_as_other_files(tmp_path):
 )
 def test_names_are_made_of_the_first_words(prompt, expected):
     assert slug(prompt) == expected
+
+
+def test_what_a_killed_run_left_is_taken_away_and_never_a_picture(tmp_path):
+    left = [f".drawing.{aside._host()}-999999999-0.part", f".drawing.{aside._host()}-{os.getppid()}-0.part"]
+    for name in left:
+        (tmp_path / name).write_bytes(b"half a picture")
+    assert not list(tmp_path.glob("*.png"))
+    path = Destination(tmp_path).save(PICTURE, RECORD)
+    assert names(tmp_path) == [left[1], path.name]  # a process that lives may still be at it

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -126,3 +131,90 @@ def test_saved_weights_are_as_readable_as_other_files(tmp_path: Path) -> None:
     beside = tmp_path / "beside"
     beside.touch()
     assert (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_mode == beside.stat().st_mode
+
+
+def versions() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(3)
+    return Net(width=16), Net(width=24)  # whose config and weights do not fit each other
+
+
+def killed_at(work: Callable[[], object], at: int) -> bool:
+    """Run `work` in a forked child that is killed when it renames, removes or makes a file for the `at`-th time."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+    count = 0
+
+    def counting(step: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*args, **kwargs)
+
+        return call
+
+    os.fsync = lambda _: None  # type: ignore[assignment]  # a killed process loses nothing that it wrote
+    for name in ("replace", "link", "unlink", "mkdir", "rmdir"):
+        setattr(os, name, counting(getattr(os, name)))
+    safetensors.torch.save_file = counting(safetensors.torch.save_file)  # type: ignore[assignment]
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks and kills")
+@pytest.mark.parametrize(
+    ("before", "after", "variant"), [("10GB", "6KB", None), ("6KB", "10GB", "fp16"), ("6KB", "6KB", None)]
+)
+def test_killed_at_any_step_it_is_the_old_or_the_new(
+    tmp_path: Path, before: str, after: str, variant: str | None
+) -> None:
+    old, new = versions()
+    found: list[bool] = []
+    for at in range(1, 200):
+        folder = tmp_path / str(at)
+        save_network(old, folder, variant=variant, max_shard_size=before)
+        (folder / "README.md").write_text("mine")
+        (folder / f"{STEM}.other.safetensors").write_text("mine")
+        killed = killed_at(lambda f=folder: save_network(new, f, variant=variant, max_shard_size=after), at)
+        opened = open_network(Net, folder, variant=variant)
+        found.append(same(opened, new))
+        assert found[-1] or same(opened, old), at
+        save_network(new, folder, variant=variant, max_shard_size=after)
+        assert {"README.md", f"{STEM}.other.safetensors"} < set(names(folder))
+        assert not [name for name in names(folder) if name.startswith(".")]
+        if not killed:
+            break
+    assert found == sorted(found)
+    assert not found[0]
+    assert found[-1]
+
+
+def test_a_full_disk_leaves_the_earlier_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = versions()
+    save_network(old, tmp_path, max_shard_size="3KB")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_network(new, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_over_the_files_whose_weights_stay_on_disk(tmp_path: Path) -> None:
+    old, new = versions()
+    save_network(old, tmp_path)
+    stored = open_network(Net, tmp_path, on_disk=True)
+    for size in ("3KB", "10GB"):
+        save_network(stored, tmp_path, max_shard_size=size)
+        assert same(stored, old)
+        assert same(open_network(Net, tmp_path), old)
+    save_network(new, tmp_path)
+    assert same(stored, old)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ...core.aside import aside
 from ...core.errors import BackendUnavailable
 from ...measure.environment import package_version
 from ..workload import Job, Row, Workload
@@ -62,9 +62,9 @@ class OpenVINO:
         home = _home(job)
         if home.exists():
             return
-        with tempfile.TemporaryDirectory(dir=job.work, prefix=".openvino-") as aside:
-            convert(job.folder, Path(aside) / "done", job.size, job.workload.batch)
-            os.replace(Path(aside) / "done", home)
+        with aside(home) as place:
+            convert(job.folder, place, job.size, job.workload.batch)
+            os.replace(place, home)
 
     def draw(self, steps: int, meter: Meter) -> np.ndarray[Any, Any] | None:
         from ..own import draw_with
