@@ -24,8 +24,8 @@ def save_network(
 ) -> None:
     """Write the network's config and weights into `folder`, in shards no larger than `max_shard_size`.
 
-    Earlier weights of that variant are replaced once all is on disk; an interruption leaves them as they were, or has the
-    next opening finish what was begun. Other files stay.
+    Earlier weights of that variant are replaced once all is on disk; an interruption leaves them as they were, or has
+    the next opening finish what was begun. Other files stay.
 
     Raises ConfigError for weights without data (on the meta device) and for a size that can not be parsed.
     """
