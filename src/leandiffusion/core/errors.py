@@ -19,7 +19,7 @@ because a file holds long names or values, loses its middle.
 
 from __future__ import annotations
 
-from .wording import printable, to_length
+from .wording import readable
 
 
 class LeanError(Exception):
@@ -29,7 +29,7 @@ class LeanError(Exception):
     """
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(printable(to_length(each)) if isinstance(each, str) else each for each in args))
+        super().__init__(*(readable(each) if isinstance(each, str) else each for each in args))
 
 
 class ConfigError(LeanError, ValueError):

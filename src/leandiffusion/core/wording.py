@@ -67,3 +67,8 @@ def to_length(text: str, limit: int = LONGEST_MESSAGE) -> str:
         return text
     tail = limit * 2 // 5
     return f"{text[: limit - tail - 3]} … {text[-tail:]}"
+
+
+def readable(text: str) -> str:
+    """`text` as a message: printable, in at most LONGEST_MESSAGE characters."""
+    return to_length(printable(to_length(text)))  # written out, characters take more room

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile
+from ..core.notices import warn
 from ..core.registry import did_you_mean
 from ..core.replacing import finish
 from ..core.wording import show
@@ -184,7 +184,7 @@ def _variants(
         weight_files(folder / name, networks[name].weights_stem, use_safetensors=use_safetensors)
     if without:
         plain = ", ".join(without)
-        warnings.warn(f"{folder} has no {variant!r} variant of {plain}: the plain weights are used.", stacklevel=3)
+        warn(f"{folder} has no {variant!r} variant of {plain}: the plain weights are used.")
     return {name: None if name in without else variant for name in networks}
 
 

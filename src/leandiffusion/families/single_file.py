@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, TensorMismatch
+from ..core.notices import warn
 from ..weights.check import named_for
 from ..weights.convert import Tensors, under
 from ..weights.header import read_header
@@ -156,10 +156,9 @@ def _sd2_prediction(kind: Family, tensors: Tensors, path: Path) -> str:
         [(_, value)] = TensorReader(None, torch.device("cpu")).read_all({"global_step": steps})
         if int(value) == _SD2_BASE_STEPS:
             return "epsilon"
-    warnings.warn(
+    warn(
         f"{path} is a {kind.title} file, which does not tell whether it predicts noise (512 px models) or velocity "
         "(768 px): assuming prediction_type='v_prediction'. If pictures are mere noise or blotches it is "
-        "'epsilon'. Pass prediction_type to settle it.",
-        stacklevel=4,
+        "'epsilon'. Pass prediction_type to settle it."
     )
     return "v_prediction"

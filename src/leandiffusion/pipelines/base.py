@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.errors import ConfigError
+from ..core.notices import warn
 from ..measure.clock import StageClock, Watch
 from ..schedulers import randn
 from . import inputs
@@ -174,7 +175,7 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
         """Warn of what this model does not know in `texts`, if it came with a way to tell."""
         notices = [self.notice(text) for text in texts] if self.notice is not None else []
         for notice in dict.fromkeys(filter(None, notices)):
-            warnings.warn(notice, stacklevel=6)  # the caller of `__call__`, past both methods' decorators
+            warn(notice)
 
     def _spread(self, device: torch.device | str | None, count: int, **embeddings: Tensor | None) -> list[Any]:
         """Each of the embeddings `count` times per prompt, on the device and at the pipeline's dtype.

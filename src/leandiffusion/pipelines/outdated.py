@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any
 
 from ..core.config import WRITER_VERSION, Config
+from ..core.notices import warn
 from ..core.wording import show
 
 
@@ -20,12 +20,11 @@ def mend_unet(unet: Any) -> None:
     wrote = re.match(r"(\d+)\.(\d+)", str(getattr(config, WRITER_VERSION, "")))
     if not wrote or (int(wrote[1]), int(wrote[2])) >= (0, 9) or not isinstance(size, int) or size >= 64:
         return
-    warnings.warn(
+    warn(
         f"this UNet was saved by diffusers {config[WRITER_VERSION]}, which wrote sample_size={size} for models "
         "of 64: it is taken as 64. To be rid of this warning, save the pipeline again; for other sizes pass height and "
         "width.",
         FutureWarning,
-        stacklevel=3,
     )
     amend_config(unet, sample_size=64)
 
@@ -43,12 +42,11 @@ def mend_scheduler(scheduler: Any) -> None:
     if not mended:
         return
     settings = " and ".join(f"{key}={show(config[key])} is taken as {value}" for key, value in mended.items())
-    warnings.warn(
+    warn(
         f"{type(scheduler).__name__}: {settings}, as Stable Diffusion was trained. To be rid of this warning, pass "
         f"{', '.join(f'{key}={value}' for key, value in mended.items())} when making the scheduler, or save the "
         "pipeline again. To have other settings, assign pipe.scheduler once the pipeline is built.",
         FutureWarning,
-        stacklevel=3,
     )
     amend_config(scheduler, **mended)
 

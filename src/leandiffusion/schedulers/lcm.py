@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from ..core.errors import ConfigError
+from ..core.notices import warn
 from ..core.output import Output
 from .base import full_precision
 from .ddpm import Chain, descending
@@ -100,10 +100,9 @@ class LCMScheduler(Chain):
         t = descending(timesteps, self.config.num_train_timesteps)
         strange = sorted(set(t[1:].tolist()) - set(distilled.tolist()))
         if strange or (strength == 1.0 and t[0] != self.config.num_train_timesteps - 1):
-            warnings.warn(
+            warn(
                 f"timesteps={t.tolist()} are not those that this model was distilled at (multiples of "
-                f"{distilled[0] + 1} minus 1, from {self.config.num_train_timesteps - 1} down): expect artefacts.",
-                stacklevel=3,
+                f"{distilled[0] + 1} minus 1, from {self.config.num_train_timesteps - 1} down): expect artefacts."
             )
         self.num_inference_steps = len(t)
         return t[len(t) - min(int(len(t) * strength), len(t)) :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +11,7 @@ import torch
 
 from ..core.config import Configurable, take_config
 from ..core.errors import ConfigError
+from ..core.notices import warn
 from ..core.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
@@ -126,7 +126,4 @@ def _warn_unknown(cls: type[SchedulerSettings], keys: list[str]) -> None:
     known = _ELSEWHERE.union(*(schedulers.get(name).config_keys() for name in schedulers)) if keys else set()
     unknown = sorted(set(keys) - known)
     if unknown:
-        warnings.warn(
-            f"{cls.__name__}: no scheduler has a setting {', '.join(unknown)}; ignored. Check {cls.config_name}.",
-            stacklevel=3,
-        )
+        warn(f"{cls.__name__}: no scheduler has a setting {', '.join(unknown)}; ignored. Check {cls.config_name}.")

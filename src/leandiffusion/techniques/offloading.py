@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.errors import ConfigError
+from ..core.notices import warn
 from ..measure.memory import release
 from ..offload.engine import Engine, Policy, engine_of, moved
 from ..offload.units import weight_bytes
@@ -113,9 +113,8 @@ class Offload(Technique):
             engine = Engine(networks, self.policy, progress=bar.update)
         if engine.kept:
             some = ", ".join(engine.kept[:3]) + (" …" if len(engine.kept) > 3 else "")
-            warnings.warn(
-                f"{len(engine.kept)} weights are not in a checkpoint as they are in memory, so they stay there: {some}",
-                stacklevel=2,
+            warn(
+                f"{len(engine.kept)} weights are not in a checkpoint as they are in memory, so they stay there: {some}"
             )
         return engine
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ import torch
 
 from ..core.errors import BackendUnavailable, ConfigError
 from ..core.fork import Lock, renew_in_child
+from ..core.notices import warn
 from ..core.registry import did_you_mean
 from ..measure.threads import in_forked_child
 from ..offload.engine import engine_of
@@ -101,14 +101,14 @@ class Stack:
                 message = f"{technique.name} can not be used here: {'; '.join(reasons)}."
                 if not technique.optional:
                     raise BackendUnavailable(message)
-                warnings.warn(f"{message} Going on without it.", stacklevel=4)
+                warn(f"{message} Going on without it.")
                 return False
             notes = technique.notes(self._pipe)
             kept = [entry for entry in self.applied if _group(entry.technique) != _group(technique)]
             check_together([entry.technique for entry in kept] + [technique])
             self._become([*kept, Applied(technique, why)])
         for note in notes:
-            warnings.warn(note, stacklevel=4)
+            warn(note)
         return True
 
     def disable(self, name: str) -> None:
@@ -139,7 +139,7 @@ class Stack:
                     unfit += [f"{entry.name} is switched off: {'; '.join(why)}."] if why else []
                 self._wind([entry for entry, why in zip(wanted, why_not, strict=True) if not why])
         for message in unfit:
-            warnings.warn(message, stacklevel=3)
+            warn(message)
 
     def _become(self, wanted: list[Applied]) -> None:
         """Make `wanted` what is on, touching only what lies above the first difference."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..core.aside import aside
 from ..core.errors import ConfigError
 from ..core.fork import Lock
+from ..core.notices import warn
 from ..modules.processors import Own
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
 from ..weights.load import origin_of
@@ -212,7 +213,7 @@ class Traced(nn.Module):
                 os.replace(place, path)
         except OSError as error:
             why = error.strerror or error
-            warnings.warn(f"the traced UNet could not be written to {path} ({why}). Going on without.", stacklevel=2)
+            warn(f"the traced UNet could not be written to {path} ({why}). Going on without.")
 
     def _read(self, key: str) -> Any:
         """The graph that `path` holds for this key, with the UNet's own weights; None when there is none."""
@@ -226,7 +227,7 @@ class Traced(nn.Module):
             reason = "was made for another network, shape, dtype or torch"
         except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
             reason = f"is no traced UNet ({str(error).strip().splitlines()[0]})"
-        warnings.warn(f"{self.path} {reason}: tracing anew, and replacing it.", stacklevel=2)
+        warn(f"{self.path} {reason}: tracing anew, and replacing it.")
         return None
 
 

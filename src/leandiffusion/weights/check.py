@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from ..core.errors import TensorMismatch
+from ..core.notices import warn
 from ..core.wording import LONGEST_MESSAGE, show, to_length
 from .header import TensorEntry
 
@@ -59,7 +59,7 @@ def check_tensors(network: nn.Module, entries: Mapping[str, TensorEntry]) -> dic
             ],
         }, "\nConfig and weights belong to different models, or the checkpoint is incomplete."))  # fmt: skip
     if surplus:
-        warnings.warn(_stray(network, entries, surplus), stacklevel=4)
+        warn(_stray(network, entries, surplus))
     return {name: entry for name, entry in entries.items() if name in expected}
 
 

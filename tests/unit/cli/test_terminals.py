@@ -44,9 +44,10 @@ def test_control_characters_are_written_out() -> None:
 
 
 def test_errors_hold_none_whoever_prints_them() -> None:
-    for error in (ConfigError(f"no {HOSTILE}"), WeightsError(f"{HOSTILE} is gone")):
+    for error in (ConfigError(f"no {HOSTILE}"), WeightsError(f"{HOSTILE} is gone"), ConfigError(HOSTILE * 20)):
         assert harmless(str(error))
         assert harmless(repr(error))
+        assert len(str(error)) < 500
 
 
 @pytest.fixture
