@@ -22,6 +22,7 @@ from ..weights.residence import bring_up
 from . import techniques
 from .attach import Undo
 from .base import Technique
+from .traffic import traffic
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Stack:
             self._calls[own] += 1
             engines = {engine_of(network) for network in self._pipe._networks().values()} - {None}
         try:
-            with ExitStack() as turns:
+            with traffic.running(self._pipe._networks().values()), ExitStack() as turns:
                 for engine in sorted(engines, key=id):  # in one order: nobody waits for somebody who waits for him
                     turns.enter_context(engine.turn)  # type: ignore[union-attr]
                 yield
@@ -210,14 +211,12 @@ class Stack:
         now = self._pipe._networks()
         then = {name: network() for name, network in self._networks.items()}
         replaced = any(now.get(name) is not then.get(name) for name in {*now, *then})
-        if self._applied and replaced and not self._calls.total():
+        if self._applied and replaced and not self._calls.total() and not traffic.is_running(now.values()):
             self.lifted(lambda: None)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        with self._lock:
-            if self._calls.total():
-                raise ConfigError("techniques can not change while a picture is being drawn: wait for the call to end.")
+        with self._lock, traffic.changing(self._pipe._networks().values()):
             yield
 
 

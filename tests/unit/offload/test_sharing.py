@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import traceback
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from leandiffusion import BackendUnavailable, StableDiffusionPipeline
+from leandiffusion import BackendUnavailable, ConfigError, StableDiffusionPipeline
 from leandiffusion.offload.engine import engine_of
 from leandiffusion.weights.residence import stored_names
 
@@ -127,6 +128,38 @@ def test_a_part_of_the_networks_shared(expected: list[np.ndarray]) -> None:
     assert not stored_names(second.vae)
     for pipe in (first, second):
         assert np.array_equal(draw(pipe, 0), expected[0])
+
+
+def test_nothing_changes_under_a_pipeline_that_shares_networks(expected: list[np.ndarray]) -> None:
+    """Switched on and off in one thread while another draws with the same networks: refused, or waited for."""
+    first = opened()
+    second = sharing(first)
+    wrong: list[int] = []
+    refusals: list[str] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            if not np.array_equal(draw(second, 0), expected[0]):
+                wrong.append(0)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(30):
+            with contextlib.suppress(ConfigError):
+                first.enable("sequential_offload")
+                first.disable("sequential_offload")
+            try:
+                first.enable_attention_slicing("max")
+            except ConfigError as error:
+                refusals.append(str(error))
+    finally:
+        stop.set()
+        thread.join()
+    assert refusals
+    assert all("cannot change while a picture is being drawn" in refusal for refusal in refusals)
+    assert not wrong
 
 
 def test_submodules_called_by_hand_in_threads() -> None:
