@@ -21,6 +21,7 @@ from .wording import show
 MOST_TRAINING_STEPS = 100_000
 _MOST_VALUES = MOST_TRAINING_STEPS  # of one list
 _LONGEST_TEXT = 1000
+_MOST_FLOAT = 3.4e38  # about float32's largest
 
 
 class Limits(NamedTuple):
@@ -148,10 +149,10 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def _in_range(value: Any, infinite: bool) -> bool:
-    """Within float64: a whole number can be beyond."""
+    """Within what torch takes beside float32 tensors: int64 where whole, else float32's range."""
     if isinstance(value, numbers.Integral):
-        return abs(int(value)) < 2**1000
-    return math.isfinite(value) or (infinite and not math.isnan(value))
+        return abs(int(value)) < 2**63
+    return abs(value) <= _MOST_FLOAT or (infinite and math.isinf(value))
 
 
 def _is_numpy_bool(value: Any) -> bool:
@@ -170,5 +171,10 @@ def _expected(hint: Any, limits: Limits) -> str:
         inner = typing.get_args(hint)
         most = limits.count if int in inner else _MOST_VALUES
         return f"a list, each {_expected(inner[0], limits)}, of at most {most}" if inner else "a list"
-    plain = {float: "a finite number", bool: "true or false", str: "a text", types.NoneType: "null"}
+    plain = {
+        float: f"a finite number, up to {_MOST_FLOAT}, or 2**63 where whole",
+        bool: "true or false",
+        str: "a text",
+        types.NoneType: "null",
+    }
     return plain.get(origin, "named settings")

@@ -36,6 +36,15 @@ _OTHER_NAMES = {
     "CLIPImageProcessorPil": "CLIPImageProcessor",
     "CLIPTokenizerFast": "CLIPTokenizer",
 }
+# Names of components, without the _2 of second ones -> the classes that one may be of; its scheduler is any.
+_KINDS = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "tokenizer": ("CLIPTokenizer",),
+    "safety_checker": ("StableDiffusionSafetyChecker",),
+    "feature_extractor": ("CLIPImageProcessor",),
+}
 
 # What a task does not need of a component: prefixes of parameter names.
 UNNEEDED = {("text2img", "AutoencoderKL"): ("encoder.", "quant_conv.")}
@@ -154,12 +163,18 @@ def component_class(class_name: str) -> type[Any]:
 
 
 def _class_of(index: ModelIndex, name: str, class_name: str) -> type[Any]:
+    from ..schedulers import schedulers
+
+    fitting = list(schedulers) if name == "scheduler" else _KINDS.get(name.removesuffix("_2"))
     try:
-        return component_class(class_name)
+        cls = component_class(class_name)
+        if fitting is not None and cls.__name__ not in fitting:
+            raise ConfigError(f"{show(class_name)} is another kind of component. Expected: {', '.join(fitting)}.")
     except ConfigError as error:
         raise ConfigError(
             f"{index.folder / INDEX_FILE}, component {name!r}: {error} Or pass {name}=… yourself."
         ) from None
+    return cls
 
 
 def _is_network(cls: type[Any]) -> bool:

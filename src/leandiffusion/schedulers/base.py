@@ -64,10 +64,10 @@ class Scheduler(SchedulerSettings):
         check_choice("timestep_spacing", self.config.timestep_spacing, SPACINGS)
 
     def _set_alphas_cumprod(self, abar: torch.Tensor) -> None:
-        if not bool(((abar >= 0) & (abar < 1)).all()):
+        if not bool(((abar >= 0) & (abar < 1)).all()) or not bool((abar[:-1] > 0).all()):
             raise ConfigError(
-                f"the betas of {type(self).__name__} are no noise schedule: each must lie between 0 and 1. "
-                "Check beta_start, beta_end and trained_betas."
+                f"the betas of {type(self).__name__} are no noise schedule: each must lie between 0 and 1, and some "
+                "signal be left before the last step. Check beta_start, beta_end and trained_betas."
             )
         self.alphas_cumprod = abar
         self._abar: tuple[float, ...] = tuple(abar.tolist())

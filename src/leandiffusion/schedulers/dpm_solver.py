@@ -113,7 +113,15 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
             sigmas, t = self._layout(self._steps_asked(num_inference_steps))
         else:
             raise ConfigError("set_timesteps needs num_inference_steps or timesteps.")
-        self._set_sigmas(np.append(sigmas, self._final_sigma()))
+        final = self._final_sigma()
+        if self.config.algorithm_type.startswith("sde"):
+            final = min(final, float(sigmas[-1]))  # not above it by rounding
+            if (np.diff(sigmas) > 0).any():
+                raise ConfigError(
+                    f"algorithm_type={self.config.algorithm_type!r} adds the noise of each step down, and this "
+                    "schedule goes up: pass descending timesteps, check the betas, or use 'dpmsolver++'."
+                )
+        self._set_sigmas(np.append(sigmas, final))
         self.num_inference_steps = len(t)
         self._place(t, device, torch.int64)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..core.errors import ConfigError
+from ..core.wording import show
 from .base import finish, full_precision
 from .noise import Generators, randn
 from .schedule import check_choice
@@ -71,8 +72,13 @@ class EulerDiscreteScheduler(SigmaScheduler):
             if num_inference_steps is not None or timesteps is not None:
                 raise ConfigError("sigmas and num_inference_steps or timesteps were given: pass one of them.")
             if len(sigmas) < 2:
-                raise ConfigError(f"sigmas={list(sigmas)}: pass the level of each step and the one after the last.")
+                raise ConfigError(f"sigmas={show(list(sigmas))}: pass each step's level and the one after the last.")
             table = np.array(sigmas, dtype=np.float32)
+            if not np.isfinite(table).all() or not (table[:-1] > 0).all() or table[-1] < 0:
+                raise ConfigError(
+                    f"sigmas={show(list(sigmas))}: each must be finite and above 0, only the last, after all steps, "
+                    "may be 0. Leave out the others that are."
+                )
             t = self._timesteps_of(table[:-1])
         elif timesteps is not None:
             if self._continuous:

@@ -48,6 +48,11 @@ class SigmaScheduler(Scheduler):
             abar = abar.clone()
             abar[-1] = 2**-24  # keeps the first sigma finite (4096)
         super()._set_alphas_cumprod(abar)
+        if abar[-1] == 0:
+            raise ConfigError(
+                f"{type(self).__name__} needs a finite sigma at the last training step, where these betas leave no "
+                "signal: set rescale_betas_zero_snr=True where it is known, or use DDIMScheduler."
+            )
         self._train_sigmas = sigmas_of(abar)
         self._set_sigmas(np.append(self._train_sigmas[::-1], 0.0))
 

@@ -59,7 +59,7 @@ def test_what_fits(good: dict[str, Any]) -> None:
         for value in (None, "8", 8.0, True, [8], {}, 0, -1, 2**31, 10**400, math.nan)
     ]
     + [{"block_out_channels": value} for value in (None, 8, "8", {}, [8.0], [None], [[8]], [8] * 33, [2**31])]
-    + [{"eps": value} for value in (None, "1e-5", [], True, math.nan, math.inf, 10**400)]
+    + [{"eps": value} for value in (None, "1e-5", [], True, math.nan, math.inf, 10**400, 2**63, 1e39)]
     + [{"lowest": math.nan}, {"name": 5}, {"name": "x" * 2000}, {"on": "yes"}, {"on": 2}, {"on": []}]
     + [{"betas": 1.0}, {"betas": [0.1, "x"]}, {"betas": [math.nan]}, {"betas": [0.1] * 200_000}]
     + [{"sizes": {"height": 4.5}}, {"sizes": {3: 4}}, {"sizes": [3]}],

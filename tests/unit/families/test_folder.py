@@ -153,6 +153,19 @@ def test_broken_indexes(folder: Path, text: str, told: str) -> None:
     assert str(folder / "model_index.json") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("unet", "DDIMScheduler"), ("unet", "AutoencoderKL"), ("vae", "CLIPTokenizer"), ("scheduler", "AutoencoderKL"),
+        ("tokenizer", "CLIPTextModel"), ("text_encoder", "CLIPImageProcessor"), ("text_encoder", "LCMScheduler"),
+    ],
+)  # fmt: skip
+def test_classes_of_another_kind(folder: Path, name: str, cls: str) -> None:
+    change_index(folder, **{name: ["diffusers", cls]})
+    with pytest.raises(ConfigError, match=f"component '{name}': '{cls}' is another kind.*Expected.*{name}=…"):
+        open_folder(folder)
+
+
 def test_unknown_classes(folder: Path) -> None:
     for name, cls in (("unet", "UNet3DConditionModel"), ("scheduler", "EDMEulerScheduler")):
         change_index(folder, **{name: ["diffusers", cls]})

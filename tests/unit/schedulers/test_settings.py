@@ -216,3 +216,47 @@ def test_generators_and_batches() -> None:
     pair = randn((2, 5), generator=[torch.Generator().manual_seed(3), torch.Generator().manual_seed(4)])
     assert torch.equal(pair[1:], randn((1, 5), generator=torch.Generator().manual_seed(4)))
     assert randn((1, 2), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", sorted(schedulers))
+@pytest.mark.parametrize("betas", [[1.0] * 8, [0.9999999] * 64, [0.1, 1.0, 0.1]], ids=["ones", "underflow", "one"])
+def test_betas_that_leave_no_signal(name: str, betas: list[float]) -> None:
+    """Later steps would divide by zero."""
+    with pytest.raises(ConfigError, match="betas"):
+        schedulers.get(name)(trained_betas=betas, num_train_timesteps=len(betas))
+
+
+@pytest.mark.parametrize("name", sorted(n for n in schedulers if "Euler" in n or "Multistep" in n or "LMS" in n))
+def test_a_last_beta_of_one(name: str) -> None:
+    """Sigma would be infinite."""
+    with pytest.raises(ConfigError, match="finite sigma"):
+        schedulers.get(name)(trained_betas=[0.1, 0.5, 1.0], num_train_timesteps=3)
+
+
+@pytest.mark.parametrize("sigmas", [[1, 0, 0], [5, 5, 0, 0], [0, 0], [3, -1, 0], [float("nan"), 0], [float("inf"), 0]])
+def test_sigmas_that_a_step_would_divide_by(sigmas: list[float]) -> None:
+    with pytest.raises(ConfigError, match="above 0"):
+        EulerDiscreteScheduler().set_timesteps(sigmas=sigmas)
+
+
+@pytest.mark.parametrize("sigmas", [[5, 5, 1, 0], [1, 2, 3], [4, 2]])
+def test_sigmas_that_stay_or_rise(sigmas: list[float]) -> None:
+    """Staying changes nothing, rising adds noise."""
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=sigmas)
+    x = torch.ones(1, 4, 2, 2)
+    for t in scheduler.timesteps:
+        x = scheduler.step(scheduler.scale_model_input(x, t) * 0.5, t, x).prev_sample
+    assert x.isfinite().all()
+
+
+def test_stochastic_steps_up() -> None:
+    scheduler = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
+    with pytest.raises(ConfigError, match="descending"):
+        scheduler.set_timesteps(timesteps=[10, 500, 0])
+    lu = DPMSolverMultistepScheduler(
+        trained_betas=[1e-5] * 4 + [0.9] * 4, num_train_timesteps=8, algorithm_type="sde-dpmsolver",
+        final_sigmas_type="sigma_min", use_lu_lambdas=True,
+    )  # fmt: skip
+    lu.set_timesteps(4)
+    assert lu.sigmas[-1] <= lu.sigmas[-2], "not above it by rounding"
