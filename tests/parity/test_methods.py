@@ -59,13 +59,19 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 @torch.no_grad()
 def test_freeu() -> None:
+    def told(network: Any) -> list[tuple[float | None, ...]]:
+        return [(block.s1, block.s2, block.b1, block.b2) for block in network.up_blocks]
+
     theirs, ours = pair("UNet2DConditionModel", **UNET)
     plain = run(ours)
     for network in (theirs, ours):
         network.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
     close(run(ours), run(theirs))
+    assert told(ours) == told(theirs)
     assert not torch.allclose(run(ours), plain, atol=1e-3)
-    ours.disable_freeu()
+    for network in (theirs, ours):
+        network.disable_freeu()
+    assert told(ours) == told(theirs)
     assert torch.equal(run(ours), plain)
 
 

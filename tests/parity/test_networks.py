@@ -67,6 +67,7 @@ VAE: dict[str, Any] = {
     "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D",) * 2, "norm_num_groups": 4,
     "up_block_types": ("UpDecoderBlock2D",) * 2, "sample_size": 16, "act_fn": "swish",
 }  # fmt: skip
+OURS: dict[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}
 
 
 def pair(name: str, config: dict[str, Any], seed: int = 0) -> tuple[Any, Any]:
@@ -76,9 +77,26 @@ def pair(name: str, config: dict[str, Any], seed: int = 0) -> tuple[Any, Any]:
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.copy_(parameter * 1.3 if parameter.ndim > 1 else parameter + 0.1 * torch.randn_like(parameter))
-    ours = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}[name](**config).eval()
+    ours = OURS[name](**config).eval()
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [*(("UNet2DConditionModel", TINY | config) for config in UNETS.values()),
+     *(("AutoencoderKL", VAE | config) for config in VAES.values())],
+    ids=[*UNETS, *(f"vae, {name}" for name in VAES)],
+)  # fmt: skip
+def test_a_seed_gives_the_initial_weights_that_it_gives_in_diffusers(name: str, config: dict[str, Any]) -> None:
+    """Bit for bit: the same layers draw from the same generator, in the same order."""
+    theirs, ours = (_seeded(kind, config) for kind in (getattr(diffusers, name), OURS[name]))
+    assert [key for key in theirs if not torch.equal(theirs[key], ours[key])] == []
+
+
+def _seeded(kind: Any, config: dict[str, Any]) -> dict[str, Tensor]:
+    torch.manual_seed(7)
+    return kind(**config).state_dict()
 
 
 def unet_inputs(unet: Any, height: int, width: int) -> dict[str, Any]:

@@ -66,8 +66,8 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, cond_dim: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
         self.cond_proj = nn.Linear(cond_dim, in_channels, bias=False) if cond_dim is not None else None
+        self.linear_2 = nn.Linear(out_channels, out_channels)
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         """(B, in_channels), (B, cond_dim) or None -> (B, out_channels)."""

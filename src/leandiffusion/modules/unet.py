@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, ClassVar, cast
 
 import torch
@@ -190,15 +191,17 @@ class UNet2DConditionModel(Attending, Network):
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
         """FreeU (Si et al. 2023) on the way up's two lowest levels: `b1`, `b2` times half of what comes from below,
         `s1`, `s2` times the lowest frequencies of the skips."""
-        self._set_freeu(FreeU(b1, s1), FreeU(b2, s2))
+        self._set_freeu(FreeU(b1, s1), FreeU(b2, s2), s1=s1, s2=s2, b1=b1, b2=b2)
 
     def disable_freeu(self) -> None:
         """Undo `enable_freeu`."""
-        self._set_freeu(None, None)
+        self._set_freeu(None, None, s1=None, s2=None, b1=None, b2=None)
 
-    def _set_freeu(self, *levels: FreeU | None) -> None:
-        for block, freeu in zip(cast("Iterable[UpBlock2D]", self.up_blocks), levels, strict=False):
+    def _set_freeu(self, *levels: FreeU | None, **told: float | None) -> None:
+        for block, freeu in zip_longest(cast("Iterable[UpBlock2D]", self.up_blocks), levels[: len(self.up_blocks)]):
             block.freeu = freeu
+            for name, value in told.items():
+                setattr(block, name, value)
 
     load_attn_procs = save_attn_procs = absent(ATTENTION_WEIGHTS)
     get_time_embed = get_aug_embed = get_class_embed = process_encoder_hidden_states = absent(PIECES)

@@ -31,8 +31,17 @@ class Level:
             groups=shared.groups, linear=shared.linear, upcast=shared.upcast,
         )  # fmt: skip
 
-    def transformers(self, shared: Shared) -> nn.ModuleList:
-        return nn.ModuleList(self.transformer(depth, shared) for depth in self.depths)
+    def layers_from(self, ins: Sequence[int], shared: Shared, *, cross: bool) -> tuple[nn.ModuleList, nn.ModuleList]:
+        """Resnets that take in so many channels each, and transformers behind them under cross-attention.
+
+        They are made in turn, as diffusers makes them, so that a seed gives the initial weights that it gives there.
+        """
+        resnets, transformers = nn.ModuleList(), nn.ModuleList()
+        for c_in, depth in zip(ins, self.depths, strict=True):
+            resnets.append(shared.resnet(c_in, self.channels))
+            if cross:
+                transformers.append(self.transformer(depth, shared))
+        return resnets, transformers
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,9 @@ class DownBlock2D(Checkpointed):
     def __init__(self, in_channels: int, level: Level, shared: Shared, *, last: bool) -> None:
         super().__init__()
         ins = [in_channels] + [level.channels] * (level.layers - 1)
-        self.resnets = nn.ModuleList(shared.resnet(c_in, level.channels) for c_in in ins)
+        self.resnets, attentions = level.layers_from(ins, shared, cross=self.cross)
         if self.cross:
-            self.attentions = level.transformers(shared)
+            self.attentions = attentions
         if not last:
             self.downsamplers = nn.ModuleList([Downsample2D(level.channels)])
 
@@ -95,8 +104,9 @@ class UNetMidBlock2DCrossAttn(Checkpointed):
 
     def __init__(self, level: Level, shared: Shared) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(shared.resnet(level.channels, level.channels) for _ in range(2))
+        self.resnets = nn.ModuleList([shared.resnet(level.channels, level.channels)])
         self.attentions = nn.ModuleList([level.transformer(level.depths[0], shared)])
+        self.resnets.append(shared.resnet(level.channels, level.channels))
 
     def forward(
         self,
@@ -112,20 +122,26 @@ class UNetMidBlock2DCrossAttn(Checkpointed):
 
 
 class UpBlock2D(Checkpointed):
-    """Resnets that each take one skip in, a transformer after each under cross-attention, doubling unless last."""
+    """Resnets that each take one skip in, a transformer after each under cross-attention, doubling unless last.
+
+    `s1`, `s2`, `b1`, `b2` are what the network's `enable_freeu` was given, for scripts that ask; `freeu` is what runs.
+    """
 
     cross: ClassVar[bool] = False
+    s1: float | None = None
+    s2: float | None = None
+    b1: float | None = None
+    b2: float | None = None
 
     def __init__(
         self, in_channels: int, level: Level, skip_channels: Sequence[int], shared: Shared, *, last: bool
     ) -> None:
         super().__init__()
         ins = [in_channels] + [level.channels] * (level.layers - 1)
-        self.resnets = nn.ModuleList(
-            shared.resnet(c_in + c_skip, level.channels) for c_in, c_skip in zip(ins, skip_channels, strict=True)
-        )
+        ins = [c_in + c_skip for c_in, c_skip in zip(ins, skip_channels, strict=True)]
+        self.resnets, attentions = level.layers_from(ins, shared, cross=self.cross)
         if self.cross:
-            self.attentions = level.transformers(shared)
+            self.attentions = attentions
         if not last:
             self.upsamplers = nn.ModuleList([Upsample2D(level.channels)])
         self.freeu: FreeU | None = None

@@ -39,8 +39,9 @@ class UNetMidBlock2D(Checkpointed):
 
     def __init__(self, channels: int, groups: int, *, attention: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock2D(channels, channels, None, groups, _EPS) for _ in range(2))
+        self.resnets = nn.ModuleList([ResnetBlock2D(channels, channels, None, groups, _EPS)])
         self.attentions = nn.ModuleList([AttentionBlock(channels, groups)] if attention else [])
+        self.resnets.append(ResnetBlock2D(channels, channels, None, groups, _EPS))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
