@@ -108,14 +108,6 @@ def test_without_quant_convs_and_mid_attention() -> None:
     assert parts == {"encoder", "decoder", "quant_conv", "post_quant_conv"}
 
 
-@torch.no_grad()
-def test_encoding_without_the_encoder() -> None:
-    vae = make()
-    vae.encoder = None
-    with pytest.raises(ConfigError, match=r"opened without its encoder.*from_pretrained"):
-        vae.encode(torch.zeros(1, 3, 16, 16))
-
-
 def test_old_names() -> None:
     old = {
         "decoder.mid_block.attentions.0.query.weight": "decoder.mid_block.attentions.0.to_q.weight",
