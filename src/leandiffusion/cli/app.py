@@ -58,6 +58,10 @@ def generate(
             show_default="demo",
         ),
     ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Another VAE: a .safetensors file or a folder.", show_default="the model's"),
+    ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep out of the picture.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[
@@ -136,6 +140,7 @@ def generate(
         wish = Wish(
             prompt=prompt,
             model=model,
+            vae=vae,
             negative_prompt=negative,
             steps=steps,
             guidance_scale=guidance,

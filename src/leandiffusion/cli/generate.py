@@ -91,7 +91,8 @@ def open_model(order: Order, choices: Choices = Choices()) -> Any:  # noqa: B008
     device = order.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # GPUs are made for half precision; what it gives on a CPU depends on the CPU, so there it waits to be asked for.
     name = order.dtype or ("float16" if device.startswith("cuda") else "float32")
-    pipe = open_pipeline(order.model, dtype=getattr(torch, name), device=device, offload=choices.offload)
+    components = {} if order.vae is None else {"vae": order.vae}
+    pipe = open_pipeline(order.model, dtype=getattr(torch, name), device=device, offload=choices.offload, **components)
     choices.apply(pipe)
     if order.scheduler is not None:
         pipe.scheduler = build(order.scheduler, pipe.scheduler.config)
@@ -137,6 +138,7 @@ def _record(pipe: Any, order: Order, seed: int, size: tuple[int, int], seconds: 
         height=size[1],
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=str(pipe.device),
+        vae=order.vae,
     )
     return PictureRecord(
         recipe,

@@ -32,6 +32,7 @@ class Wish:
     seed: int | None = None
     dtype: str | None = None
     device: str | None = None
+    vae: str | None = None
 
     def else_from(self, values: Mapping[str, Any]) -> Wish:
         """This wish, with what it leaves open taken from `values`."""
@@ -57,7 +58,10 @@ def to_order(wish: Wish, like: Path | None = None) -> Order:
     if like is not None:
         record = _read(like)
         _say_what_differs(record)
-        wish = wish.else_from(vars(record.recipe))
+        values = dict(vars(record.recipe))
+        if wish.model not in (None, record.recipe.model):
+            del values["vae"]  # it belongs to that picture's model
+        wish = wish.else_from(values)
     if wish.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
     _check_device(wish.device)

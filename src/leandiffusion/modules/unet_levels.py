@@ -8,6 +8,8 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from .unet_blocks import Level
 
+MOST_BLOCKS = 512  # on one side of the UNet
+
 
 def levels_of(config: Config) -> list[Level]:
     """What each level is made of, from the widest map to the smallest. ConfigError names the key that does not fit."""
@@ -38,7 +40,7 @@ def depths_of(config: Config, key: str, layers: list[int]) -> list[tuple[int, ..
     """
     value = config[key]
     if isinstance(value, int) or not any(isinstance(v, Sequence) and not isinstance(v, str) for v in value or ()):
-        return [(depth,) * n for depth, n in zip(per_level(config, key), layers, strict=True)]
+        return _bounded(key, [(depth,) * n for depth, n in zip(per_level(config, key), layers, strict=True)])
     each = [[v] * n if isinstance(v, int) else list(v) for v, n in zip(value, layers, strict=False)]
     right = all(len(ds) >= n and all(type(d) is int for d in ds) for ds, n in zip(each, layers, strict=False))
     if len(value) != len(layers) or not right:
@@ -46,7 +48,16 @@ def depths_of(config: Config, key: str, layers: list[int]) -> list[tuple[int, ..
             f"{key}={value!r} must have an entry for each of the {len(layers)} levels: a whole number, or a list of "
             f"one for each of its resnets, which are {layers}."
         )
-    return [tuple(ds[:n]) for ds, n in zip(each, layers, strict=True)]
+    return _bounded(key, [tuple(ds[:n]) for ds, n in zip(each, layers, strict=True)])
+
+
+def _bounded(key: str, depths: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """ConfigError for more blocks than a machine builds in a few seconds, although each number is possible."""
+    if (total := sum(map(sum, depths))) > MOST_BLOCKS:
+        raise ConfigError(
+            f"{key} and layers_per_block make {total} transformer blocks, expected at most {MOST_BLOCKS}: SDXL has 70."
+        )
+    return depths
 
 
 def crosses(config: Config, key: str, plain: str, cross: str) -> list[bool]:

@@ -37,7 +37,8 @@ _A1111_SAMPLERS = {
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the pixels. `scheduler` is a short name such as 'dpm++-karras', or None for the
-    model's own; `dtype` a torch name such as 'bfloat16'; `device` a torch device such as 'cuda:0'."""
+    model's own; `dtype` a torch name such as 'bfloat16'; `device` a torch device such as 'cuda:0'; `vae` the path of
+    another VAE than the model's."""
 
     model: str
     prompt: str
@@ -50,6 +51,7 @@ class Recipe:
     height: int
     dtype: str
     device: str
+    vae: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ class PictureRecord:
             raise ConfigError(f"its {JSON_KEY!r} text is not valid JSON ({error})") from error
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ConfigError(f"its {JSON_KEY!r} text is not of format {FORMAT}, the one this version reads")
-        recipe = Recipe(**_checked(Recipe, values.pop("recipe", None)))
-        values = {"techniques": {}} | values  # pictures drawn before there were any
+        written = values.pop("recipe", None)  # pictures drawn before there were all fields have fewer
+        recipe = Recipe(**_checked(Recipe, {"vae": None} | written if isinstance(written, dict) else written))
+        values = {"techniques": {}} | values
         return cls(recipe, **_checked(cls, values, without="recipe"))
 
     def to_a1111(self) -> str:
@@ -97,6 +100,7 @@ class PictureRecord:
             "Seed": recipe.seed,
             "Size": f"{recipe.width}x{recipe.height}",
             "Model": Path(recipe.model).name or recipe.model,
+            "VAE": Path(recipe.vae).name if recipe.vae else None,
             "Version": f"leandiffusion {self.versions['leandiffusion']}" if "leandiffusion" in self.versions else None,
         }
         lines = [recipe.prompt]

@@ -22,6 +22,7 @@ from ..techniques.offloading import check_movable, opening_offload
 from ..techniques.stack import Stack
 from ..weights.header import read_header
 from ..weights.locate import find_checkpoint
+from .given import check_given, open_given
 from .inputs import check_device
 from .options import take_neutral
 from .saving import Saving
@@ -33,6 +34,7 @@ class Assembly(Saving):
     component_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, components: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        check_given(type(self).__name__, components)
         self.notice: Callable[[str], str | None] | None = None
         """What to tell a user about a prompt before drawing it, if anything."""
         self._settings = dict(settings)
@@ -137,8 +139,9 @@ class Assembly(Saving):
 
         `dtype` (older name `torch_dtype`) is the type weights get on their way from the file: float32 unless given.
         `device` is where they go, without a copy on the CPU. `variant="fp16"` chooses files; `revision` a branch, tag
-        or commit of a hub id. A component by name replaces the checkpoint's, None leaves it out. Loading never takes
-        much more memory than the weights, whatever `low_cpu_mem_usage` says. `offload` is 'model', 'sequential' or such
+        or commit of a hub id. A component by name replaces the checkpoint's, None leaves it out; `vae` may also be a
+        path, of a .safetensors file or a folder. Loading never takes much more memory than the weights, whatever
+        `low_cpu_mem_usage` says. `offload` is 'model', 'sequential' or such
         a technique: on a CPU weights then stay on disk until they are used, so that the model is never in memory as a
         whole. `DiffusionPipeline.from_pretrained` opens with the class that the checkpoint was made for.
 
@@ -158,15 +161,17 @@ class Assembly(Saving):
         settings = cls._take_settings(components, cls.from_pretrained)
         chosen = either_dtype(dtype, torch_dtype)
         travel, device = opening_offload(offload, None if device is None else check_device(device))
+        on_disk = travel is not None and travel.compute_device.type == "cpu"
         found = find_checkpoint(
             packaged(name), revision=revision, variant=variant, use_safetensors=use_safetensors,
             local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
         )  # fmt: skip
         index = read_index(found.folder)
         cls._check_fit(f"{name}, a {index.pipeline or 'pipeline'},", index.components, components)
+        components = open_given(components, cls.__name__, found.folder, dtype=chosen, device=device, on_disk=on_disk)
         opened = open_folder(
             found.folder, dtype=chosen, device=device, variant=found.variant, use_safetensors=use_safetensors,
-            components=components, on_disk=travel is not None and travel.compute_device.type == "cpu",
+            components=components, on_disk=on_disk,
         )  # fmt: skip
         stored = {key: value for key, value in index.settings.items() if key in cls._setting_names()}
         parts: dict[str, Any] = {part: opened.get(part) for part in cls.component_names}
@@ -203,12 +208,15 @@ class Assembly(Saving):
         settings = cls._take_settings(components, cls.from_single_file)
         chosen = either_dtype(dtype, torch_dtype)
         travel, device = opening_offload(offload, None if device is None else check_device(device))
+        on_disk = travel is not None and travel.compute_device.type == "cpu"
         family = detect(read_header(Path(path).expanduser()).tensors, path)
         there = dict.fromkeys([*family.parts, *family.tokenizers, "scheduler"], "")
         cls._check_fit(f"{path}, a {family.title} checkpoint,", there, components)
+        folder = None if config is None else Path(config).expanduser()
+        components = open_given(components, cls.__name__, folder, dtype=chosen, device=device, on_disk=on_disk)
         opened = open_single_file(
             path, dtype=chosen, device=device, components=components, prediction_type=prediction_type, config=config,
-            original_config=original_config, on_disk=travel is not None and travel.compute_device.type == "cpu",
+            original_config=original_config, on_disk=on_disk,
         )  # fmt: skip
         parts: dict[str, Any] = {name: opened.get(name) for name in cls.component_names}
         pipe = cls(**parts, **settings)
@@ -253,6 +261,7 @@ class Assembly(Saving):
                     f"{cls.__name__} does not know the argument {name!r}.{did_you_mean(name, known)} "
                     f"Its components: {', '.join(cls.component_names)}."
                 )
+        check_given(cls.__name__, components, paths=("vae",))
         return settings
 
     def __repr__(self) -> str:

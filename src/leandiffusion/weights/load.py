@@ -124,6 +124,7 @@ def _empty(cls: type[N], config: Mapping[str, Any], source: str) -> N:
     build: Callable[..., N] = cls.from_config  # type: ignore[attr-defined]
     try:
         return build_empty(lambda: build(config))
+    # Each setting is checked alone before (core.limits); what they cannot be together, torch's layers say too.
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ConfigError(f"{source} does not describe a {cls.__name__}: {error}") from error
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from leandiffusion import demo
 from leandiffusion.cli import generate
 from leandiffusion.cli.wish import Order
 from leandiffusion.core.errors import CheckpointNotFound
@@ -91,6 +92,26 @@ def test_like_draws_the_same_picture_again(studio):
     assert pixels("again.png") == pixels("first.png")
     assert read_record(Path("again.png")).recipe == read_record(Path("first.png")).recipe
     assert read_record(Path("first.png")).karras
+
+
+def test_another_vae(studio):
+    """In the picture's record, and taken from there, unless another model is asked for."""
+    assert studio.run("generate", "a cat", "--model", "m", "--vae", "v.safetensors", "--out", "a.png").exit_code == 0
+    record = read_record(Path("a.png"))
+    assert record.recipe.vae == "v.safetensors"
+    assert "VAE: v.safetensors, " in record.to_a1111()
+    assert studio.run("generate", "--like", "a.png", "--out", "b.png").exit_code == 0
+    assert studio.run("generate", "--like", "a.png", "--model", "n", "--out", "c.png").exit_code == 0
+    assert studio.run("generate", "--like", "a.png", "--vae", "w", "--out", "d.png").exit_code == 0
+    assert [order.vae for order in studio.opened] == ["v.safetensors", "v.safetensors", None, "w"]
+
+
+def test_another_vae_is_opened(tmp_path: Path) -> None:
+    folder = demo.model_folder() / "vae"
+    pipe = generate.open_model(Order(prompt="a ring", vae=str(folder), device="cpu"))
+    assert pipe.vae._origin.entries["decoder.conv_in.weight"].file.parent == folder
+    with pytest.raises(CheckpointNotFound, match="vae='nowhere' is no local"):
+        generate.open_model(Order(prompt="a ring", vae="nowhere", device="cpu"))
 
 
 def test_like_yields_to_what_is_said(studio):

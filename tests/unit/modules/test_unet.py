@@ -223,3 +223,12 @@ def test_what_training_with_averaged_weights_notes_is_kept() -> None:
 
     config = build_empty(lambda: UNet2DConditionModel.from_config({**notes})).config
     assert {key: config[key] for key in notes} == notes
+
+
+@pytest.mark.parametrize("depth", [64, [64] * 8, [[64] * 8] * 8], ids=["one", "levels", "resnets"])
+def test_more_blocks_than_can_be_built(depth: Any) -> None:
+    """Each number is possible alone; together they would take minutes to build, before a weight is looked at."""
+    levels: dict[str, Any] = {"block_out_channels": [32] * 8, "down_block_types": ["CrossAttnDownBlock2D"] * 8,
+                              "up_block_types": ["CrossAttnUpBlock2D"] * 8}  # fmt: skip
+    with pytest.raises(ConfigError, match="4096 transformer blocks"):
+        UNet2DConditionModel(**levels, layers_per_block=8, transformer_layers_per_block=depth)

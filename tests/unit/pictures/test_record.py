@@ -108,6 +108,13 @@ def test_the_text_is_laid_out_as_the_web_ui_does(changes, sampler, karras, expec
     assert PictureRecord(recipe, sampler, karras, versions=RECORD.versions).to_a1111() == expected
 
 
+def test_pictures_drawn_before_there_was_another_vae():
+    record = PictureRecord(RECIPE, "DDIMScheduler")
+    values = json.loads(record.to_json())
+    del values["recipe"]["vae"]
+    assert PictureRecord.from_json(json.dumps(values)) == record
+
+
 def test_half_a_surrogate_pair_does_not_stop_a_picture():
     record = PictureRecord(Recipe(**{**vars(RECIPE), "prompt": "a \udcff circle"}), "DDIMScheduler")
     with Image.open(io.BytesIO(png(record))) as image:

@@ -30,6 +30,7 @@ from leandiffusion.weights.stored import StoredTensor
 
 Draw = Callable[..., torch.Tensor]
 Folders = dict[str, Path]
+STEM = "diffusion_pytorch_model"
 CLASSES = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 
 
@@ -150,6 +151,49 @@ def test_components_by_name(folders: Folders, build: Any, draw: Draw) -> None:
     assert draw(build["quiet"](pipe), output_type="latent").shape == (1, 4, 8, 8)
     twin = StableDiffusionPipeline.from_pretrained(folders["sd1"], **pipe.components)
     assert twin.components == pipe.components
+
+
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("offload", [None, "sequential"])
+@pytest.mark.parametrize("kind", ["file", "folder", "pipeline"])
+def test_a_vae_by_path(folders: Folders, build: Any, draw: Draw, family: str, kind: str, offload: Any) -> None:
+    """Drawn with as the object is. A file does not tell the scale of its latents: it is the checkpoint's."""
+    folder = folders[family] / "vae"
+    path = {"file": folder / f"{STEM}.safetensors", "folder": folder, "pipeline": folders[family]}[kind]
+    plain = StableDiffusionPipeline if family == "sd1" else StableDiffusionXLPipeline
+    for given in (path, str(path)):
+        pipe = plain.from_pretrained(folders[family], vae=given, dtype=torch.float32, offload=offload)
+        assert isinstance(pipe.vae, AutoencoderKL)
+        expected = plain.from_pretrained(folders[family]).vae.config
+        assert {k: v for k, v in pipe.vae.config.items() if k != "_diffusers_version"}.items() <= expected.items()
+    assert torch.equal(draw(build["quiet"](pipe)), draw(build["quiet"](open_pipeline(folders[family]))))
+
+
+def test_a_vae_alone_for_sdxl_has_its_scale(folders: Folders, build: Any, tmp_path: Path) -> None:
+    shutil.copytree(folders["sdxl"], tmp_path / "model", ignore=shutil.ignore_patterns("vae"))
+    AutoencoderKL(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    file = tmp_path / "vae" / f"{STEM}.safetensors"
+    vae = StableDiffusionXLPipeline.from_pretrained(tmp_path / "model", vae=file).vae
+    assert vae.config.scaling_factor == 0.13025
+
+
+COMPONENTS = {cls: cls.component_names for cls in CLASSES.values()}
+
+
+@pytest.mark.parametrize(("cls", "name"), [(cls, name) for cls, names in COMPONENTS.items() for name in names])
+def test_what_is_no_component(folders: Folders, cls: Any, name: str) -> None:
+    folder = folders["sd1" if cls is StableDiffusionPipeline else "sdxl"]
+    for wrong in ("a/path", Path("a/path"), 5, True, 1.5, [], {"a": 1}, AutoencoderKL, torch.ones(1), b"x"):
+        at = "vae=.* is no local" if name == "vae" and isinstance(wrong, str | Path) else f"{cls.__name__}: {name}.*"
+        with pytest.raises((ConfigError, CheckpointNotFound), match=at) as caught:
+            cls.from_pretrained(folder, **{name: wrong})
+        assert len(str(caught.value)) < 500
+        parts = dict.fromkeys(cls.component_names) | {name: wrong}
+        with pytest.raises(ConfigError, match=f"{cls.__name__}: {name}.* expected"):
+            cls(**parts)
 
 
 def test_settings_of_the_folder_and_of_the_caller(folders: Folders, build: Any, tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Components that are given when a pipeline is opened or made: objects, None, or for the VAE a path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from numbers import Number
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.config import read_json
+from ..core.errors import CheckpointNotFound, ConfigError
+from ..core.hub import local_path
+from ..core.wording import show
+from ..families.base import families
+from ..families.folder import INDEX_FILE, UNNEEDED
+from ..modules.vae import AutoencoderKL
+from ..modules.vae_file import read_vae_file
+from ..weights.load import fill_network, open_network
+
+_SHARED = ("scaling_factor", "shift_factor", "force_upcast", "sample_size", "norm_num_groups", "act_fn")
+"""Settings of a VAE that its shapes do not tell; the UNet was trained for them."""
+
+
+def check_given(pipeline: str, components: Mapping[str, Any], paths: tuple[str, ...] = ()) -> None:
+    """ConfigError for components that cannot be any: paths where none of `paths`, numbers, classes, containers."""
+    for name, part in components.items():
+        if isinstance(part, str | os.PathLike) and name in paths:
+            if not local_path(part).exists():
+                raise CheckpointNotFound(
+                    f"{name}={show(str(part))} is no local file or folder. To take it from the hub, pass the object: "
+                    f"{name}=AutoencoderKL.from_pretrained({show(str(part))})."
+                )
+        elif isinstance(part, str | bytes | os.PathLike):
+            where = " or, when opening a checkpoint, a path" if name == "vae" else ""
+            raise ConfigError(
+                f"{pipeline}: {name}={show(part)} is a text or path, expected an object{where}: open it with its "
+                f"class's from_pretrained and pass what that returns, or None to go without."
+            )
+        elif isinstance(part, type):
+            raise ConfigError(
+                f"{pipeline}: {name} is the class {part.__name__}, expected an object of it: pass "
+                f"{part.__name__}.from_pretrained(…) or {part.__name__}(…)."
+            )
+        elif isinstance(part, Number | Mapping | list | tuple | set | torch.Tensor):
+            raise ConfigError(f"{pipeline}: {name}={show(part)} is a {type(part).__name__}, expected a component.")
+
+
+def open_given(
+    components: Mapping[str, Any],
+    pipeline: str,
+    folder: Path | None,
+    *,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    device: str | torch.device | None,
+    on_disk: bool,
+) -> dict[str, Any]:
+    """`components` with the VAE opened if a path was given: a .safetensors file, its folder, or a pipeline's.
+
+    What the shapes of a file do not tell, such as the scale of the latents, is as in the checkpoint in `folder` whose
+    VAE it replaces, or as is usual with that class of `pipeline`. A whole checkpoint knows it itself.
+    """
+    part = components.get("vae")
+    if not isinstance(part, str | os.PathLike):
+        return dict(components)
+    path = local_path(os.fspath(part))
+    chosen = dtype.get("vae", dtype.get("default")) if isinstance(dtype, Mapping) else dtype
+    how: dict[str, Any] = {"dtype": chosen, "device": device, "on_disk": on_disk}
+    how["skip"] = UNNEEDED["text2img", AutoencoderKL.__name__]
+    if path.is_dir():
+        vae = open_network(AutoencoderKL, path / "vae" if (path / INDEX_FILE).is_file() else path, **how)
+    else:
+        told, entries = read_vae_file(AutoencoderKL, path)
+        if "scaling_factor" not in told:
+            told |= _shared(pipeline, folder)
+        vae = fill_network(AutoencoderKL, told, entries, source=str(path), **how)
+    return {**components, "vae": vae}
+
+
+def _shared(pipeline: str, folder: Path | None) -> dict[str, Any]:
+    file = folder / "vae" / "config.json" if folder is not None else None
+    if file is not None and file.is_file():
+        settings: Mapping[str, Any] = read_json(file)
+    else:
+        kinds = [families.get(name) for name in families]
+        settings = next((kind.parts["vae"].config for kind in kinds if kind.pipeline == pipeline), {})
+    return {key: settings[key] for key in _SHARED if key in settings}
