@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from numbers import Number
 from pathlib import Path
@@ -27,13 +26,13 @@ _SHARED = ("scaling_factor", "shift_factor", "force_upcast", "sample_size", "nor
 def check_given(pipeline: str, components: Mapping[str, Any], paths: tuple[str, ...] = ()) -> None:
     """ConfigError for components that cannot be any: paths where none of `paths`, numbers, classes, containers."""
     for name, part in components.items():
-        if isinstance(part, str | os.PathLike) and name in paths:
+        if isinstance(part, str | Path) and name in paths:
             if not local_path(part).exists():
                 raise CheckpointNotFound(
                     f"{name}={show(str(part))} is no local file or folder. To take it from the hub, pass the object: "
                     f"{name}=AutoencoderKL.from_pretrained({show(str(part))})."
                 )
-        elif isinstance(part, str | bytes | os.PathLike):
+        elif isinstance(part, str | bytes | Path):
             where = " or, when opening a checkpoint, a path" if name == "vae" else ""
             raise ConfigError(
                 f"{pipeline}: {name}={show(part)} is a text or path, expected an object{where}: open it with its "
@@ -63,9 +62,9 @@ def open_given(
     VAE it replaces, or as is usual with that class of `pipeline`. A whole checkpoint knows it itself.
     """
     part = components.get("vae")
-    if not isinstance(part, str | os.PathLike):
+    if not isinstance(part, str | Path):
         return dict(components)
-    path = local_path(os.fspath(part))
+    path = local_path(part)
     chosen = dtype.get("vae", dtype.get("default")) if isinstance(dtype, Mapping) else dtype
     how: dict[str, Any] = {"dtype": chosen, "device": device, "on_disk": on_disk}
     how["skip"] = UNNEEDED["text2img", AutoencoderKL.__name__]
