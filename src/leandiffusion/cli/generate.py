@@ -91,7 +91,7 @@ def open_model(order: Order, choices: Choices = Choices()) -> Any:  # noqa: B008
     device = order.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # GPUs are made for half precision; what it gives on a CPU depends on the CPU, so there it waits to be asked for.
     name = order.dtype or ("float16" if device.startswith("cuda") else "float32")
-    components = {} if order.vae is None else {"vae": order.vae}
+    components: dict[str, Any] = {} if order.vae is None else {"vae": order.vae}
     pipe = open_pipeline(order.model, dtype=getattr(torch, name), device=device, offload=choices.offload, **components)
     choices.apply(pipe)
     if order.scheduler is not None:
