@@ -42,7 +42,8 @@ def test_every_row_draws_or_says_why_not(suite: Any, tmp_path: Path) -> None:
     rows = [row for row in suite(LOAD) if not row.asked]
     answers = {row.name: draw(row, picture=tmp_path / f"{row.name}.npy") for row in rows}
     for name, answer in answers.items():
-        assert "result" in answer or "cuDNN" in answer["absent"], (name, answer)
+        why = answer.get("absent", "")  # of what this machine lacks
+        assert "result" in answer or "cuDNN" in why or "no instructions that multiply bfloat16" in why, (name, answer)
         if "result" in answer:
             assert {"load", "text", "step", "denoise", "decode", "prepare"} == set(answer["result"]["seconds"])
             assert len(answer["result"]["steps"]) == LOAD.steps
