@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class Load:
     ticket: Ticket = None
     places: set[Place] = field(default_factory=set)
     left: list[Mark] = field(default_factory=list)
+    views: dict[Any, list[Tensor]] = field(default_factory=dict)  # of the memory, as its user made them
     is_filled: bool = False
 
 
@@ -60,10 +62,11 @@ class Conveyor:
 
         The memory is the unit's until another one arrives.
         """
+        current, here = self._current, self._prefetcher.place()
+        if current is not None and current.unit is unit and here in current.places:
+            return current
         with self._lock:
-            current, here = self._current, self._prefetcher.place()
-            if current is not None and current.unit is unit and here in current.places:
-                return current
+            current = self._current
             if current is None or current.unit is not unit:
                 self._leave()
                 self._learn(unit)

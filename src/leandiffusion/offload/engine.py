@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -52,6 +52,11 @@ class Held:
 
     unit: Unit
     weights: list[tuple[Table, str, Weight, int]]
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the module holds something else by now, or what it holds is not what it was."""
+        return any(table.get(name) is not w.master or w.is_changed for table, name, w, _ in self.weights)
 
 
 class Engine:
@@ -123,8 +128,22 @@ class Engine:
         """
         if not self.policy.from_disk:  # inputs follow the weights, from wherever they are
             args, kwargs = moved((args, kwargs), self.policy.device)
-        with self._lock, self._shown(module):
-            return forward(*args, **kwargs)
+        with self._lock:
+            held = self._held.get(module)
+            if held is not None and held.is_stale:
+                self._renew_pieces()
+                held = self._held.get(module)
+            if held is None:
+                return forward(*args, **kwargs)
+            tensors = self._fetch(held)
+            try:
+                for (table, name, _, _), tensor in zip(held.weights, tensors, strict=True):
+                    table[name] = tensor
+                return forward(*args, **kwargs)
+            finally:
+                for (table, name, weight, _), tensor in zip(held.weights, tensors, strict=True):
+                    if table.get(name) is tensor:  # and not replaced by the forward itself
+                        table[name] = weight.master
 
     def rest(self) -> None:
         """Let all weights leave the device; the next `run` fetches them again."""
@@ -196,32 +215,18 @@ class Engine:
         self._take_up(self.networks)
         self.on_change()
 
-    # -- one module ------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _shown(self, module: nn.Module) -> Iterator[None]:
-        held = self._held.get(module)
-        if held is not None and any(weight.is_stale for _, _, weight, _ in held.weights):
-            self._renew_pieces()
-            held = self._held.get(module)
-        if held is None:
-            yield
-            return
+    def _fetch(self, held: Held) -> list[Tensor]:
+        """What the module is to hold while it runs. It belongs to the module until another unit arrives."""
         load = self._conveyor.arrive(held.unit)
-        if any(load.versions[weight] != weight.version for _, _, weight, _ in held.weights):
-            self._conveyor.forget(held.unit)
-            load = self._conveyor.arrive(held.unit)
-        shown: list[tuple[Table, str, Weight, Tensor]] = []
-        try:
-            for table, name, weight, begin in held.weights:
-                tensor = _current(weight, load.memory, begin)
-                shown.append((table, name, weight, tensor))
-                table[name] = tensor
-            yield
-        finally:
-            for table, name, weight, tensor in shown:
-                if table.get(name) is tensor:  # and not replaced by the forward itself
-                    table[name] = weight.master
+        for _, _, weight, _ in held.weights:
+            if load.versions[weight] != weight.version:  # written to since it was read
+                self._conveyor.forget(held.unit)
+                load = self._conveyor.arrive(held.unit)
+                break
+        tensors = load.views.get(held)
+        if tensors is None:
+            tensors = load.views[held] = [weight.view(load.memory, begin) for _, _, weight, begin in held.weights]
+        return [_unless_held(weight, tensor) for (_, _, weight, _), tensor in zip(held.weights, tensors, strict=True)]
 
 
 _engines: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()
@@ -237,12 +242,10 @@ def moved(values: Any, device: torch.device) -> Any:
     return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
 
 
-def _current(weight: Weight, memory: Tensor, begin: int) -> Tensor:
-    """The weight's numbers: what came, unless the master was written to meanwhile and is held in memory."""
+def _unless_held(weight: Weight, came: Tensor) -> Tensor:
+    """What came, unless the master was written to meanwhile and is held in memory: then that."""
     master = weight.master
-    if isinstance(master, StoredTensor) and not master.on_disk:
-        return weight.alike(master.read())
-    return weight.view(memory, begin)
+    return weight.alike(master.read()) if isinstance(master, StoredTensor) and not master.on_disk else came
 
 
 def _held_by(unit: Unit) -> Iterator[tuple[nn.Module, Held]]:

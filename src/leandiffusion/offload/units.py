@@ -38,17 +38,18 @@ class Weight:
     """Where the master's numbers lie if they were packed: elsewhere they are no longer what was packed."""
 
     def __post_init__(self) -> None:
-        self._kind = type(self.master), self.master.dtype, self.master.shape
+        self._kind = self._describe()
+
+    def _describe(self) -> tuple[Any, ...]:
+        if isinstance(self.master, StoredTensor):  # what it is changes with `held`, which is asked for in less time
+            return StoredTensor, self.master.held
+        return type(self.master), self.master.dtype, self.master.shape
 
     @property
-    def is_stale(self) -> bool:
-        """Whether some module holds another tensor than the master by now, or the master is not what it was."""
-        master = self.master
-        return (
-            any(table.get(name) is not master for table, name in self.owners)
-            or self._kind != (type(master), master.dtype, master.shape)
-            or (self.address is not None and self.address != master.data_ptr())
-        )
+    def is_changed(self) -> bool:
+        """Whether the master, being the same object, has become another tensor or holds other memory."""
+        moved = self.address is not None and self.address != self.master.data_ptr()
+        return moved or self._kind != self._describe()
 
     @property
     def version(self) -> int:
