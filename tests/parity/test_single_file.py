@@ -24,6 +24,7 @@ from leandiffusion.core.errors import CheckpointNotFound, ConfigError, TensorMis
 from leandiffusion.families import detect, families
 from leandiffusion.families.folder import component_class
 from leandiffusion.families.single_file import open_single_file
+from leandiffusion.modules.unet import UNet2DConditionModel
 from leandiffusion.weights.build import build_empty
 from leandiffusion.weights.check import check_tensors, named_for
 from leandiffusion.weights.convert import under
@@ -309,6 +310,29 @@ def test_values_agree_with_diffusers(write: Any, kind: str, dtype: torch.dtype |
         assert ours.keys() == expected.keys(), name
         for key, tensor in expected.items():
             assert torch.equal(ours[key], tensor.to(dtype or tensor.dtype)), f"{name}: {key}"
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_a_unet_of_a_file(write: Any, kind: str, alone: bool, tmp_path: Path) -> None:
+    """Equal to the whole checkpoint's."""
+    path, configs, state = write(kind, **({"v_pred": torch.ones(1)} if kind == "sd2" else {}))
+    expected = open_single_file(path, config=configs)["unet"]
+    if alone:
+        path = tmp_path / "unet.safetensors"
+        prefix = "model.diffusion_model."
+        save_file({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}, path)
+    for config in (configs / "unet",) if alone else (configs,):
+        unet = UNet2DConditionModel.from_single_file(str(path), config=config, torch_dtype=torch.float64)
+        assert unet.dtype == torch.float64
+        for name, tensor in unet.state_dict().items():
+            assert torch.equal(tensor, expected.state_dict()[name].double()), name
+
+
+def test_a_file_without_a_unet(tmp_path: Path) -> None:
+    save_file({"decoder.conv_in.weight": torch.ones(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="unknown kind"):
+        UNet2DConditionModel.from_single_file(tmp_path / "x.safetensors")
 
 
 def stays_on_disk(module: Any) -> bool:

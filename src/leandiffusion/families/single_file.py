@@ -12,12 +12,13 @@ import torch
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, TensorMismatch
 from ..core.notices import warn
+from ..modules.base import openers
 from ..weights.check import named_for
 from ..weights.convert import Tensors, under
 from ..weights.header import read_header
 from ..weights.load import fill_network, read_config
 from ..weights.read import TensorReader
-from .base import Family, Part, detect, families
+from .base import UNET_PREFIX, Family, Part, detect, families
 from .folder import UNNEEDED, component_class
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -95,6 +96,33 @@ def _open_part(
     entries = named_for(cls, part.convert(found, part.config))
     skip = UNNEEDED.get((task or "", part.class_name))
     return fill_network(cls, part.config, entries, source=name, dtype=dtype, device=device, skip=skip, on_disk=on_disk)
+
+
+def open_unet(
+    cls: type[Any],
+    path: Path,
+    *,
+    config: Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Any:
+    """The UNet of a whole checkpoint, or of a file that holds it alone, with or without the prefix of whole ones.
+
+    `config` is the folder of its config.json, or of a pipeline.
+    """
+    tensors = read_header(path).tensors
+    if "input_blocks.0.0.weight" in tensors:
+        tensors = {f"{UNET_PREFIX}{name}": entry for name, entry in tensors.items()}
+    kind = detect(tensors, path)
+    if config is not None:
+        folder = config / "unet" if (config / "unet").is_dir() else config
+        kind = kind.with_config("unet", **{k: v for k, v in read_config(folder).items() if not k.startswith("_")})
+    part = kind.parts["unet"]
+    entries = named_for(cls, part.convert(under(tensors, UNET_PREFIX), part.config))
+    return fill_network(cls, part.config, entries, source=str(path), dtype=dtype, device=device)
+
+
+openers.add("UNet2DConditionModel", open_unet)
 
 
 def _configured(kind: Family, folder: Path) -> tuple[Family, bool]:

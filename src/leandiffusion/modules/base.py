@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,6 +10,7 @@ import torch
 
 from ..core.config import Configurable
 from ..core.errors import ConfigError
+from ..core.registry import Registry
 from .features import Features
 
 
@@ -31,6 +32,10 @@ def either_dtype(dtype: Any, torch_dtype: Any) -> Any:
     if isinstance(chosen, Mapping):
         return {"default": torch.float32} | {name: check_dtype(value) for name, value in chosen.items()}
     return torch.float32 if chosen is None else check_dtype(chosen)
+
+
+openers: Registry[Callable[..., Any]] = Registry("class that opens from a single file", "leandiffusion.families")
+"""Class name -> what opens it from a single file. Families know how checkpoints in one file are laid out."""
 
 
 class Network(Configurable, Features):

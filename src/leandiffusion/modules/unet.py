@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, ClassVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.hub import local_path
 from ..core.output import Output
-from .base import Network
+from .base import Network, either_dtype, openers
 from .blocks import TimestepEmbedding, refuse_unsupported, silu, sinusoid
 from .features import ATTENTION_WEIGHTS, Attending, absent
 from .freeu import FreeU
@@ -205,6 +207,26 @@ class UNet2DConditionModel(Attending, Network):
 
     load_attn_procs = save_attn_procs = absent(ATTENTION_WEIGHTS)
     get_time_embed = get_aug_embed = get_class_embed = process_encoder_hidden_states = absent(PIECES)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        config: str | Path | None = None,
+    ) -> Self:
+        """Open the UNet of one .safetensors file in the original layout: a whole checkpoint, or the UNet alone.
+
+        `config` is a local folder with the UNet's config.json, or a pipeline's, in place of what its family has.
+        `dtype` as in `from_pretrained`. Raises WeightsError's kinds for files without such a UNet.
+        """
+        file, folder = local_path(pretrained_model_link_or_path_or_dict), None if config is None else local_path(config)
+        return openers.get("UNet2DConditionModel")(
+            cls, file, config=folder, dtype=either_dtype(dtype, torch_dtype), device=device
+        )
 
     # -- construction ------------------------------------------------------------------------------------------------
 
