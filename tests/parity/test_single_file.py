@@ -317,7 +317,7 @@ def test_values_agree_with_diffusers(write: Any, kind: str, dtype: torch.dtype |
 def test_a_unet_of_a_file(write: Any, kind: str, alone: bool, tmp_path: Path) -> None:
     """Equal to the whole checkpoint's."""
     path, configs, state = write(kind, **({"v_pred": torch.ones(1)} if kind == "sd2" else {}))
-    expected = open_single_file(path, config=configs)["unet"]
+    expected = open_single_file(path, config=configs)["unet"].state_dict()
     if alone:
         path = tmp_path / "unet.safetensors"
         prefix = "model.diffusion_model."
@@ -326,7 +326,7 @@ def test_a_unet_of_a_file(write: Any, kind: str, alone: bool, tmp_path: Path) ->
         unet = UNet2DConditionModel.from_single_file(str(path), config=config, torch_dtype=torch.float64)
         assert unet.dtype == torch.float64
         for name, tensor in unet.state_dict().items():
-            assert torch.equal(tensor, expected.state_dict()[name].double()), name
+            assert torch.equal(tensor, expected[name].double()), name
 
 
 def test_a_file_without_a_unet(tmp_path: Path) -> None:
