@@ -12,7 +12,6 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -87,9 +86,10 @@ class Configurable:
 
     def __getattr__(self, name: str) -> Any:
         """A setting under its own name, with a FutureWarning, as diffusers has it for scripts of its first year."""
-        if (inherited := getattr(super(), "__getattr__", None)) is not None:  # a network's layers
-            with suppress(AttributeError):
-                return inherited(name)
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]  # a network's layers, in words that torch compiles
+        except AttributeError:
+            pass
         config = self.__dict__.get("_config", ())
         if name not in config or name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
