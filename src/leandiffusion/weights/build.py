@@ -59,12 +59,24 @@ def put_tensor(network: nn.Module, names: Sequence[str], tensor: Tensor) -> Tens
         former = module._buffers[leaf]
         _put(network, names, "_buffers", tensor)
         return former  # type: ignore[return-value]
-    weight = nn.Parameter(tensor, before.requires_grad and tensor.is_floating_point())
+    weight = as_parameter(tensor, before.requires_grad and tensor.is_floating_point())
     if not before.is_meta and swap(before, weight):
         _put(network, names, "_parameters", before)
         return weight
     _put(network, names, "_parameters", weight)
     return before
+
+
+def as_parameter(tensor: Tensor, requires_grad: bool) -> Tensor:
+    """`tensor` as a parameter; one of a class of ours becomes one itself.
+
+    nn.Parameter would detach it, and at the first operation on such a class torch imports its distributed tensors and
+    sympy: 41 MB.
+    """
+    if type(tensor) in (Tensor, nn.Parameter):
+        return nn.Parameter(tensor, requires_grad)
+    tensor._is_param = True  # type: ignore[attr-defined]  # what isinstance(…, nn.Parameter) asks for
+    return tensor.requires_grad_(requires_grad)
 
 
 def swap(one: Tensor, other: Tensor) -> bool:

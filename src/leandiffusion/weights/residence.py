@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .build import put_tensor, swap
+from .build import as_parameter, put_tensor, swap
 from .header import TensorEntry
 from .opened import OpenFile, Stamp
 from .stored import StoredTensor
@@ -82,7 +82,7 @@ def _put_one_down(weight: nn.Parameter, entry: TensorEntry, file: OpenFile) -> b
     stored = StoredTensor(entry, file, weight.dtype, weight.stride())
     if numbers is None or _has_other_users(numbers, weight) or not same_bits(stored.read(), numbers.cpu()):
         return False
-    return swap(weight, nn.Parameter(stored, weight.requires_grad))
+    return swap(weight, as_parameter(stored, weight.requires_grad))
 
 
 def _has_other_users(numbers: Tensor, weight: Tensor) -> bool:
