@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from ..core.errors import WeightsError
 from ..core.fork import Lock, renew_in_child
 from ..weights.load import origin_of
-from ..weights.residence import bring_up, left_out, put_down
+from ..weights.residence import bring_up, is_on_disk, left_out, put_down
 from ..weights.stored import StoredTensor
 from .arena import Arena, OneAtATime, Ring
 from .conveyor import Conveyor
@@ -184,7 +184,7 @@ class Engine:
         """Cut the networks as they are now, and make ready what the pieces travel with."""
         policy, from_disk = self.policy, self.policy.from_disk
         out = {each for network in networks.values() for each in left_out(network)} if from_disk else set()
-        pieces = cut(networks, policy.granularity, lambda t: not from_disk or (_is_on_disk(t) and id(t) not in out))
+        pieces = cut(networks, policy.granularity, lambda t: not from_disk or (is_on_disk(t) and id(t) not in out))
         resident = set() if from_disk else spread(pieces.units, policy.resident_fraction)
         travelling = [unit for unit in pieces.units if unit not in resident]
         self._held = WeakKeyDictionary({m: h for unit in travelling for m, h in _held_by(unit)})
@@ -257,10 +257,6 @@ def _held_by(unit: Unit) -> Iterator[tuple[nn.Module, Held]]:
         ]
         if found:
             yield module, Held(unit, found)
-
-
-def _is_on_disk(tensor: Tensor) -> bool:
-    return isinstance(tensor, StoredTensor) and tensor.on_disk
 
 
 def _put_down(network: nn.Module, progress: Callable[[int], Any] = lambda count: None, *, leave: set[int]) -> list[str]:

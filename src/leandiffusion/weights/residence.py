@@ -30,7 +30,7 @@ def stored_names(network: nn.Module) -> list[str]:
 def left_out(network: nn.Module) -> set[int]:
     """Ids of the parameters on disk that opening left out, since they are probably not needed: they stay there."""
     names: Collection[str] = getattr(getattr(network, "_origin", None), "left_out", ())
-    return {id(tensor) for name, tensor in _tensors(network).items() if name in names and _is_on_disk(tensor)}
+    return {id(tensor) for name, tensor in _tensors(network).items() if name in names and is_on_disk(tensor)}
 
 
 def bring_up(
@@ -66,7 +66,7 @@ def put_down(
     files = {path: OpenFile.at(path, stamps.get(path)) for path in {entry.file for entry in entries.values()}}
     kept: list[str] = []
     for names, tensor in _by_identity(network):
-        if id(tensor) in leave or not isinstance(tensor, nn.Parameter) or _is_on_disk(tensor):
+        if id(tensor) in leave or not isinstance(tensor, nn.Parameter) or is_on_disk(tensor):
             continue
         name = next((n for n in names if n in entries), None)
         entry = None if name is None else entries[name].reshaped(tuple(tensor.shape))
@@ -108,7 +108,8 @@ def cast(network: nn.Module, dtype: torch.dtype) -> list[tuple[list[str], Tensor
     return replaced
 
 
-def _is_on_disk(tensor: Tensor) -> bool:
+def is_on_disk(tensor: Tensor) -> bool:
+    """Whether a file holds the tensor's numbers, and not memory."""
     return isinstance(tensor, StoredTensor) and tensor.on_disk
 
 
