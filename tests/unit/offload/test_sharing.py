@@ -8,6 +8,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,6 +244,27 @@ def test_a_fork_while_another_thread_draws(expected: list[np.ndarray]) -> None:
     finally:
         stop.set()
         thread.join()
+
+
+@needs_fork
+def test_a_forked_worker_opens_switches_and_saves(tmp_path: Path, expected: list[np.ndarray]) -> None:
+    """Whatever it does first: each would wait for the parent's threads for ever."""
+    pipe = opened()
+    draw(pipe, 0)
+
+    def work(i: int) -> bool:
+        if i == 0:
+            pipe.save_pretrained(tmp_path / "saved")
+            return np.abs(draw(pipe, i) - expected[i]).max() < 1e-3
+        if i == 1:
+            pipe.to(torch.bfloat16)
+            return pipe.unet.dtype == torch.bfloat16
+        if i == 2:
+            pipe.enable("sequential_offload")
+            return pipe.disable("sequential_offload") is None
+        return np.abs(draw(opened(offload="sequential"), i) - expected[i]).max() < 1e-3
+
+    assert in_children(work, 4) == [0, 0, 0, 0]
 
 
 @needs_fork
