@@ -27,11 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 UNUSABLE = {
     name: reasons
     for name in techniques
-    if (
-        reasons := techniques.get(name)(**SETTINGS.get(name, {})).why_not(
-            StableDiffusionPipeline.from_pretrained("demo")
-        )
-    )
+    if (reasons := StableDiffusionPipeline.from_pretrained("demo").why_not(name, **SETTINGS.get(name, {})))
 }
 """Techniques that this machine lacks something for, and what."""
 
@@ -71,7 +67,7 @@ def state(pipe: Any) -> dict[str, Any]:
         "recompile_limit": torch._dynamo.config.recompile_limit,
         "components": {name: id(part) for name, part in pipe.components.items()},
     }  # fmt: skip
-    for component, network in pipe._networks().items():
+    for component, network in pipe._stack.subject.networks.items():
         for name, module in network.named_modules():
             where = f"{component}.{name}"
             found[where] = {key: _plain(value) for key, value in vars(module).items() if key not in _TABLES}

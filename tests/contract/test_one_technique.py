@@ -183,7 +183,7 @@ def test_an_unfit_pipeline_is_left_as_it_was(name: str, pipe: Any) -> None:
     for component in ("unet", "vae", "text_encoder"):
         setattr(pipe, component, Foreign())
     technique = techniques.get(name)(**SETTINGS.get(name, {}))
-    reasons = technique.why_not(pipe)
+    reasons = pipe.why_not(technique)
     if not reasons:
         assert technique.phase.name == "PRECISION"  # a setting of torch's, which concerns no network
         return

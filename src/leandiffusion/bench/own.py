@@ -18,6 +18,7 @@ from ..pipelines import open_pipeline
 from ..schedulers import build
 from ..techniques.footprint import Work, plain_footprint
 from ..techniques.stack import make
+from ..techniques.subject import Subject
 from .peers.base import Meter
 from .workload import GUIDANCE, PROMPT, Job, Row, Workload
 
@@ -53,7 +54,7 @@ class Own:
 
     def _enable(self, name: str, settings: Any) -> None:
         technique = make(name, dict(settings))
-        if reasons := technique.why_not(self._pipe):
+        if reasons := self._pipe.why_not(technique):
             if name == self._job.row.adds or not technique.optional:
                 raise BackendUnavailable("; ".join(reasons))
             warnings.warn(f"without {name}", stacklevel=2)
@@ -64,7 +65,7 @@ class Own:
         """BackendUnavailable when attention's scores alone are more than there is: the system might end any process."""
         load = self._job.workload
         free = torch.cuda.mem_get_info(load.device)[0] if load.device.startswith("cuda") else available_memory()
-        stages = plain_footprint(self._pipe, Work(self._job.size, self._job.size, load.batch)).stages
+        stages = plain_footprint(Subject(self._pipe), Work(self._job.size, self._job.size, load.batch)).stages
         needed = max(stage.attention for stage in stages.values())
         if free is not None and needed > free:
             raise BackendUnavailable(

@@ -20,6 +20,7 @@ from ..techniques import Technique
 from ..techniques.half_precision import why_slow
 from ..techniques.offloading import check_movable, opening_offload
 from ..techniques.stack import Stack
+from ..techniques.subject import Subject
 from ..weights.header import read_header
 from ..weights.locate import find_checkpoint
 from .given import check_given, open_given
@@ -39,7 +40,7 @@ class Assembly(Saving):
         """What to tell a user about a prompt before drawing it, if anything."""
         self._settings = dict(settings)
         self._opened_from: str | None = None
-        self._stack = Stack(self)
+        self._stack = Stack(Subject(self))
         for name, component in components.items():
             setattr(self, name, component)
 
@@ -50,31 +51,18 @@ class Assembly(Saving):
         """Component by name, absent ones as None: `OtherPipeline(**pipe.components)` shares the weights."""
         return {name: getattr(self, name) for name in self.component_names}
 
-    def _networks(self) -> dict[str, torch.nn.Module]:
-        return {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
-
-    def _told_by_networks(self, what: str) -> Any:
-        """'device' or 'dtype' of the UNet's weights; where it has none, what it says itself, or the next network's."""
-        for name in ("unet", "text_encoder", *self.component_names):
-            part = getattr(self, name, None)
-            if isinstance(part, torch.nn.Module):
-                own = next((p for p in part.parameters() if p.is_floating_point()), part)
-                if isinstance(getattr(own, what, None), torch.device | torch.dtype):
-                    return getattr(own, what)
-        return getattr(torch.empty(0), what)
-
     @property
     def device(self) -> torch.device:
         """Where the networks run: on the device where the UNet's weights lie, or to which they travel.
 
         Where another network's lie when the UNet is a foreign object without any.
         """
-        return self._stack.compute_device or self._told_by_networks("device")
+        return self._stack.subject.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the UNet's weights; of another network's when the UNet is a foreign object without any."""
-        return self._told_by_networks("dtype")
+        return self._stack.subject.dtype
 
     @property
     def _execution_device(self) -> torch.device:
@@ -112,7 +100,7 @@ class Assembly(Saving):
         return self
 
     def _move(self, chosen: Mapping[str, Any]) -> None:
-        for network in self._networks().values():
+        for network in self._stack.subject.networks.values():
             network.to(**chosen)
 
     # -- opening and saving ------------------------------------------------------------------------------------------

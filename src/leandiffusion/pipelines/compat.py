@@ -17,6 +17,7 @@ from ..core.hub import settings_folder
 from ..modules.base import either_dtype
 from ..schedulers import randn
 from ..techniques.stack import Stack
+from ..techniques.subject import Subject
 from ..weights.locate import INDEX_FILE, find_checkpoint
 from . import inputs
 from .image_processor import VaeImageProcessor
@@ -152,7 +153,7 @@ class ForScripts:
             self._stack.lifted(fill)
         else:
             fill()
-        new.__dict__["_stack"] = Stack(new)
+        new.__dict__["_stack"] = Stack(Subject(new))
         for applied in techniques:
             new._stack.enable(applied.technique, applied.why)
         return new

@@ -37,6 +37,10 @@ class MemoryAndSpeed:
         """Switch the technique of that name off; nothing happens if it is not on. ConfigError for unknown names."""
         self._stack.disable(name)
 
+    def why_not(self, technique: Technique | str, **settings: Any) -> list[str]:
+        """Reasons why that technique cannot be switched on with these components on this machine; empty when it can."""
+        return make(technique, settings).why_not(self._stack.subject)
+
     @property
     def techniques(self) -> tuple[Applied, ...]:
         """What is on, in order of application: each with its settings and why. `print(*pipe.techniques, sep="\\n")`."""

@@ -12,6 +12,7 @@ from . import techniques
 from .attach import Undo
 from .attention_slicing import networks_with_attention, switch_backends, why_no_attention
 from .base import Exactness, Phase, Price, Technique
+from .subject import Subject
 
 
 @techniques.register("attention_backend")
@@ -45,24 +46,24 @@ class AttentionBackendChoice(Technique):
         if self.backend != "memory_efficient":
             backends.get(self.backend)
 
-    def why_not(self, pipe: Any) -> list[str]:
-        reasons = why_no_attention(pipe)
+    def why_not(self, subject: Subject) -> list[str]:
+        reasons = why_no_attention(subject)
         if self.backend != "memory_efficient" and not reasons:
-            reasons = backends.get(self.backend).why_not(pipe._execution_device, pipe.dtype)
+            reasons = backends.get(self.backend).why_not(subject.device, subject.dtype)
         return reasons
 
-    def notes(self, pipe: Any) -> list[str]:
-        reason = self._choose(pipe)[1]
+    def notes(self, subject: Subject) -> list[str]:
+        reason = self._choose(subject)[1]
         return [] if reason is None else [reason]
 
-    def apply(self, pipe: Any) -> Undo:
+    def apply(self, subject: Subject) -> Undo:
         def switch_all() -> None:
-            for network in networks_with_attention(pipe):
-                set_attention_backend(network, self._choose(pipe)[0])
+            for network in networks_with_attention(subject):
+                set_attention_backend(network, self._choose(subject)[0])
 
-        return switch_backends(pipe, switch_all)
+        return switch_backends(subject, switch_all)
 
-    def _choose(self, pipe: Any) -> tuple[AttentionBackend, str | None]:
+    def _choose(self, subject: Subject) -> tuple[AttentionBackend, str | None]:
         if self.backend != "memory_efficient":
             return backends.get(self.backend), None
-        return memory_efficient(pipe._execution_device, pipe.dtype, self.attention_op)
+        return memory_efficient(subject.device, subject.dtype, self.attention_op)

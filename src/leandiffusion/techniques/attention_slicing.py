@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from . import techniques
 from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint
+from .subject import Subject
 
 
 @techniques.register("attention_slicing")
@@ -41,28 +42,28 @@ class AttentionSlicing(Technique):
         refuses="Networks without attention layers of this library, such as a traced UNet.",
     )
 
-    def why_not(self, pipe: Any) -> list[str]:
-        return why_no_attention(pipe)
+    def why_not(self, subject: Subject) -> list[str]:
+        return why_no_attention(subject)
 
     def estimate(self, footprint: Footprint) -> Footprint:
         parts = {"auto": 2, "max": 8}.get(self.size, 2) if isinstance(self.size, str) else 2  # of the usual 8 heads
         return footprint.change(lambda s: replace(s, attention=s.attention // parts, time=s.time * 1.05), "denoise")
 
-    def apply(self, pipe: Any) -> Undo:
+    def apply(self, subject: Subject) -> Undo:
         def slice_all() -> None:
-            for network in networks_with_attention(pipe):
+            for network in networks_with_attention(subject):
                 # The VAE's attention has one head, which can not be cut: it obeys any size.
-                set_attention_slice(network, self.size if network is pipe.unet else "max")
+                set_attention_slice(network, self.size if network is subject.denoiser else "max")
 
-        return switch_backends(pipe, slice_all)
+        return switch_backends(subject, slice_all)
 
 
-def switch_backends(pipe: Any, change: Callable[[], None]) -> Undo:
+def switch_backends(subject: Subject, change: Callable[[], None]) -> Undo:
     """Run `change` on the attention of UNet and VAE, and tell how to undo it. What raises leaves all as it was.
 
     What was switched by hand meanwhile, kernels or slices, stays switched.
     """
-    layers = [layer for network in networks_with_attention(pipe) for _, layer in attention_layers(network)]
+    layers = [layer for network in networks_with_attention(subject) for _, layer in attention_layers(network)]
     before = [layer.backend for layer in layers]
     try:
         change()
@@ -93,14 +94,14 @@ def _parts(backend: AttentionBackend) -> tuple[AttentionBackend, int | str | Non
     return (backend.inner, backend.heads_at_a_time) if isinstance(backend, Sliced) else (backend, None)
 
 
-def why_no_attention(pipe: Any) -> list[str]:
+def why_no_attention(subject: Subject) -> list[str]:
     """Why the UNet's attention can not be switched; empty when it can."""
-    if pipe.unet not in networks_with_attention(pipe):
-        return [f"the UNet is a {type(pipe.unet).__name__} without attention layers of this library"]
+    if subject.denoiser not in networks_with_attention(subject):
+        return [f"the UNet is a {type(subject.denoiser).__name__} without attention layers of this library"]
     return []
 
 
-def networks_with_attention(pipe: Any) -> list[nn.Module]:
+def networks_with_attention(subject: Subject) -> list[nn.Module]:
     """UNet and VAE, as far as they have attention layers of this library."""
-    networks = [network for network in (pipe.unet, pipe.vae) if isinstance(network, nn.Module)]
+    networks = [network for network in (subject.denoiser, subject.vae) if isinstance(network, nn.Module)]
     return [network for network in networks if next(attention_layers(network), None) is not None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -18,6 +18,7 @@ from .attach import Undo
 
 if TYPE_CHECKING:
     from .footprint import Footprint
+    from .subject import Subject
 
 
 class Phase(IntEnum):
@@ -76,11 +77,11 @@ class Technique(ABC):
     optional: ClassVar[bool] = False
     """Whether going on without it draws the same picture, so that a machine without it gets a warning, not an error."""
 
-    def why_not(self, pipe: Any) -> list[str]:
+    def why_not(self, subject: Subject) -> list[str]:
         """Reasons it can not be used on this pipeline and machine, in words for the user; empty when it can."""
         return []
 
-    def notes(self, pipe: Any) -> list[str]:
+    def notes(self, subject: Subject) -> list[str]:
         """What a user should be warned of when switching it on here, though it works; empty when there is nothing."""
         return []
 
@@ -89,7 +90,7 @@ class Technique(ABC):
         return footprint
 
     @abstractmethod
-    def apply(self, pipe: Any) -> Undo:
+    def apply(self, subject: Subject) -> Undo:
         """Switch it on and return how to switch it off exactly. Leaves the pipeline as it was if it raises."""
 
     def __str__(self) -> str:

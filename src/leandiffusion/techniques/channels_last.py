@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from . import techniques
 from .attach import Undo, together
 from .base import Exactness, Phase, Price, Technique
+from .subject import Subject
 
 
 @techniques.register("channels_last")
@@ -31,13 +32,13 @@ class ChannelsLast(Technique):
         refuses="A traced UNet, whose weights are fixed: switch channels-last on first.",
     )
 
-    def why_not(self, pipe: Any) -> list[str]:
-        if not any(_kernels(network) for network in pipe._networks().values()):
+    def why_not(self, subject: Subject) -> list[str]:
+        if not any(_kernels(network) for network in subject.networks.values()):
             return ["no network of this pipeline has convolutions that can be laid out anew"]
         return []
 
-    def apply(self, pipe: Any) -> Undo:
-        networks = [network for network in pipe._networks().values() if _kernels(network)]
+    def apply(self, subject: Subject) -> Undo:
+        networks = [network for network in subject.networks.values() if _kernels(network)]
         return together(_lay_out(network) for network in networks)
 
 

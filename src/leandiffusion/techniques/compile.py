@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from ..modules.transformer import BasicTransformerBlock
 from . import techniques
 from .attach import Undo, compile_in_place, set_global, together
 from .base import Exactness, Phase, Price, Technique
+from .subject import Subject
 
 PARTS = ("unet", "vae")
 
@@ -59,29 +60,29 @@ class Compile(Technique):
         if unknown := [part for part in self.parts if part not in PARTS]:
             raise ConfigError(f"parts={self.parts!r}: {unknown[0]!r} is none of {', '.join(PARTS)}.")
 
-    def why_not(self, pipe: Any) -> list[str]:
+    def why_not(self, subject: Subject) -> list[str]:
         reasons = []
-        if not any(True for _ in self._blocks(pipe)):
+        if not any(True for _ in self._blocks(subject)):
             reasons.append("none of its networks has blocks of this library to compile")
         if self.backend == "inductor":
-            reasons += why_no_inductor(pipe._execution_device)
+            reasons += why_no_inductor(subject.device)
         return reasons
 
-    def apply(self, pipe: Any) -> Undo:
+    def apply(self, subject: Subject) -> Undo:
         try:
-            return together(self._steps(pipe))
+            return together(self._steps(subject))
         except (RuntimeError, ValueError, AssertionError) as error:  # a mode or backend that torch does not know
             raise ConfigError(f"{self} is nothing that torch.compile does: {str(error).splitlines()[0]}") from error
 
-    def _steps(self, pipe: Any) -> Iterator[Undo]:
+    def _steps(self, subject: Subject) -> Iterator[Undo]:
         limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
         yield set_global(torch._dynamo.config, "recompile_limit", limit)
-        for block in self._blocks(pipe):
+        for block in self._blocks(subject):
             yield compile_in_place(block, mode=self.mode, backend=self.backend, dynamic=self.dynamic)
 
-    def _blocks(self, pipe: Any) -> Iterator[nn.Module]:
+    def _blocks(self, subject: Subject) -> Iterator[nn.Module]:
         for part in self.parts:
-            network = getattr(pipe, part, None)
+            network = subject.component(part)
             if isinstance(network, nn.Module):
                 kinds = (ResnetBlock2D, BasicTransformerBlock)
                 yield from (module for module in network.modules() if isinstance(module, kinds))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from . import techniques
 from .attach import Undo, set_global
 from .base import Exactness, Phase, Price, Technique
+from .subject import Subject
 
 
 @techniques.register("cudnn_autotune")
@@ -30,10 +31,10 @@ class CudnnAutotune(Technique):
         refuses="Nothing; without cuDNN it has no effect, and says so.",
     )
 
-    def why_not(self, pipe: Any) -> list[str]:
+    def why_not(self, subject: Subject) -> list[str]:
         if not torch.backends.cudnn.is_available():
             return ["torch finds no cuDNN, NVIDIA's library of convolutions, on this machine"]
         return []
 
-    def apply(self, pipe: Any) -> Undo:
+    def apply(self, subject: Subject) -> Undo:
         return set_global(torch.backends.cudnn, "benchmark", True)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..modules.transformer import attention_layers
 from ..offload.units import weight_bytes
+from .subject import Subject
 
 GEGLU_COPIES = 24
 """Of a transformer's tokens at its widest moment: eight times the channels, their GELU, their product, and around them
@@ -75,9 +76,9 @@ class Footprint:
         return replace(self, stages=stages)
 
 
-def plain_footprint(pipe: Any, work: Work) -> Footprint:
+def plain_footprint(subject: Subject, work: Work) -> Footprint:
     """What `work` takes on this pipeline with its present dtypes and attention kernels and nothing else switched on."""
-    networks: dict[str, nn.Module] = pipe._networks()
+    networks: dict[str, nn.Module] = subject.networks
     vae = {name: network for name, network in networks.items() if name == "vae"}
     unet = {name: network for name, network in networks.items() if name == "unet"}
     texts = {name: network for name, network in networks.items() if name.startswith("text_encoder")}
@@ -88,8 +89,8 @@ def plain_footprint(pipe: Any, work: Work) -> Footprint:
         leaf = max((_largest_leaf(network) for network in own.values()), default=0)
         return Stage(weights, total - weights, activations, attention, leaf)
 
-    network = getattr(pipe.unet, "unet", pipe.unet)  # what a traced one stands for
-    size = pipe.vae_scale_factor
+    network = getattr(subject.denoiser, "unet", subject.denoiser)  # what a traced one stands for
+    size = subject.pipe.vae_scale_factor
     latent = (work.height // size, work.width // size)
     rows = work.batch * (1 + work.guidance)
     return Footprint(
@@ -97,7 +98,7 @@ def plain_footprint(pipe: Any, work: Work) -> Footprint:
         {
             "encode": stage(texts, 0, 0),
             "denoise": stage(unet, *_unet_memory(network, rows, *latent)),
-            "decode": stage(vae, *_vae_memory(pipe.vae, work)),
+            "decode": stage(vae, *_vae_memory(subject.vae, work)),
         },
     )
 

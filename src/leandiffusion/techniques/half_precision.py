@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from . import techniques
 from .attach import Undo, together
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint, Stage
+from .subject import Subject
 from .tf32 import fast_bfloat16
 
 HALF = (torch.float16, torch.bfloat16)
@@ -52,8 +53,8 @@ class HalfPrecision(Technique):
         if self.dtype not in HALF:
             raise ConfigError(f"dtype={self.dtype!r}: half precision is torch.float16 or torch.bfloat16.")
 
-    def why_not(self, pipe: Any) -> list[str]:
-        networks = pipe._networks()
+    def why_not(self, subject: Subject) -> list[str]:
+        networks = subject.networks
         if made := [name for name, network in networks.items() if origin_of(network) is None]:
             return [
                 f"{', '.join(made)} was not opened from a checkpoint, so there would be no way back: use .to(dtype)"
@@ -67,12 +68,12 @@ class HalfPrecision(Technique):
 
         return footprint.change(halved)
 
-    def notes(self, pipe: Any) -> list[str]:
-        reason = why_slow(self.dtype, pipe._execution_device)
+    def notes(self, subject: Subject) -> list[str]:
+        reason = why_slow(self.dtype, subject.device)
         return [] if reason is None else [reason]
 
-    def apply(self, pipe: Any) -> Undo:
-        return together(_cast(network, self.dtype) for network in pipe._networks().values())
+    def apply(self, subject: Subject) -> Undo:
+        return together(_cast(network, self.dtype) for network in subject.networks.values())
 
 
 def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:

@@ -21,6 +21,7 @@ from ..weights.load import origin_of
 from . import techniques
 from .attach import Undo, after_forward, around_forward, before_forward, nothing, own_forward, together
 from .base import Exactness, Phase, Technique
+from .subject import Subject
 
 if TYPE_CHECKING:
     from .stack import Stack
@@ -50,14 +51,14 @@ class Offload(Technique):
         """How the engine moves weights for this technique."""
         raise NotImplementedError
 
-    def why_not(self, pipe: Any) -> list[str]:
+    def why_not(self, subject: Subject) -> list[str]:
         try:
             torch.empty(0, device=self.compute_device)
         except (RuntimeError, AssertionError) as error:
             return [
                 f"device {str(self.device)!r} can not be used on this machine: {str(error).strip().splitlines()[0]}"
             ]
-        networks = travelling(pipe)
+        networks = travelling(subject)
         if not networks:
             return ["none of the pipeline's networks is a torch module whose weights can move"]
         if self.compute_device.type == "cpu" and not any(origin_of(network) for network in networks.values()):
@@ -74,23 +75,23 @@ class Offload(Technique):
             f"{name} is shared with another pipeline, for which its weights travel in another way: ask for the same "
             "way here, or switch it off there"
             for name, network in networks.items()
-            if (engine := engine_of(network)) and engine.policy != self.policy and {*engine.users} - {pipe._stack}
+            if (engine := engine_of(network)) and engine.policy != self.policy and {*engine.users} - {subject}
         ]
 
-    def apply(self, pipe: Any) -> Undo:
-        return together(self._steps(pipe))
+    def apply(self, subject: Subject) -> Undo:
+        return together(self._steps(subject))
 
-    def _steps(self, pipe: Any) -> Iterator[Undo]:
+    def _steps(self, subject: Subject) -> Iterator[Undo]:
         yield release
-        networks = travelling(pipe)
+        networks = travelling(subject)
         for engine in self._shared(networks):
-            yield _use(engine, pipe._stack)
+            yield _use(engine, subject)
         own = {name: network for name, network in networks.items() if engine_of(network) is None}
         if own:
             engine = self._start(own)
             engine.detach = attach(engine, self.compute_device)
-            yield _use(engine, pipe._stack)
-            yield pipe._stack.after_calls(engine.rest)
+            yield _use(engine, subject)
+            yield subject.after_calls(engine.rest)
         release()
 
     def _shared(self, networks: Mapping[str, nn.Module]) -> list[Engine]:
@@ -118,9 +119,9 @@ class Offload(Technique):
             )
         return engine
 
-    def notes(self, pipe: Any) -> list[str]:
+    def notes(self, subject: Subject) -> list[str]:
         device = self.compute_device
-        there = [name for name, network in travelling(pipe).items() if _lies_on(network, device)]
+        there = [name for name, network in travelling(subject).items() if _lies_on(network, device)]
         if device.type == "cpu" or not there:
             return []
         return [
@@ -129,11 +130,11 @@ class Offload(Technique):
         ]
 
 
-def travelling(pipe: Any) -> dict[str, nn.Module]:
+def travelling(subject: Subject) -> dict[str, nn.Module]:
     """The pipeline's networks whose weights can move: modules with parameters, not traced ones."""
     return {
         name: network
-        for name, network in pipe._networks().items()
+        for name, network in subject.networks.items()
         if not isinstance(network, torch.jit.ScriptModule) and next(network.parameters(), None) is not None
     }
 

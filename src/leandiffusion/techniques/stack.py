@@ -11,6 +11,7 @@ from typing import Any
 from weakref import ref
 
 import torch
+from torch import nn
 
 from ..core.errors import BackendUnavailable, ConfigError
 from ..core.fork import Lock, renew_in_child
@@ -22,6 +23,7 @@ from ..weights.residence import bring_up
 from . import techniques
 from .attach import Undo
 from .base import Technique
+from .subject import Subject
 from .traffic import traffic
 
 
@@ -48,21 +50,14 @@ class Stack:
     Nothing changes while a picture is being drawn, and a change that fails leaves what was on before.
     """
 
-    def __init__(self, pipe: Any) -> None:
-        self._owner = ref(pipe)  # which holds this stack: it is freed as soon as nobody holds it any more
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
         self._applied: list[tuple[Applied, Undo]] = []
         self._wanted: tuple[Applied, ...] = ()  # what is on, or while that changes what is being put on
-        self._between: list[Callable[[], None]] = []
-        self._networks: dict[str, ref[Any]] = {}  # to which they were applied
+        self._networks: dict[str, ref[nn.Module]] = {}  # those that the techniques were applied to
         self._lock = Lock()
         self._calls: Counter[int] = Counter()  # under way, by the thread that runs them
         renew_in_child(self)
-
-    @property
-    def _pipe(self) -> Any:
-        pipe = self._owner()
-        assert pipe is not None  # only its own methods come here
-        return pipe
 
     # -- what is on --------------------------------------------------------------------------------------------------
 
@@ -74,15 +69,6 @@ class Stack:
     def find(self, group: str) -> Technique | None:
         """The technique of that name or group which is on, if any."""
         return next((e.technique for e in self.applied if group in (e.name, _group(e.technique))), None)
-
-    @property
-    def compute_device(self) -> torch.device | None:
-        """Where networks run when their weights travel; None when they run where their weights lie.
-
-        While offloading is just being put on, techniques below it are told where networks will run.
-        """
-        engines = (engine_of(network) for network in self._pipe._networks().values())
-        return _compute_device(self._wanted) or next((engine.policy.device for engine in engines if engine), None)
 
     def renew(self) -> None:
         """In a forked child: calls in other threads of the parent are not under way here."""
@@ -98,13 +84,13 @@ class Stack:
         that is on refuses it, both before anything changes.
         """
         with self._changing():
-            if reasons := technique.why_not(self._pipe):
+            if reasons := technique.why_not(self.subject):
                 message = f"{technique.name} can not be used here: {'; '.join(reasons)}."
                 if not technique.optional:
                     raise BackendUnavailable(message)
                 warn(f"{message} Going on without it.")
                 return False
-            notes = technique.notes(self._pipe)
+            notes = technique.notes(self.subject)
             kept = [entry for entry in self.applied if _group(entry.technique) != _group(technique)]
             check_together([entry.technique for entry in kept] + [technique])
             self._become([*kept, Applied(technique, why)])
@@ -135,7 +121,7 @@ class Stack:
             try:
                 change()
             finally:
-                why_not = [entry.technique.why_not(self._pipe) for entry in wanted]
+                why_not = [entry.technique.why_not(self.subject) for entry in wanted]
                 for entry, why in zip(wanted, why_not, strict=True):
                     unfit += [f"{entry.name} is switched off: {'; '.join(why)}."] if why else []
                 self._wind([entry for entry, why in zip(wanted, why_not, strict=True) if not why])
@@ -156,19 +142,23 @@ class Stack:
             self._wind(before)
             raise
 
+    def _want(self, wanted: Iterable[Applied]) -> None:
+        self._wanted = tuple(wanted)
+        self.subject.destination = _compute_device(self._wanted)
+
     def _unwind(self, height: int) -> None:
         while len(self._applied) > height:
             self._applied.pop()[1]()
 
     def _wind(self, wanted: list[Applied] | tuple[Applied, ...]) -> None:
-        self._wanted = tuple(wanted)
+        self._want(wanted)
         try:
             for entry in wanted[len(self._applied) :]:
-                self._applied.append((entry, entry.technique.apply(self._pipe)))
+                self._applied.append((entry, entry.technique.apply(self.subject)))
         except BaseException:
-            self._wanted = self.applied
+            self._want(self.applied)
             raise
-        networks = self._pipe._networks()
+        networks = self.subject.networks
         self._networks = {name: ref(network) for name, network in networks.items()}
         for network in networks.values():
             if engine_of(network) is None:  # what offloading left on disk belongs in memory again
@@ -187,9 +177,9 @@ class Stack:
         with self._lock:
             self._settle()
             self._calls[own] += 1
-            engines = {engine_of(network) for network in self._pipe._networks().values()} - {None}
+            engines = {engine_of(network) for network in self.subject.networks.values()} - {None}
         try:
-            with traffic.running(self._pipe._networks().values()), ExitStack() as turns:
+            with traffic.running(self.subject.networks.values()), ExitStack() as turns:
                 for engine in sorted(engines, key=id):  # in one order: nobody waits for somebody who waits for him
                     turns.enter_context(engine.turn)  # type: ignore[union-attr]
                 yield
@@ -197,18 +187,11 @@ class Stack:
             with self._lock:
                 self._calls[own] -= 1
                 if not self._calls.total():
-                    for step in self._between:
-                        step()
-
-    def after_calls(self, step: Callable[[], None]) -> Undo:
-        """Run `step` whenever the last of the calls under way has ended; undo takes it off again."""
-        steps = self._between
-        steps.append(step)
-        return lambda: steps.remove(step)
+                    self.subject.calls_ended()
 
     def _settle(self) -> None:
         """Where a network was replaced by hand, move what is on from the old one to the new one."""
-        now = self._pipe._networks()
+        now = self.subject.networks
         then = {name: network() for name, network in self._networks.items()}
         replaced = any(now.get(name) is not then.get(name) for name in {*now, *then})
         if self._applied and replaced and not self._calls.total() and not traffic.is_running(now.values()):
@@ -216,7 +199,7 @@ class Stack:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        with self._lock, traffic.changing(self._pipe._networks().values()):
+        with self._lock, traffic.changing(self.subject.networks.values()):
             yield
 
 

@@ -10,6 +10,7 @@ import torch
 from . import techniques
 from .attach import Undo, set_global, together
 from .base import Exactness, Phase, Price, Technique
+from .subject import Subject
 
 
 @techniques.register("tf32")
@@ -36,8 +37,8 @@ class TF32(Technique):
         refuses="Nothing; on a machine without such instructions it has no effect, and says so.",
     )
 
-    def why_not(self, pipe: Any) -> list[str]:
-        device = pipe._execution_device
+    def why_not(self, subject: Subject) -> list[str]:
+        device = subject.device
         if device.type == "cuda":
             major, minor = torch.cuda.get_device_capability(device)
             return [] if major >= 8 else [f"compute capability {major}.{minor} has no TF32: it came with 8.0"]
@@ -45,9 +46,9 @@ class TF32(Technique):
             return [] if fast_bfloat16() else ["this CPU has no instructions that multiply bfloat16"]
         return [f"{device.type} has no TF32"]
 
-    def apply(self, pipe: Any) -> Undo:
+    def apply(self, subject: Subject) -> Undo:
         backends: Any = torch.backends
-        if pipe._execution_device.type == "cuda":
+        if subject.device.type == "cuda":
             owners, precision = (backends.cuda.matmul, backends.cudnn.conv), "tf32"
         else:
             owners, precision = (backends.mkldnn.matmul, backends.mkldnn.conv), "bf16"

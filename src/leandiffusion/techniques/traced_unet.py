@@ -29,6 +29,7 @@ from ..weights.load import origin_of
 from . import techniques
 from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
+from .subject import Subject
 
 MOST_KEPT = 4
 """Graphs of one UNet that are kept while none of them is in use."""
@@ -68,23 +69,19 @@ class TracedUNet(Technique):
         if not isinstance(self.path, str | os.PathLike | None):
             raise ConfigError(f"path={self.path!r}: name a file to keep the graph in, or None to keep it in memory.")
 
-    def why_not(self, pipe: Any) -> list[str]:
-        if not isinstance(pipe.unet, UNet2DConditionModel | Traced):
-            return [f"the UNet is a {type(pipe.unet).__name__}, expected leandiffusion's UNet2DConditionModel"]
+    def why_not(self, subject: Subject) -> list[str]:
+        if not isinstance(subject.denoiser, UNet2DConditionModel | Traced):
+            return [f"the UNet is a {type(subject.denoiser).__name__}, expected leandiffusion's UNet2DConditionModel"]
         return []
 
-    def apply(self, pipe: Any) -> Undo:
-        unet = pipe.unet
-        pipe.unet = traced = Traced(unet, None if self.path is None else Path(self.path).expanduser())
-        owner, mine = ref(pipe), ref(traced)
+    def apply(self, subject: Subject) -> Undo:
+        traced = Traced(subject.denoiser, None if self.path is None else Path(self.path).expanduser())
+        replaced, mine = subject.replace(subject.denoiser_name, traced), ref(traced)
 
         def undo() -> None:
-            pipe, traced = owner(), mine()
-            if traced is None:
-                return
-            traced.let_go()
-            if pipe is not None and pipe.unet is traced:  # and not replaced by hand meanwhile
-                pipe.unet = unet
+            if (traced := mine()) is not None:
+                traced.let_go()
+            replaced()
 
         return undo
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from . import techniques
 from .attach import Undo, set_attribute
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint
+from .subject import Subject
 
 
 @techniques.register("vae_slicing")
@@ -30,8 +31,8 @@ class VaeSlicing(Technique):
         refuses="A VAE of another library, which is switched by its own methods.",
     )
 
-    def why_not(self, pipe: Any) -> list[str]:
-        return why_not_own(pipe, "use_slicing")
+    def why_not(self, subject: Subject) -> list[str]:
+        return why_not_own(subject, "use_slicing")
 
     def estimate(self, footprint: Footprint) -> Footprint:
         n = footprint.work.batch
@@ -39,14 +40,14 @@ class VaeSlicing(Technique):
             lambda s: replace(s, activations=s.activations // n, attention=s.attention // n), "decode"
         )
 
-    def apply(self, pipe: Any) -> Undo:
-        return set_attribute(pipe.vae, "use_slicing", True)
+    def apply(self, subject: Subject) -> Undo:
+        return set_attribute(subject.vae, "use_slicing", True)
 
 
-def why_not_own(pipe: Any, attribute: str) -> list[str]:
+def why_not_own(subject: Subject, attribute: str) -> list[str]:
     """Why the VAE can not be switched by that attribute; empty when it can."""
-    if getattr(pipe, "vae", None) is None:
+    if subject.vae is None:
         return ["this pipeline has no VAE"]
-    if not hasattr(pipe.vae, attribute):
-        return [f"its VAE is a {type(pipe.vae).__name__}, expected leandiffusion's AutoencoderKL"]
+    if not hasattr(subject.vae, attribute):
+        return [f"its VAE is a {type(subject.vae).__name__}, expected leandiffusion's AutoencoderKL"]
     return []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..modules.vae_tiles import STRIP_BYTES, check_tile_rows
 from . import techniques
 from .attach import Undo, set_attribute, together
 from .base import Exactness, Phase, Price, Technique
 from .footprint import CONV_COPIES, Footprint, Stage
+from .subject import Subject
 from .vae_slicing import why_not_own
 
 
@@ -39,8 +40,8 @@ class VaeTiling(Technique):
     def __post_init__(self) -> None:
         check_tile_rows(self.rows)
 
-    def why_not(self, pipe: Any) -> list[str]:
-        return why_not_own(pipe, "use_tiling")
+    def why_not(self, subject: Subject) -> list[str]:
+        return why_not_own(subject, "use_tiling")
 
     def estimate(self, footprint: Footprint) -> Footprint:
         # Two maps of the last level, which has half the channels of the widest, and a dozen strips.
@@ -50,5 +51,6 @@ class VaeTiling(Technique):
 
         return footprint.change(tiled, "decode")
 
-    def apply(self, pipe: Any) -> Undo:
-        return together([set_attribute(pipe.vae, "use_tiling", True), set_attribute(pipe.vae, "tile_rows", self.rows)])
+    def apply(self, subject: Subject) -> Undo:
+        values = {"use_tiling": True, "tile_rows": self.rows}
+        return together(set_attribute(subject.vae, name, value) for name, value in values.items())

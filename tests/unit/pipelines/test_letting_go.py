@@ -62,7 +62,7 @@ def test_it_is_freed_when_the_last_name_goes(name: str | None, ending: str) -> N
                 pipe("a red circle on white", num_inference_steps=1, output_type="np", **arguments)
         except (ValueError, KeyboardInterrupt):
             assert ending in ("fail", "interrupt")
-    held = {part: ref(network) for part, network in pipe._networks().items()} | {"pipe": ref(pipe)}
+    held = {part: ref(network) for part, network in pipe._stack.subject.networks.items()} | {"pipe": ref(pipe)}
     held["a weight"] = ref(next(pipe.vae.parameters()))
     del pipe
     assert [part for part, reference in held.items() if reference() is not None] == []

@@ -43,7 +43,7 @@ def test_a_new_prompt_compiles_nothing(pipe: Any) -> None:
 
 
 def test_blocks_of_one_kind_share_their_compilation(pipe: Any) -> None:
-    blocks, before = list(module.Compile()._blocks(pipe)), counters["stats"]["unique_graphs"]
+    blocks, before = list(module.Compile()._blocks(pipe._stack.subject)), counters["stats"]["unique_graphs"]
     pipe.enable_compile(backend="eager")
     draw(pipe)
     assert 0 < counters["stats"]["unique_graphs"] - before < len(blocks)
@@ -52,7 +52,7 @@ def test_blocks_of_one_kind_share_their_compilation(pipe: Any) -> None:
 @pytest.mark.slow
 def test_with_the_compiler(pipe: Any) -> None:
     technique = techniques.get("compile")()
-    if reasons := technique.why_not(pipe):
+    if reasons := pipe.why_not(technique):
         pytest.skip("; ".join(reasons))
     expected = draw(pipe)
     pipe.enable(technique)
@@ -61,9 +61,9 @@ def test_with_the_compiler(pipe: Any) -> None:
 
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
-    [reason] = module.Compile().why_not(pipe)
+    [reason] = pipe.why_not(module.Compile())
     assert "needs a C++ compiler" in reason
-    assert module.Compile(backend="eager").why_not(pipe) == []
+    assert pipe.why_not(module.Compile(backend="eager")) == []
 
 
 @pytest.mark.parametrize("settings", [{"backend": "inducktor"}, {"backend": "eager", "dynamic": "yes"}])

@@ -75,7 +75,7 @@ def test_a_failure_on_the_way_casts_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "bring_up", fail)
     with pytest.raises(MemoryError):
         pipe.enable("half_precision", dtype=torch.bfloat16)
-    assert {network.dtype for network in pipe._networks().values()} == {torch.float32}
+    assert {network.dtype for network in pipe._stack.subject.networks.values()} == {torch.float32}
     assert all(torch.equal(p, e) for p, e in zip(pipe.unet.parameters(), exact, strict=True))
 
 

@@ -15,6 +15,7 @@ from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.techniques.attach import set_attribute, set_global, together
 from leandiffusion.techniques.base import Exactness, Phase, Price, Technique
 from leandiffusion.techniques.stack import Stack, make
+from leandiffusion.techniques.subject import Subject
 
 LOG: list[str] = []
 
@@ -41,10 +42,10 @@ class Fake(Technique):
     def phase(self) -> Phase:  # type: ignore[override]
         return self.of
 
-    def why_not(self, pipe: Any) -> list[str]:
+    def why_not(self, subject: Subject) -> list[str]:
         return list(self.reasons)
 
-    def apply(self, pipe: Any) -> Callable[[], None]:
+    def apply(self, subject: Subject) -> Callable[[], None]:
         if self.fails:
             raise MemoryError(self.label)
         LOG.append(f"+{self.label}")
@@ -63,7 +64,8 @@ class Pipe:
     def __init__(self) -> None:
         self.unet = nn.Linear(1, 1)
 
-    def _networks(self) -> dict[str, nn.Module]:
+    @property
+    def components(self) -> dict[str, Any]:
         return {"unet": self.unet}
 
 
@@ -71,7 +73,7 @@ class Pipe:
 def stack() -> Iterator[Stack]:
     LOG.clear()
     pipe = Pipe()  # a stack does not keep its pipeline alive
-    yield Stack(pipe)
+    yield Stack(Subject(pipe))
     del pipe
 
 
@@ -140,7 +142,7 @@ def test_nothing_changes_during_a_call(stack: Stack) -> None:
 
 def test_a_replaced_component_is_met_at_the_next_call(stack: Stack) -> None:
     stack.enable(Fake("a"), "")
-    stack._pipe.unet = nn.Linear(2, 2)
+    stack.subject.pipe.unet = nn.Linear(2, 2)
     log()
     with stack.call():
         assert log() == "-a +a"
@@ -166,8 +168,8 @@ def test_what_can_not_be_used_with_the_new_component_is_off_and_says_so() -> Non
 class Kernel(Fake):
     """Chooses by the device when it is applied."""
 
-    def apply(self, pipe: Any) -> Callable[[], None]:
-        LOG.append(f"{self.label} for {pipe.stack.compute_device}")
+    def apply(self, subject: Subject) -> Callable[[], None]:
+        LOG.append(f"{self.label} for {subject.destination}")
         return lambda: None
 
 
@@ -178,7 +180,6 @@ class Travel(Fake):
 
 
 def test_what_is_chosen_by_the_device_is_chosen_for_the_one_that_weights_travel_to(stack: Stack) -> None:
-    stack._pipe.stack = stack
     stack.enable(Kernel("a"), "")
     gpu = Travel("gpu", Phase.OFFLOAD, compute_device=torch.device("cuda", 1))
     stack.enable(gpu, "")
@@ -191,11 +192,11 @@ def test_what_is_chosen_by_the_device_is_chosen_for_the_one_that_weights_travel_
     assert log() == ""
     stack.clear()
     assert log() == "-disk"
-    assert stack.compute_device is None
+    assert stack.subject.destination is None
 
 
 def test_after_the_last_call_of_several(stack: Stack) -> None:
-    undo = stack.after_calls(lambda: LOG.append("rest"))
+    undo = stack.subject.after_calls(lambda: LOG.append("rest"))
     with stack.call():
         with stack.call():
             pass

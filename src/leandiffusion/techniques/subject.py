@@ -1,0 +1,126 @@
+"""What techniques work on: the networks of one pipeline, this library's or another's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+from weakref import ref
+
+import torch
+from torch import nn
+
+from ..offload.engine import engine_of
+from .attach import Undo
+
+T = TypeVar("T", torch.device, torch.dtype)
+
+DENOISERS = ("unet", "transformer")
+"""Names under which pipelines keep the network that runs at each step."""
+
+
+class Pipeline(Protocol):
+    """What a pipeline has to offer: its components by name, each of them an attribute that can be set."""
+
+    @property
+    def components(self) -> Mapping[str, Any]:
+        """Component by name, absent ones as None."""
+        ...
+
+
+class Subject:
+    """Networks by role, where and in which dtype they run, and how to put another one in their place.
+
+    It does not keep the pipeline alive.
+    """
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self._pipe = ref(pipe)
+        self._after_calls: list[Callable[[], None]] = []
+        self.destination: torch.device | None = None
+        """Where networks will run, while offloading is just being put on or is on; None without it."""
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline itself. ReferenceError once it is gone."""
+        pipe = self._pipe()
+        if pipe is None:
+            raise ReferenceError("the pipeline that these techniques belong to is gone")
+        return pipe
+
+    # -- networks by role --------------------------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Every component that is a torch module, by the name that the pipeline gives it."""
+        return {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+
+    def component(self, name: str) -> Any:
+        """The component of that name, network or not; None when there is none."""
+        return self.pipe.components.get(name)
+
+    @property
+    def denoiser_name(self) -> str:
+        """The name of the network that runs at each step: 'unet', or 'transformer'."""
+        return next((name for name in DENOISERS if self.component(name) is not None), DENOISERS[0])
+
+    @property
+    def denoiser(self) -> Any:
+        """The network that runs at each step."""
+        return self.component(self.denoiser_name)
+
+    @property
+    def vae(self) -> Any:
+        """The network that decodes; None when there is none."""
+        return self.component("vae")
+
+    # -- where and how they run --------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run: where the denoiser's weights lie, or to which they travel.
+
+        Where another network's lie when the denoiser is a foreign object without any.
+        """
+        engines = (engine_of(network) for network in self.networks.values())
+        travels = self.destination or next((engine.policy.device for engine in engines if engine), None)
+        return travels or self._of_weights("device", torch.empty(0).device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the denoiser's weights; of another network's when it is a foreign object without any."""
+        return self._of_weights("dtype", torch.get_default_dtype())
+
+    def _of_weights(self, what: str, otherwise: T) -> T:
+        """What the first floating-point weight says; of networks without any, what they say themselves."""
+        networks = self.networks
+        first = [name for name in (self.denoiser_name, "text_encoder") if name in networks]
+        for name in [*first, *networks]:
+            owner = next((p for p in networks[name].parameters() if p.is_floating_point()), networks[name])
+            found = getattr(owner, what, None)
+            if isinstance(found, type(otherwise)):
+                return found
+        return otherwise
+
+    # -- changing it -------------------------------------------------------------------------------------------------
+
+    def replace(self, name: str, component: Any) -> Undo:
+        """Put `component` in the place of that name. Undo puts the former one back, unless replaced meanwhile."""
+        before, mine = self.component(name), ref(component)
+        setattr(self.pipe, name, component)
+
+        def undo() -> None:
+            pipe = self._pipe()
+            if pipe is not None and pipe.components.get(name) is mine():
+                setattr(pipe, name, before)
+
+        return undo
+
+    def after_calls(self, step: Callable[[], None]) -> Undo:
+        """Run `step` whenever the last of the calls under way has ended; undo takes it off again."""
+        self._after_calls.append(step)
+        return lambda: self._after_calls.remove(step)
+
+    def calls_ended(self) -> None:
+        """Run what waits for the end of calls."""
+        for step in list(self._after_calls):
+            step()
