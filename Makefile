@@ -2,7 +2,7 @@
 # make test     run the test suite
 # make peer-tests DIFFUSERS=…  run diffusers' own test files, from a checkout of its sources, on our classes
 # make fuzz     open 20,000 damaged headers, configs, tokenizers and pictures; a quarter of an hour
-# make check    ruff, pyright, import-linter
+# make check    ruff, pyright, import-linter, and that types of devices are named in device/ only
 # make docs     draw docs/techniques.md from the techniques' declarations
 # make bench    measure this CPU with the full-size SD1.5 network, beside diffusers and OpenVINO; half an hour
 # make bench-compiled  the same with torch.compile, ours and diffusers'; a quarter of an hour more
@@ -54,6 +54,7 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.device_names
 
 docs: $(RUN)
 	@$(BIN)/python -m tools.price_list

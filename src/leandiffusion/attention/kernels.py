@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..device.capabilities import why_no_efficient, why_no_flash
+from ..device.host import is_host
 from . import backends
 
-_HALF = (torch.float16, torch.bfloat16)
 _WIDEST_ON_GPUS = 256  # channels of a head, of FlashAttention-2 as torch builds it
 
 
@@ -24,23 +25,14 @@ class Flash:
     name: str = "flash"
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if q.device.type == "cpu":  # by its own name: `sdpa_kernel` chooses for the whole process, other threads too
+        if is_host(q.device):  # by its own name: `sdpa_kernel` chooses for the whole process, other threads too
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
         narrow = q.shape[-1] <= _WIDEST_ON_GPUS
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION if narrow else SDPBackend.EFFICIENT_ATTENTION):
             return F.scaled_dot_product_attention(q, k, v)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
-        if device.type == "cpu":
-            return []
-        if device.type != "cuda":
-            return [f"torch has no flash kernel for {device.type}"]
-        reasons = []
-        if dtype not in _HALF:
-            reasons.append(f"torch's flash kernel computes float16 and bfloat16 on GPUs, not {dtype}")
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            reasons.append("torch's flash kernel needs compute capability 8.0, an Ampere GPU or newer")
-        return reasons
+        return why_no_flash(device, dtype)
 
     def workspace_bytes(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
         return 4 * batch * heads * queries  # the log-sum-exp of each row
@@ -57,9 +49,7 @@ class Efficient:
             return F.scaled_dot_product_attention(q, k, v)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
-        if device.type != "cuda":
-            return [f"torch's memory-efficient kernel runs on CUDA, and this is {device.type}"]
-        return []
+        return why_no_efficient(device)
 
     def workspace_bytes(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
         return 4 * batch * heads * queries

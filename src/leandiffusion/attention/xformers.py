@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from ..device.capabilities import why_no_xformers
 from . import backends
 
 
@@ -24,14 +24,12 @@ class XFormers:
         return _ops().memory_efficient_attention(q, k, v, op=self.attention_op).transpose(1, 2)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
-        if device.type != "cuda":
-            return [f"xFormers runs on CUDA, and this is {device.type}"]
-        if find_spec("xformers") is None:
-            return ["xFormers is not installed: pip install xformers"]
+        if reasons := why_no_xformers(device):
+            return reasons
         try:
             _ops()
         except (ImportError, OSError, RuntimeError) as error:
-            return [f"xFormers is installed but can not be imported: {str(error).strip().splitlines()[0]}"]
+            return [f"xFormers is installed but cannot be imported: {str(error).strip().splitlines()[0]}"]
         if dtype == torch.float64:
             return [f"xFormers does not compute {dtype}"]
         return []

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-from ..measure.memory import peak_cuda, peak_rss, reset_peak, rss
+from ..device.host import is_host
+from ..device.memory import peak_memory, reserved_memory
+from ..device.streams import seconds_between, synchronize, tick
+from ..measure.memory import peak_rss, reset_peak, rss
 
 SAMPLE_SECONDS = 0.05
 
@@ -26,10 +29,10 @@ class Quiet:
 
 
 class Meter:
-    """Stages may not nest. On CUDA a stage is charged for the work it asked for, and steps are timed by events, so
+    """Stages may not nest. On a GPU a stage is charged for the work it asked for, and steps are timed by events, so
     that nothing waits for the device between them.
 
-    With `timeline` a thread notes memory every 50 ms: of CUDA's allocator there, else of the process.
+    With `timeline` a thread notes memory every 50 ms: of torch's allocator there, else of the process.
     """
 
     def __init__(self, device: str, timeline: bool = False) -> None:
@@ -38,8 +41,7 @@ class Meter:
         self.allocated: dict[str, int] = {}
         self.reserved: dict[str, int] = {}
         self.timeline: list[tuple[float, int, str]] = []
-        self._cuda = device.startswith("cuda")
-        self._index = torch.device(device).index or 0
+        self._device = torch.device(device)
         self._begin = time.perf_counter()
         self._stage = ""
         self._ticks: list[Any] = []
@@ -71,9 +73,7 @@ class Meter:
     def steps(self) -> list[float]:
         """Seconds of each step; the first one's include what comes before the loop."""
         pairs = list(zip(self._ticks, self._ticks[1:], strict=False))
-        if self._cuda:
-            return [one.elapsed_time(other) / 1000 for one, other in pairs]
-        return [other - one for one, other in pairs]
+        return [seconds_between(one, other) for one, other in pairs]
 
     def close(self) -> None:
         """End the thread that samples memory."""
@@ -82,29 +82,19 @@ class Meter:
             self._sampler.join()
 
     def _tick(self) -> None:
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._ticks.append(event)
-        else:
-            self._ticks.append(time.perf_counter())
+        self._ticks.append(tick(self._device))
 
     def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
+        synchronize(self._device)
         return time.perf_counter()
 
     def _note_peaks(self, name: str) -> None:
         self.peaks[name] = max(self.peaks.get(name, 0), peak_rss() or 0)
-        if self._cuda:
-            for memory in peak_cuda():
-                self.allocated[name] = max(self.allocated.get(name, 0), memory.allocated)
-                self.reserved[name] = max(self.reserved.get(name, 0), memory.reserved)
-
-    def _reserved_now(self) -> int:
-        return torch.cuda.memory_reserved(self._index) if torch.cuda.is_initialized() else 0
+        for memory in [] if is_host(self._device) else peak_memory():
+            self.allocated[name] = max(self.allocated.get(name, 0), memory.allocated)
+            self.reserved[name] = max(self.reserved.get(name, 0), memory.reserved)
 
     def _sample(self) -> None:
         while not self._done.wait(SAMPLE_SECONDS):
-            held = self._reserved_now() if self._cuda else rss() or 0
+            held = rss() or 0 if is_host(self._device) else reserved_memory(self._device)
             self.timeline.append((round(time.perf_counter() - self._begin, 3), held, self._stage))

@@ -12,6 +12,8 @@ import torch
 
 from ..core.errors import BackendUnavailable
 from ..core.units import format_bytes
+from ..device.host import is_host
+from ..device.memory import free_memory
 from ..families.folder import read_index
 from ..measure.environment import available_memory
 from ..pipelines import open_pipeline
@@ -64,7 +66,9 @@ class Own:
     def _check_memory(self) -> None:
         """BackendUnavailable when attention's scores alone are more than there is: the system might end any process."""
         load = self._job.workload
-        free = torch.cuda.mem_get_info(load.device)[0] if load.device.startswith("cuda") else available_memory()
+        device = torch.device(load.device)
+        told = None if is_host(device) else free_memory(device)
+        free = available_memory() if told is None else told[0]
         stages = plain_footprint(Subject(self._pipe), Work(self._job.size, self._job.size, load.batch)).stages
         needed = max(stage.attention for stage in stages.values())
         if free is not None and needed > free:

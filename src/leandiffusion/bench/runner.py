@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.errors import BackendUnavailable, ConfigError, LeanError
 from ..core.registry import did_you_mean
+from ..device.host import is_host
 from .process import ask
 from .record import Absent, Failure, Measurement, Records, Run, Writer
 from .suites import SCORES, SUITES
@@ -88,7 +89,7 @@ def plan(wish: Wish, work: Path, tell: Tell = lambda what, done, total: None) ->
         raise ConfigError(f"--size {wish.size} is not divisible by 8: the nearest that is, is {near}.")
     tell("looking at the machine", 0, 0)
     seen = _ask("survey", device=wish.device, half=wish.dtype)
-    on_cpu = seen["device"] == "cpu"
+    on_cpu = is_host(seen["device"])
     load = Workload(
         model=wish.model,
         size=wish.size or 0,

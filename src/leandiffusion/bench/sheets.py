@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..core.units import format_bytes, format_seconds
+from ..device.host import is_host
 from .record import Measurement, Records
 from .statistics import Figure, Spread, figure_of, ratio_of, speedup_of, spread_of
 from .words import headline, suite_title, title_of
@@ -159,7 +160,7 @@ def _legend(records: Records) -> dict[str, str]:
         "prepare": "prepare: what the first call takes beyond a later one, reading weights in, compiling and tracing "
         "included; the most of the rounds, of which later ones find compiled code in torch's cache.",
         "peak": "peak: most memory at any time, loading included, "
-        + ("of the process" if str(records.run.workload.get("device")).startswith("cpu") else "reserved on the GPU")
+        + ("of the process" if is_host(str(records.run.workload.get("device"))) else "reserved on the GPU")
         + f"; × peak: over that of '{base}'.",
         f"{PEAK_OF}{STAGES[0]}": "at load, text, denoise, decode: the peak of each stage alone, what is held then "
         "included; load: opening the model and switching techniques on.",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..device.host import is_host
 from .workload import Row, Workload
 
 Settings = tuple[tuple[str, Mapping[str, Any]], ...]
@@ -75,7 +76,7 @@ def attention(load: Workload) -> list[Row]:
     """Steps per second before and after memory-efficient attention, by size of the picture."""
     rows = []
     for size in SIZES:
-        slow = size > 1024 and load.device == "cpu"
+        slow = size > 1024 and is_host(load.device)
         asked = "a step of this size takes minutes on a CPU" if slow else ""
         rows += [
             Row(f"{size}_before", f"{size} px, scores kept", techniques=SCORES, size=size, pictures=False, asked=asked),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..core.units import format_bytes
+from ..device.host import is_host
 from .record import Measurement, Records
 from .statistics import Spread
 
@@ -40,7 +41,7 @@ def model_name(records: Records) -> str:
 def device_name(records: Records) -> str:
     """'cpu: AMD EPYC 9R14' or 'cuda: NVIDIA TITAN RTX'."""
     device = str(records.run.workload.get("device"))
-    if device.startswith("cpu"):
+    if is_host(device):
         name = _section(records, "cpu").get("model")
     else:
         index = device if ":" in device else f"{device}:0"
@@ -150,7 +151,7 @@ def _machine(records: Records) -> str:
 
 
 def _gpu(records: Records) -> Iterator[Any]:
-    if not str(records.run.workload.get("device")).startswith("cpu"):
+    if not is_host(str(records.run.workload.get("device"))):
         yield device_name(records).partition(": ")[2]
 
 

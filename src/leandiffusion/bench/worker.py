@@ -16,25 +16,25 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ..device.host import is_host
+
 SHARE_OF_MEMORY = 0.95
 """Of what is free a process on the CPU may take; beyond that allocating fails, before the system ends any process."""
 
 
 def survey(device: str | None, half: str | None) -> dict[str, Any]:
     """What this machine is, and what to compute on and in where that was not said. BackendUnavailable, ConfigError."""
-    import torch
-
     from ..core.errors import ConfigError
+    from ..device.capabilities import fastest_half
+    from ..device.names import HOST, check_device, default_device
+    from ..device.streams import can_be_timed
     from ..measure.environment import describe_environment
-    from ..pipelines.inputs import check_device
-    from ..techniques.tf32 import fast_bfloat16
 
-    place = check_device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if place.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {str(place)!r}: what is measured here are CPUs and CUDA GPUs.")
-    device = "cpu" if place.type == "cpu" else str(place)
-    fast = "bfloat16" if fast_bfloat16() else "float32"
-    half = half or ("float16" if device.startswith("cuda") else fast)
+    place = check_device(device) if device else default_device()
+    if not can_be_timed(place):
+        raise ConfigError(f"device {str(place)!r}: measured are CPUs, and GPUs whose events tell time, such as 'cuda'.")
+    device = str(HOST if is_host(place) else place)
+    half = half or str(fastest_half(place)).removeprefix("torch.")
     environment = describe_environment()
     del environment["cache"], environment["system"]["executable"]  # records are published: no paths of this machine
     environment["variables"] = {k: v for k, v in environment["variables"].items() if os.sep not in v}
@@ -60,7 +60,7 @@ def ceiling(device: str, dtypes: list[str]) -> dict[str, Any]:
     from ..measure.ceiling import measure_ceiling
 
     _choose(device, "float32")
-    return measure_ceiling(device, dtypes, 1.0 if device.startswith("cuda") else 0.5)
+    return measure_ceiling(device, dtypes, 0.5 if is_host(device) else 1.0)
 
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
     _choose(asked.workload.device, asked.dtype)
     meter = Meter(asked.workload.device, timeline)
     # CUDA graphs and traces are recorded in a second call.
-    warm_ups = 3 if asked.workload.device.startswith("cuda") else 1
+    warm_ups = 1 if is_host(asked.workload.device) else 3
 
     def work() -> Any:
         with meter.stage("load"):
@@ -134,7 +134,7 @@ def _drawer(job: Any) -> Any:
 
 def _limit_memory(device: str) -> None:
     """Let allocating fail, rather than the system choose a process to end. Linux only."""
-    if device != "cpu" or sys.platform != "linux":
+    if not is_host(device) or sys.platform != "linux":
         return
     import resource
 
@@ -147,16 +147,17 @@ def _limit_memory(device: str) -> None:
 
 
 def _choose(device: str, dtype: str) -> None:
-    """On CUDA make the device the current one, which events and allocators go by, and float32 really float32:
+    """On a GPU make the device the current one, which events and allocators go by, and float32 really float32:
     convolutions are TF32 there unless told otherwise, and rows about that switch it on themselves."""
-    if not device.startswith("cuda"):
+    if is_host(device):
         return
     import torch
 
-    torch.cuda.set_device(torch.device(device).index or 0)
+    from ..device.capabilities import compute_full_float32
+
+    torch.accelerator.set_device_index(torch.device(device).index or 0)
     if dtype == "float32":
-        backends: Any = torch.backends
-        backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "ieee"
+        compute_full_float32()
 
 
 TASKS = {"survey": survey, "model": make_model, "flops": count, "ceiling": ceiling, "prepare": prepare, "draw": draw}

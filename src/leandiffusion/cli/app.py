@@ -81,7 +81,7 @@ def generate(
         typer.Option(parser=parse_dtype, metavar="fp32|fp16|bf16", help="Of the weights; fp16 on a GPU, else fp32."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Such as cpu, cuda:1, mps; a CUDA GPU if there is one.")
+        str | None, typer.Option(metavar="NAME", help="Such as cpu, cuda:1, mps; the GPU if there is one.")
     ] = None,
     like: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="Take everything not said here from this picture's record.")

@@ -45,7 +45,7 @@ Dtype = Annotated[
         show_default="fp16 on a GPU; bf16 on a CPU that multiplies it, else fp32",
     ),
 ]  # fmt: skip
-Device = Annotated[str | None, typer.Option(metavar="NAME", help="Such as cpu or cuda:1; a CUDA GPU if there is one.")]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="Such as cpu or cuda:1; the GPU if there is one.")]
 Repeat = Annotated[int | None, typer.Option(min=1, help="Rounds, in which rows take turns.", show_default="3")]
 Rows = Annotated[str | None, typer.Option(metavar="NAME,…", help="Only these rows; 'all' adds those that take long.")]
 Peers = Annotated[

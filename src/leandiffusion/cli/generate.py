@@ -85,14 +85,15 @@ def open_model(order: Order, choices: Choices = Choices()) -> Any:  # noqa: B008
     """The pipeline of the order's model, at its dtype, on its device, with its scheduler and the chosen techniques."""
     import torch
 
+    from ..device.capabilities import usual_dtype
+    from ..device.names import default_device
     from ..pipelines import open_pipeline
     from ..schedulers import build
 
-    device = order.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # GPUs are made for half precision; what it gives on a CPU depends on the CPU, so there it waits to be asked for.
-    name = order.dtype or ("float16" if device.startswith("cuda") else "float32")
+    device = order.device or str(default_device())
+    dtype = usual_dtype(torch.device(device)) if order.dtype is None else getattr(torch, order.dtype)
     components: dict[str, Any] = {} if order.vae is None else {"vae": order.vae}
-    pipe = open_pipeline(order.model, dtype=getattr(torch, name), device=device, offload=choices.offload, **components)
+    pipe = open_pipeline(order.model, dtype=dtype, device=device, offload=choices.offload, **components)
     choices.apply(pipe)
     if order.scheduler is not None:
         pipe.scheduler = build(order.scheduler, pipe.scheduler.config)
@@ -152,11 +153,12 @@ def _record(pipe: Any, order: Order, seed: int, size: tuple[int, int], seconds: 
 
 
 def _peaks() -> dict[str, int]:
-    from ..measure.memory import peak_cuda, peak_rss
+    from ..device.memory import peak_memory
+    from ..measure.memory import peak_rss
 
     process = peak_rss()
     peaks = {} if process is None else {"process": process}
-    return peaks | {f"cuda:{peak.device}": peak.reserved for peak in peak_cuda()}
+    return peaks | {peak.device: peak.reserved for peak in peak_memory()}
 
 
 def _show(image: Any) -> None:

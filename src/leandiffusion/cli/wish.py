@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ..core.errors import BackendUnavailable, ConfigError
+from ..core.errors import ConfigError
 from ..pictures.record import PictureRecord, read_record
 from .report import say
 
@@ -104,15 +104,9 @@ def _check_scheduler(name: str | None) -> None:
 def _check_device(name: str | None) -> None:
     if name is None:
         return
-    import torch
+    from ..device.names import check_device
 
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        message = f"{name!r} is no device: use cpu, cuda, cuda:1 or mps."
-        raise typer.BadParameter(message, param_hint="--device") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        there = torch.cuda.device_count()
-        raise BackendUnavailable(f"no device {name!r} here: torch finds {there} CUDA devices. Use --device cpu.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise BackendUnavailable("device 'mps' needs an Apple GPU, which this machine lacks. Use --device cpu.")
+        check_device(name)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None

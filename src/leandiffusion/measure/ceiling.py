@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError
+from ..device.host import is_host
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +23,20 @@ DTYPES = ("float32", "bfloat16", "float16")
 Work = tuple[float, Callable[[], object]]
 """An amount (floating-point operations, or bytes) and what does that much."""
 
-SIDES = {"cpu": (256, 512, 1024, 2048), "cuda": (512, 2048, 8192)}
-PIXELS = {"cpu": (8, 16, 32, 64), "cuda": (8, 64)}
-MEBIBYTES = {"cpu": (16, 256), "cuda": (64, 1024)}  # twice that is in memory; the last is beyond nearly any cache
-BATCH = {"cpu": 2, "cuda": 32}
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the work, from small to large: sides of matrices, pixels of maps, MiB copied (twice that is in memory; the
+    last is beyond nearly any cache), and the batch of convolutions."""
+
+    sides: tuple[int, ...]
+    pixels: tuple[int, ...]
+    mebibytes: tuple[int, ...]
+    batch: int
+
+
+ON_CPU = Sizes(sides=(256, 512, 1024, 2048), pixels=(8, 16, 32, 64), mebibytes=(16, 256), batch=2)
+ON_GPU = Sizes(sides=(512, 2048, 8192), pixels=(8, 64), mebibytes=(64, 1024), batch=32)
 CHANNELS = 320  # with 64 x 64 pixels: Stable Diffusion's outermost level at 512 px
 
 
@@ -32,17 +44,19 @@ def measure_ceiling(device: str, dtypes: list[str], seconds: float = 1.0) -> dic
     """FLOP/s by dtype name, then by 'matmul' and 'conv'; and under 'memory' the 'copy' in bytes/s, read and written.
 
     Each figure is the best of the runs that fit into about `seconds`, at the largest size that runs twice in that
-    time: a product of 2048 x 2048 matrices (8192 on CUDA), a 3x3 convolution of 320 channels over 64 x 64 pixels, batch
-    2 (32 on CUDA), channels-last, and a copy of 256 MiB (1 GiB). A multiply-add counts as two. A dtype that the device
-    does not compute is left out. float32 is whatever this process's settings make of it, TF32 included.
+    time: a product of 2048 x 2048 matrices (8192 on a GPU), a 3x3 convolution of 320 channels over 64 x 64 pixels,
+    batch 2 (32 on a GPU), channels-last, and a copy of 256 MiB (1 GiB). A multiply-add counts as two. A dtype that
+    the device does not compute is left out. float32 is whatever this process's settings make of it, TF32 included.
 
     ConfigError for dtype names other than 'float32', 'bfloat16' and 'float16', and for devices but CPUs and GPUs.
     """
     import torch
 
+    from ..device.streams import can_be_timed
+
     where = torch.device(device)
-    if where.type not in SIDES:
-        raise ConfigError(f"device={device!r}: the ceiling is measured on 'cpu' or 'cuda'.")
+    if not can_be_timed(where):
+        raise ConfigError(f"device={device!r}: the ceiling is measured on 'cpu' or 'cuda', or where events tell time.")
     if unknown := [name for name in dtypes if name not in DTYPES]:
         raise ConfigError(f"dtype {unknown[0]!r} is none of {', '.join(DTYPES)}.")
     found: dict[str, dict[str, float]] = {}
@@ -54,14 +68,18 @@ def measure_ceiling(device: str, dtypes: list[str], seconds: float = 1.0) -> dic
                 raise
             except RuntimeError:  # "not implemented for 'Half'": an old processor, or an old torch
                 continue
-        found["memory"] = {"copy": _best(_copy, MEBIBYTES[where.type], where, torch.float32, seconds)}
+        found["memory"] = {"copy": _best(_copy, _sizes(where).mebibytes, where, torch.float32, seconds)}
     return found
+
+
+def _sizes(device: torch.device) -> Sizes:
+    return ON_CPU if is_host(device) else ON_GPU
 
 
 def _compute(device: torch.device, dtype: torch.dtype, seconds: float) -> dict[str, float]:
     return {
-        "matmul": _best(_matmul, SIDES[device.type], device, dtype, seconds),
-        "conv": _best(_conv, PIXELS[device.type], device, dtype, seconds),
+        "matmul": _best(_matmul, _sizes(device).sides, device, dtype, seconds),
+        "conv": _best(_conv, _sizes(device).pixels, device, dtype, seconds),
     }
 
 
@@ -74,7 +92,7 @@ def _best(
 ) -> float:
     """Most work per second. Sizes grow until the next would take more than half the time that is left."""
     amount, run = make(sizes[0], device, dtype)
-    if device.type == "cuda":  # what loading libraries and trying algorithms takes is not the device's speed
+    if not is_host(device):  # what loading libraries and trying algorithms takes is not the device's speed
         _timed(run, device)
     start = time.perf_counter()
 
@@ -96,24 +114,16 @@ def _best(
 def _twice(run: Callable[[], object], device: torch.device, left: Callable[[], float]) -> float:
     """Seconds of the better of two runs, the first of which warms up; on a CPU of that one where no time is left."""
     first = _timed(run, device)
-    return min(first, _timed(run, device)) if device.type == "cuda" or left() > 0 else first
+    return min(first, _timed(run, device)) if not is_host(device) or left() > 0 else first
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one run, on CUDA by the device's own clock."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    import torch
+    """Seconds of one run, by the device's own clock."""
+    from ..device.streams import seconds_between, tick
 
-    with torch.cuda.device(device):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1000
+    begin = tick(device)
+    run()
+    return seconds_between(begin, tick(device))
 
 
 def _matmul(side: int, device: torch.device, dtype: torch.dtype) -> Work:
@@ -128,7 +138,7 @@ def _conv(side: int, device: torch.device, dtype: torch.dtype) -> Work:
     import torch
 
     like: Any = {"dtype": dtype, "memory_format": torch.channels_last}
-    batch = BATCH[device.type]
+    batch = _sizes(device).batch
     x = torch.randn(batch, CHANNELS, side, side, device=device).to(**like)
     weight = (torch.randn(CHANNELS, CHANNELS, 3, 3, device=device) / CHANNELS).to(**like)
     amount = 2.0 * batch * side**2 * CHANNELS**2 * 9

@@ -14,9 +14,9 @@ class StageClock:
     """Adds up wall-clock seconds per stage: `with clock.stage("decode"): …`, then `clock.seconds["decode"]`.
 
     A stage entered again adds to what it has. Stages may nest; the outer one then counts the inner one's time too.
-    `synchronize` is called before each reading: pass `torch.cuda.synchronize` where work is queued on a GPU, so that
-    a stage is charged for what it asked for. `watch` is entered around each stage, outside of its time: to read memory
-    at its ends, say.
+    `synchronize` is called before each reading: pass `device.streams.synchronize` of the device, whose work may be
+    queued, so that a stage is charged for what it asked for. `watch` is entered around each stage, outside of its time:
+    to read memory at its ends, say.
     """
 
     def __init__(self, synchronize: Callable[[], object] | None = None, watch: Watch | None = None) -> None:

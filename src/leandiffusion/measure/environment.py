@@ -35,8 +35,10 @@ VARIABLES = (
 def describe_environment() -> dict[str, dict[str, Any]]:
     """Sections of named facts about this machine, all plain JSON values; a fact that can not be had is None.
 
-    Imports torch, and asks the CUDA driver for its devices.
+    Imports torch, and asks the driver of its accelerator for devices.
     """
+    from ..device.capabilities import describe_devices
+
     return {
         "versions": {
             "leandiffusion": __version__,
@@ -47,7 +49,7 @@ def describe_environment() -> dict[str, dict[str, Any]]:
         "cpu": _cpu(),
         "memory": _memory(),
         "threads": _threads(),
-        "devices": _devices(),
+        "devices": describe_devices(),
         "cache": _cache(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
@@ -96,25 +98,6 @@ def _threads() -> dict[str, Any]:
     import torch
 
     return {"intra-op": torch.get_num_threads(), "inter-op": torch.get_num_interop_threads()}
-
-
-def _devices() -> dict[str, Any]:
-    import torch
-
-    devices: dict[str, Any] = {
-        "CUDA build": torch.version.cuda,
-        "cuDNN": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
-        "oneDNN": torch.backends.mkldnn.is_available(),
-    }
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(index)
-            free, total = torch.cuda.mem_get_info(index)
-            memory = f"{format_bytes(free)} of {format_bytes(total)} free"
-            devices[f"cuda:{index}"] = f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory}"
-    if torch.backends.mps.is_available():
-        devices["mps"] = "Apple GPU"
-    return devices
 
 
 def _cache() -> dict[str, Any]:

@@ -14,13 +14,14 @@ from torch.utils._pytree import tree_map
 
 from ..core.errors import WeightsError
 from ..core.fork import Lock, renew_in_child
+from ..device.host import is_host
 from ..weights.load import origin_of
 from ..weights.residence import bring_up, is_on_disk, left_out, put_down
 from ..weights.stored import StoredTensor
 from .arena import Arena, OneAtATime, Ring
 from .conveyor import Conveyor
 from .host import Homes, HostStore
-from .prefetch import Prefetcher, StreamPrefetcher, ThreadPrefetcher
+from .prefetch import Prefetcher, prefetcher_for
 from .units import Table, Unit, Weight, cut, spread
 
 SLOTS = 2
@@ -43,7 +44,7 @@ class Policy:
     @property
     def from_disk(self) -> bool:
         """Whether the tier below is the checkpoint on disk, and not host memory."""
-        return self.device.type == "cpu"
+        return is_host(self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ class Engine:
         self._raised: dict[str, set[int]] = {}  # ids of stored weights that were brought up to stay
         self._homes: Homes = {}
         self._host: HostStore | None = None
-        self._prefetcher = prefetcher or _prefetcher(policy.device)
+        self._prefetcher = prefetcher or prefetcher_for(policy.device)
         if policy.from_disk:
             self._go_down(networks, progress)
         try:
@@ -263,10 +264,6 @@ def _put_down(network: nn.Module, progress: Callable[[int], Any] = lambda count:
     origin = origin_of(network)
     entries, stamps = ({}, {}) if origin is None else (origin.entries, origin.stamps)
     return put_down(network, entries, stamps, progress, leave=leave)
-
-
-def _prefetcher(device: torch.device) -> Prefetcher:
-    return StreamPrefetcher(device) if device.type == "cuda" else ThreadPrefetcher()
 
 
 def _arena(policy: Policy, travelling: list[Unit]) -> Arena:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 from weakref import finalize
 
 import torch
 from torch import Tensor, nn
 
+from ..device.pinning import HostBlock, host_block
 from ..measure.environment import available_memory
 from .units import Unit, Weight
 
@@ -16,7 +16,7 @@ BLOCK_BYTES = 64 << 20
 """Size of the blocks. While packing, memory holds the weights and one block more, never two copies."""
 
 PINNED_SHARE = 0.5
-"""Of the memory that is free: pinned pages can not be swapped out, so some is left to everybody else."""
+"""Of the memory that is free: pinned pages cannot be swapped out, so some is left to everybody else."""
 
 
 Homes = dict[int, tuple[Weight, torch.device]]
@@ -34,23 +34,22 @@ class HostStore:
     ) -> None:
         self._homes = {} if homes is None else homes
         self._units = list(units)
-        self._pinned: list[Tensor] = []
-        finalize(self, _unpin_all, self._pinned)
+        self._blocks: list[HostBlock] = []
+        finalize(self, _release_all, self._blocks)
         try:
-            self._fill(looked_up, int((available_memory() or 0) * PINNED_SHARE) if device.type == "cuda" else 0)
+            self._fill(looked_up, device, int((available_memory() or 0) * PINNED_SHARE))
         except BaseException:  # out of memory, Ctrl-C
             self.close()
             raise
 
-    def _fill(self, looked_up: Iterable[nn.Embedding], budget: int) -> None:
-        """Pack all units, pinning at most `budget` bytes."""
+    def _fill(self, looked_up: Iterable[nn.Embedding], device: torch.device, budget: int) -> None:
+        """Pack all units, locking at most `budget` bytes."""
         for group in _groups(self._units, BLOCK_BYTES):
             size = sum(unit.nbytes for unit in group)
-            block = torch.empty(size, dtype=torch.uint8)
-            if 0 < size <= budget and _pin(block):
-                self._pinned.append(block)
-                budget -= size
-            self._pack(group, block)
+            block = host_block(size, device, budget)
+            self._blocks.append(block)
+            budget -= block.locked
+            self._pack(group, block.memory)
         for embedding in looked_up:
             weight = Weight([(embedding._parameters, "weight")], embedding.weight)
             self._rehouse(weight, embedding.weight.detach().cpu())
@@ -79,7 +78,7 @@ class HostStore:
                     weight.rehouse(weight.master.detach().clone(memory_format=torch.preserve_format))
                 weight.address = None
             unit.packed = None
-        _unpin_all(self._pinned)
+        _release_all(self._blocks)
 
 
 def _groups(units: list[Unit], limit: int) -> Iterator[list[Unit]]:
@@ -94,17 +93,6 @@ def _groups(units: list[Unit], limit: int) -> Iterator[list[Unit]]:
         yield group
 
 
-def _pin(block: Tensor) -> bool:
-    """Pin the block's pages where they are: torch's own pinned memory rounds sizes up to powers of two."""
-    runtime: Any = torch.cuda.cudart()
-    return int(runtime.cudaHostRegister(block.data_ptr(), block.nbytes, 0)) == 0
-
-
-def _unpin_all(blocks: list[Tensor]) -> None:
+def _release_all(blocks: list[HostBlock]) -> None:
     while blocks:
-        _unpin(blocks.pop())
-
-
-def _unpin(block: Tensor) -> None:
-    runtime: Any = torch.cuda.cudart()
-    runtime.cudaHostUnregister(block.data_ptr())
+        blocks.pop().release()

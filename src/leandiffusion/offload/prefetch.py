@@ -1,4 +1,4 @@
-"""Filling memory with weights while the device computes: by a thread on the CPU, by a side stream on CUDA."""
+"""Filling memory with weights while the device computes: by a thread on the CPU, by a side stream on an accelerator."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
+
+from ..device.host import is_host
+from ..device.streams import Event, Stream, Streams, streams_of, synchronize
 
 Fill = Callable[[], None]
 Mark = Any
@@ -19,7 +22,7 @@ class Prefetcher(Protocol):
     """Runs fills in the order in which they were started, beside the computation."""
 
     def place(self) -> Place:
-        """Where the calling thread computes: a stream of the device, None where computing returns when it is done."""
+        """Where the calling thread computes: a stream of the device, None where there is one place only."""
         ...
 
     def mark(self, place: Place = None) -> Mark:
@@ -79,37 +82,72 @@ class ThreadPrefetcher:
 
 
 class StreamPrefetcher:
-    """A CUDA stream beside the computing one; events order the two, and nothing waits on the host."""
+    """A stream beside the computing one; events order the two, and nothing waits on the host."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._side = streams.new()
 
     def renew(self) -> None:
-        return None  # torch refuses CUDA in a forked child, and says why
+        return None  # torch refuses an accelerator in a forked child, and says why
 
-    def place(self) -> torch.cuda.Stream:
-        return torch.cuda.current_stream(self._device)
+    def place(self) -> Stream:
+        return self._streams.current()
 
-    def mark(self, place: torch.cuda.Stream | None = None) -> torch.cuda.Event:
-        event = torch.cuda.Event()
-        event.record(place or self.place())
-        return event
+    def mark(self, place: Stream | None = None) -> Event:
+        return self._streams.mark(self.place() if place is None else place)
 
-    def start(self, fill: Fill, after: Sequence[torch.cuda.Event]) -> torch.cuda.Event:
+    def start(self, fill: Fill, after: Sequence[Event]) -> Event:
         for event in after:
-            self._stream.wait_event(event)
-        with torch.cuda.stream(self._stream):
+            self._streams.wait(self._side, event)
+        with self._streams.on(self._side):
             fill()
-            event = torch.cuda.Event()
-            event.record(self._stream)
-        return event
+        return self._streams.mark(self._side)
 
-    def wait(self, ticket: torch.cuda.Event) -> None:
-        torch.cuda.current_stream(self._device).wait_event(ticket)
+    def wait(self, ticket: Event) -> None:
+        self._streams.wait(self.place(), ticket)
 
-    def abandon(self, ticket: torch.cuda.Event) -> None:
+    def abandon(self, ticket: Event) -> None:
         return None  # the next fill comes after it in the same stream
 
     def close(self) -> None:
-        self._stream.synchronize()
+        self._streams.finish(self._side)
+
+
+class InTurn:
+    """Nothing beside the computation: a fill begins when the device is done and is done when it returns. For
+    accelerators whose ordering is not known."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def renew(self) -> None:
+        return None
+
+    def place(self) -> None:
+        return None
+
+    def mark(self, place: None = None) -> None:
+        return None
+
+    def start(self, fill: Fill, after: Sequence[Mark]) -> None:
+        synchronize(self._device)
+        fill()
+        synchronize(self._device)
+
+    def wait(self, ticket: None) -> None:
+        return None
+
+    def abandon(self, ticket: None) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def prefetcher_for(device: torch.device) -> Prefetcher:
+    """What brings weights to the device beside its computation, or in turn with it where that cannot be ordered."""
+    if is_host(device):
+        return ThreadPrefetcher()
+    streams = streams_of(device)
+    return InTurn(device) if streams is None else StreamPrefetcher(streams)

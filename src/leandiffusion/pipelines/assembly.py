@@ -12,19 +12,20 @@ import torch
 
 from ..core.errors import ConfigError
 from ..core.registry import did_you_mean
+from ..device.capabilities import why_slow
+from ..device.host import is_host
+from ..device.names import check_device
 from ..families.base import detect
 from ..families.folder import open_folder, read_index
 from ..families.single_file import open_single_file
 from ..modules.base import check_dtype, either_dtype
 from ..techniques import Technique
-from ..techniques.half_precision import why_slow
 from ..techniques.offloading import check_movable, opening_offload
 from ..techniques.stack import Stack
 from ..techniques.subject import Subject
 from ..weights.header import read_header
 from ..weights.locate import find_checkpoint
 from .given import check_given, open_given
-from .inputs import check_device
 from .options import take_neutral
 from .saving import Saving
 
@@ -149,7 +150,7 @@ class Assembly(Saving):
         settings = cls._take_settings(components, cls.from_pretrained)
         chosen = either_dtype(dtype, torch_dtype)
         travel, device = opening_offload(offload, None if device is None else check_device(device))
-        on_disk = travel is not None and travel.compute_device.type == "cpu"
+        on_disk = travel is not None and is_host(travel.compute_device)
         found = find_checkpoint(
             packaged(name), revision=revision, variant=variant, use_safetensors=use_safetensors,
             local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
@@ -196,7 +197,7 @@ class Assembly(Saving):
         settings = cls._take_settings(components, cls.from_single_file)
         chosen = either_dtype(dtype, torch_dtype)
         travel, device = opening_offload(offload, None if device is None else check_device(device))
-        on_disk = travel is not None and travel.compute_device.type == "cpu"
+        on_disk = travel is not None and is_host(travel.compute_device)
         family = detect(read_header(Path(path).expanduser()).tensors, path)
         there = dict.fromkeys([*family.parts, *family.tokenizers, "scheduler"], "")
         cls._check_fit(f"{path}, a {family.title} checkpoint,", there, components)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..core.errors import ConfigError
 from ..core.notices import warn
+from ..device.streams import synchronize
 from ..measure.clock import StageClock, Watch
 from ..schedulers import randn
 from . import inputs
@@ -191,9 +192,7 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
         return spread
 
     def _clock(self) -> StageClock:
-        return StageClock(
-            partial(torch.cuda.synchronize, self.device) if self.device.type == "cuda" else None, self.watch
-        )
+        return StageClock(partial(synchronize, self.device), self.watch)
 
     @property
     def _distilled(self) -> bool:

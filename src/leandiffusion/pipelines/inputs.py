@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import BackendUnavailable, ConfigError
+from ..core.errors import ConfigError
 
 BothTexts = tuple[list[str], list[str]]
 """Texts for the first and for the second text encoder, equally many."""
@@ -160,17 +160,3 @@ def refuse(arguments: dict[str, Any], why: str) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if given:
         raise ConfigError(f"{', '.join(given)}: {why}.")
-
-
-def check_device(device: Any) -> torch.device:
-    """`device` as torch names it. ConfigError for what is none, BackendUnavailable for one that is not there."""
-    try:
-        place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device={device!r} is no device: use 'cpu', 'cuda' or 'cuda:1'. ({error})") from None
-    try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackendUnavailable(f"device {str(place)!r} can not be used on this machine: {reason}.") from None
-    return place

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..core.errors import ConfigError
+from ..device.names import check_device, numbered
 from ..techniques import Technique
 from ..techniques.stack import Applied, Stack, make
-from .inputs import check_device
 
 
 class MemoryAndSpeed:
@@ -141,6 +141,7 @@ def _compute_device(gpu_id: int | None, device: torch.device | str | None) -> to
         return named
     if isinstance(gpu_id, bool) or not isinstance(gpu_id, int) or gpu_id < 0:
         raise ConfigError(f"gpu_id={gpu_id!r} is no number of a GPU: use 0 for the first, or device='cuda:0'.")
-    if named is not None and (named.type != "cuda" or named.index not in (None, gpu_id)):
+    device_of_id = numbered(gpu_id)
+    if named is not None and (named.type != device_of_id.type or named.index not in (None, gpu_id)):
         raise ConfigError(f"gpu_id={gpu_id} and device={str(device)!r} name two devices: give one of them.")
-    return torch.device("cuda", gpu_id)
+    return device_of_id

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, NonFiniteError
-from ..measure.memory import is_out_of_memory, release
+from ..device.host import is_host
+from ..device.memory import is_out_of_memory, release
 from ..modules.blocks import sinusoid
 from ..modules.vae import AutoencoderKL
 from .finite import found_wrong
@@ -214,7 +215,7 @@ def denoise(
         arguments = accepted_by(scheduler.step, step_arguments)
         latents = scheduler.step(prediction, t, latents, **arguments, return_dict=False)[0].to(latents.dtype)
         latents = after_step(i, t, latents)
-        if latents.device.type == "cpu":  # other devices would have to be waited for: there it shows at the end
+        if is_host(latents.device):  # other devices would have to be waited for: there it shows at the end
             _check_finite(latents, predicted)
     _check_finite(latents, predicted)
     return latents

@@ -16,6 +16,7 @@ import torch
 
 from ..core.errors import ConfigError
 from ..core.output import Output
+from ..device.host import is_host
 from .schedule import SPACINGS, check_choice, dynamic_threshold, make_betas, rescale_zero_terminal_snr
 from .settings import SchedulerSettings
 
@@ -166,7 +167,7 @@ class Scheduler(SchedulerSettings):
         index = self._offset(timestep)
         if index is None and isinstance(timestep, torch.Tensor):
             started = 0 < self._next < len(self._values)
-            if timestep.device.type == "cpu" or not started:
+            if is_host(timestep.device) or not started:
                 return timestep.flatten()[0].item()
             index = self._next
         if index is None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from ..core.errors import ConfigError
+from ..device.host import is_host
+from ..device.names import HOST
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -41,9 +43,9 @@ def _draw(
     shape: Sequence[int], generator: torch.Generator | None, device: torch.device, dtype: torch.dtype | None
 ) -> torch.Tensor:
     source = device if generator is None else generator.device
-    if source.type not in ("cpu", device.type):
+    if not is_host(source) and source.type != device.type:
         raise ConfigError(
             f"a generator on {source} can not make a tensor on {device}: use torch.Generator('cpu') or one on {device}."
         )
-    drawn_on = torch.device("cpu") if source.type == "cpu" else device
+    drawn_on = HOST if is_host(source) else device
     return torch.randn(tuple(shape), generator=generator, device=drawn_on, dtype=dtype).to(device)

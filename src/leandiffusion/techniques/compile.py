@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from ..core.errors import ConfigError
+from ..device.capabilities import why_no_inductor
 from ..modules.blocks import ResnetBlock2D
 from ..modules.transformer import BasicTransformerBlock
 from . import techniques
@@ -86,13 +84,3 @@ class Compile(Technique):
             if isinstance(network, nn.Module):
                 kinds = (ResnetBlock2D, BasicTransformerBlock)
                 yield from (module for module in network.modules() if isinstance(module, kinds))
-
-
-def why_no_inductor(device: torch.device) -> list[str]:
-    """Why torch's compiler can not make code for the device; empty when it can."""
-    if device.type == "cuda":
-        return [] if find_spec("triton") is not None else ["compiling for CUDA needs Triton: pip install triton"]
-    compilers = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++")
-    if not any(shutil.which(name) for name in compilers):
-        return [f"compiling needs a C++ compiler, and none of {', '.join(compilers)} is on the PATH"]
-    return []

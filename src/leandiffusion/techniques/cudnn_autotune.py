@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from ..device.capabilities import why_no_cudnn
 from . import techniques
 from .attach import Undo, set_global
 from .base import Exactness, Phase, Price, Technique
@@ -32,9 +33,8 @@ class CudnnAutotune(Technique):
     )
 
     def why_not(self, subject: Subject) -> list[str]:
-        if not torch.backends.cudnn.is_available():
-            return ["torch finds no cuDNN, NVIDIA's library of convolutions, on this machine"]
-        return []
+        reason = why_no_cudnn()
+        return [] if reason is None else [reason]
 
     def apply(self, subject: Subject) -> Undo:
         return set_global(torch.backends.cudnn, "benchmark", True)

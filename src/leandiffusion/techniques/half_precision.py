@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..device.capabilities import HALF, why_slow
+from ..device.host import is_host
 from ..weights.build import put_tensor
 from ..weights.load import origin_of
 from ..weights.residence import bring_up, cast, put_down, same_bits
@@ -18,9 +20,6 @@ from .attach import Undo, together
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint, Stage
 from .subject import Subject
-from .tf32 import fast_bfloat16
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 @techniques.register("half_precision")
@@ -86,7 +85,7 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
         now = network.state_dict(keep_vars=True)
         for names, tensor in before:
             put_tensor(network, names, _unless_edited(now[names[0]], tensor))
-        if device.type != "cpu":
+        if not is_host(device):
             bring_up(network, device)
 
     try:
@@ -105,23 +104,3 @@ def _unless_edited(now: Tensor, before: Tensor) -> Tensor:
     former = before.read() if isinstance(before, StoredTensor) else before.detach().cpu()
     same = numbers.shape == former.shape and same_bits(former.to(numbers.dtype), numbers)
     return before.detach() if same else numbers.to(before.dtype)
-
-
-def why_slow(dtype: torch.dtype | None, device: torch.device) -> str | None:
-    """Why computing in that dtype there is slow, and what to take instead; None when it is not."""
-    if device.type != "cpu" or dtype not in HALF:
-        return None
-    has_bfloat16 = fast_bfloat16()
-    if dtype == torch.bfloat16 and not has_bfloat16:
-        return (
-            "bfloat16 is emulated on this CPU, many times slower than float32: use dtype=torch.float32. To save memory "
-            'add offload="sequential", which reads half-precision checkpoints as they are.'
-        )
-    if dtype == torch.float16 and not _fast_float16():
-        better = "bfloat16" if has_bfloat16 else "float32"
-        return f"float16 is emulated on this CPU, many times slower: use dtype=torch.{better}."
-    return None
-
-
-def _fast_float16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

@@ -14,7 +14,10 @@ from tqdm.auto import tqdm
 
 from ..core.errors import ConfigError
 from ..core.notices import warn
-from ..measure.memory import release
+from ..device.host import is_host
+from ..device.memory import release
+from ..device.names import HOST, current_device, why_unusable
+from ..device.streams import why_no_overlap
 from ..offload.engine import Engine, Policy, engine_of, moved
 from ..offload.units import weight_bytes
 from ..weights.load import origin_of
@@ -41,9 +44,7 @@ class Offload(Technique):
     def compute_device(self) -> torch.device:
         """Where the networks run: the device that is current when this is first asked, unless one was named."""
         if self.device is None:
-            return (
-                torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-            )
+            return current_device()
         return torch.device(self.device)
 
     @property
@@ -52,16 +53,12 @@ class Offload(Technique):
         raise NotImplementedError
 
     def why_not(self, subject: Subject) -> list[str]:
-        try:
-            torch.empty(0, device=self.compute_device)
-        except (RuntimeError, AssertionError) as error:
-            return [
-                f"device {str(self.device)!r} can not be used on this machine: {str(error).strip().splitlines()[0]}"
-            ]
+        if (reason := why_unusable(self.compute_device)) is not None:
+            return [f"device {str(self.device)!r} cannot be used on this machine: {reason}"]
         networks = travelling(subject)
         if not networks:
             return ["none of the pipeline's networks is a torch module whose weights can move"]
-        if self.compute_device.type == "cpu" and not any(origin_of(network) for network in networks.values()):
+        if is_host(self.compute_device) and not any(origin_of(network) for network in networks.values()):
             return [
                 "below the CPU lies the checkpoint on disk, and these networks were not opened from one: save them "
                 "with save_pretrained and open them with from_pretrained"
@@ -121,12 +118,15 @@ class Offload(Technique):
 
     def notes(self, subject: Subject) -> list[str]:
         device = self.compute_device
+        overlap = None if self.policy.granularity == "component" else why_no_overlap(device)
+        told = [] if overlap is None else [f"{self.name} takes the time of all copies: {overlap}."]
         there = [name for name, network in travelling(subject).items() if _lies_on(network, device)]
-        if device.type == "cpu" or not there:
-            return []
+        if is_host(device) or not there:
+            return told
         return [
+            *told,
             f"{', '.join(there)} already lay on {device} and {'are' if len(there) > 1 else 'is'} moved off it for "
-            f"{self.name}: leave out .to({str(device)!r}), which first needs all the memory that this saves."
+            f"{self.name}: leave out .to({str(device)!r}), which first needs all the memory that this saves.",
         ]
 
 
@@ -149,7 +149,7 @@ def attach(engine: Engine, device: torch.device) -> Undo:
             _wrap(engine)
 
     engine.on_change = renew
-    looked_up = nothing if device.type == "cpu" else _look_up_below(engine, device)
+    looked_up = nothing if is_host(device) else _look_up_below(engine, device)
 
     def undo() -> None:
         looked_up()
@@ -169,7 +169,7 @@ def _wrap(engine: Engine) -> None:
 
 def _look_up_below(engine: Engine, device: torch.device) -> Undo:
     def look_up(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return moved((args, kwargs), torch.device("cpu"))
+        return moved((args, kwargs), HOST)
 
     return together(
         [
@@ -215,7 +215,7 @@ def opening_offload(
 def check_movable(stack: Stack, device: torch.device) -> None:
     """ConfigError when weights that travel are asked to move to another device than the CPU, above which they lie."""
     offload = stack.find("offload")
-    if offload is not None and device.type != "cpu":
+    if offload is not None and not is_host(device):
         raise ConfigError(
             f"{offload.name} is on and decides where weights are, so .to({str(device)!r}) would undo it: leave it out, "
             f"or call pipe.disable({offload.name!r}) first."

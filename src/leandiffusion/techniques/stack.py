@@ -17,7 +17,8 @@ from ..core.errors import BackendUnavailable, ConfigError
 from ..core.fork import Lock, renew_in_child
 from ..core.notices import warn
 from ..core.registry import did_you_mean
-from ..measure.threads import in_forked_child
+from ..device.host import is_host
+from ..device.threads import in_forked_child
 from ..offload.engine import engine_of
 from ..weights.residence import bring_up
 from . import techniques
@@ -246,4 +247,4 @@ def _compute_device(entries: Iterable[Applied]) -> torch.device | None:
 def _above_cpu(entries: Iterable[Applied]) -> torch.device | None:
     """The accelerator that weights travel to; None when they do not, or come from disk to the CPU."""
     device = _compute_device(entries)
-    return None if device is None or device.type == "cpu" else device
+    return None if device is None or is_host(device) else device

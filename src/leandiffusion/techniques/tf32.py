@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-
+from ..device.capabilities import fewer_bits, why_no_tf32
 from . import techniques
 from .attach import Undo, set_global, together
 from .base import Exactness, Phase, Price, Technique
@@ -38,28 +37,9 @@ class TF32(Technique):
     )
 
     def why_not(self, subject: Subject) -> list[str]:
-        device = subject.device
-        if device.type == "cuda":
-            major, minor = torch.cuda.get_device_capability(device)
-            return [] if major >= 8 else [f"compute capability {major}.{minor} has no TF32: it came with 8.0"]
-        if device.type == "cpu":
-            return [] if fast_bfloat16() else ["this CPU has no instructions that multiply bfloat16"]
-        return [f"{device.type} has no TF32"]
+        reason = why_no_tf32(subject.device)
+        return [] if reason is None else [reason]
 
     def apply(self, subject: Subject) -> Undo:
-        backends: Any = torch.backends
-        if subject.device.type == "cuda":
-            owners, precision = (backends.cuda.matmul, backends.cudnn.conv), "tf32"
-        else:
-            owners, precision = (backends.mkldnn.matmul, backends.mkldnn.conv), "bf16"
+        owners, precision = fewer_bits(subject.device)
         return together([set_global(owner, "fp32_precision", precision) for owner in owners])
-
-
-def fast_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16: AVX512_BF16, AMX, or Arm's BF16.
-
-    Without them it is many times slower than float32. With them it is not always faster: Intel's AVX512_BF16 without
-    AMX was measured at 0.6 times the speed of float32 (AMD's at twice).
-    """
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

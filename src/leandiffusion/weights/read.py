@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ..core.errors import MalformedFile, WeightsError
 from ..core.fork import Lock
+from ..device.host import is_host
+from ..device.pinning import staging_buffer
 from .header import TensorEntry
 
 CHUNK_BYTES = 4 << 20  # read at a time: what tensors pass through when their dtype, device or layout changes
@@ -61,7 +63,7 @@ class TensorReader:
         if not entry.nbytes:
             return
         plain = tensor.is_contiguous() and not entry.transpose
-        if tensor.device.type == "cpu" and tensor.dtype == entry.dtype and plain:
+        if is_host(tensor.device) and tensor.dtype == entry.dtype and plain:
             flat = tensor.view(-1).view(torch.uint8)
             for begin in range(0, flat.numel(), CHUNK_BYTES):
                 _fill(stream, flat[begin : begin + CHUNK_BYTES], entry, begin, seen)
@@ -83,8 +85,7 @@ class TensorReader:
     def _bytes(self, count: int) -> Tensor:
         buffer = getattr(self._buffers, "bytes", None)
         if buffer is None or buffer.numel() < count:
-            pinned = self.device.type == "cuda"
-            buffer = self._buffers.bytes = torch.empty(count, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+            buffer = self._buffers.bytes = staging_buffer(count, self.device)
         return buffer[:count]
 
 

@@ -48,9 +48,3 @@ def test_without_proc_the_peak_comes_from_getrusage(monkeypatch, tmp_path):
     assert from_proc is not None
     assert peak is not None
     assert peak >= from_proc // 2  # the same unit; VmHWM may have been set back, ru_maxrss never is
-
-
-def test_asking_for_cuda_peaks_starts_no_cuda(monkeypatch):
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert memory.peak_cuda() == []
-    assert "torch" not in sys.modules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from leandiffusion import AutoencoderKL, UNet2DConditionModel, WeightsError
+from leandiffusion.device import pinning
 from leandiffusion.offload import host
 from leandiffusion.offload.engine import Engine, Policy
 from leandiffusion.offload.host import HostStore
@@ -251,21 +253,30 @@ def test_packing_and_unpacking() -> None:
 
 def test_no_more_is_pinned_than_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(*(nn.Linear(16, 16) for _ in range(8)))
-    pinned: list[int] = []
+    pinned: dict[int, int] = {}
     unpinned: list[int] = []
-    monkeypatch.setattr(host, "BLOCK_BYTES", 3000)  # two layers
-    monkeypatch.setattr(host, "available_memory", lambda: 10_000)
-    monkeypatch.setattr(host, "_pin", lambda block: pinned.append(block.nbytes) is None)
-    monkeypatch.setattr(host, "_unpin", lambda block: unpinned.append(block.nbytes))
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:  # noqa: N802
+            pinned[address] = nbytes
+            return 0
+
+        def cudaHostUnregister(self, address: int) -> None:  # noqa: N802
+            unpinned.append(address)
+
+    page = mmap.PAGESIZE
+    monkeypatch.setattr(host, "BLOCK_BYTES", 3000)  # two layers, which may touch two pages
+    monkeypatch.setattr(host, "available_memory", lambda: 8 * page + 2)
+    monkeypatch.setattr(pinning, "_runtime", Runtime)
     pieces = cut({"net": net}, "leaf")
     store = HostStore(pieces.units, pieces.looked_up, torch.device("cuda", 0))
     whole = sum(unit.nbytes for unit in pieces.units)
-    assert 0 < sum(pinned) <= 5000 < whole
+    assert list(pinned.values()) == [whole // 4] * 2  # four pages are half of what is free
     blocks = {weight.master.untyped_storage().data_ptr(): weight.master.untyped_storage().nbytes()
               for unit in pieces.units for weight in unit.weights}  # fmt: skip
     assert sum(blocks.values()) == whole  # one copy, pinned or not
     store.close()
-    assert unpinned == pinned[::-1]
+    assert unpinned == list(pinned)[::-1]
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

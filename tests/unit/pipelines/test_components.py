@@ -87,7 +87,7 @@ def test_nonsense_moves_nothing(sd1: Any, args: Any, kwargs: Any, message: str) 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("place", ["cuda", "cuda:1", 0])
 def test_a_device_that_is_not_there(sd1: Any, place: Any) -> None:
-    with pytest.raises(BackendUnavailable, match=r"device 'cuda(:[01])?' can not be used on this machine"):
+    with pytest.raises(BackendUnavailable, match=r"device 'cuda(:[01])?' cannot be used on this machine"):
         sd1.to(place)
     with pytest.raises(BackendUnavailable):
         sd1.to(place, torch.float16)

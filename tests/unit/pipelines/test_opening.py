@@ -121,7 +121,7 @@ def test_nonsense(folders: Folders, arguments: dict[str, Any], message: str) -> 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there(folders: Folders) -> None:
-    with pytest.raises(BackendUnavailable, match="'cuda' can not be used"):
+    with pytest.raises(BackendUnavailable, match="'cuda' cannot be used"):
         StableDiffusionPipeline.from_pretrained(folders["sd1"], device="cuda")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from leandiffusion import ConfigError, StableDiffusionPipeline
+from leandiffusion.device import capabilities
 from leandiffusion.techniques import compile as module
 from leandiffusion.techniques import techniques
 
@@ -60,7 +61,7 @@ def test_with_the_compiler(pipe: Any) -> None:
 
 
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(capabilities.shutil, "which", lambda name: None)
     [reason] = pipe.why_not(module.Compile())
     assert "needs a C++ compiler" in reason
     assert pipe.why_not(module.Compile(backend="eager")) == []

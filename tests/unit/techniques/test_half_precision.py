@@ -9,16 +9,17 @@ import torch
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.core.errors import BackendUnavailable
+from leandiffusion.device import capabilities
+from leandiffusion.device.capabilities import why_slow
 from leandiffusion.techniques import half_precision as module
-from leandiffusion.techniques.half_precision import why_slow
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_what_is_slow_names_what_is_not(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "fast_bfloat16", lambda: fast)
-    monkeypatch.setattr(module, "_fast_float16", lambda: False)
+    monkeypatch.setattr(capabilities, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(capabilities, "fast_float16", lambda: False)
     assert why_slow(torch.float32, CPU) is None
     assert why_slow(None, CPU) is None
     assert why_slow(torch.float16, CUDA) is None
@@ -27,8 +28,8 @@ def test_what_is_slow_names_what_is_not(fast: bool, monkeypatch: pytest.MonkeyPa
 
 
 def test_opening_and_casting_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "fast_bfloat16", lambda: True)
-    monkeypatch.setattr(module, "_fast_float16", lambda: False)
+    monkeypatch.setattr(capabilities, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(capabilities, "fast_float16", lambda: False)
     with pytest.warns(
         UserWarning, match="float16 is emulated on this CPU, many times slower: use dtype=torch.bfloat16"
     ):

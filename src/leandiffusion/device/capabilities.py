@@ -1,0 +1,155 @@
+"""What a device computes, and how fast: dtypes, TF32, kernels of attention, compilers. Reasons are sentences' ends."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ..core.units import format_bytes
+from .host import is_host
+from .memory import free_memory
+from .names import device_names
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def why_no_cudnn() -> str | None:
+    """Why there is no cuDNN, or AMD's MIOpen in its place; None where there is."""
+    if torch.backends.cudnn.is_available():
+        return None
+    return "torch finds no cuDNN, NVIDIA's library of convolutions, on this machine"
+
+
+def why_no_tf32(device: torch.device) -> str | None:
+    """Why float32 products cannot be computed in fewer bits there; None where they can."""
+    if is_host(device):
+        return None if fast_bfloat16() else "this CPU has no instructions that multiply bfloat16"
+    if device.type != "cuda":
+        return f"{device.type} has no TF32"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"compute capability {major}.{minor} has no TF32: it came with 8.0"
+
+
+def fewer_bits(device: torch.device) -> tuple[tuple[Any, ...], str]:
+    """Owners of torch's `fp32_precision` of products and of convolutions on the device, and the value that means TF32,
+    or on a CPU its counterpart."""
+    backends: Any = torch.backends
+    if is_host(device):
+        return (backends.mkldnn.matmul, backends.mkldnn.conv), "bf16"
+    return (backends.cuda.matmul, backends.cudnn.conv), "tf32"
+
+
+def compute_full_float32() -> None:
+    """Have this process compute float32 in float32: cuDNN's convolutions are TF32 unless told otherwise."""
+    backends: Any = torch.backends
+    backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16: AVX512_BF16, AMX, or Arm's BF16.
+
+    Without them it is many times slower than float32. With them it is not always faster: Intel's AVX512_BF16 without
+    AMX was measured at 0.6 times the speed of float32 (AMD's at twice).
+    """
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def fast_float16() -> bool:
+    """Whether this CPU has instructions for float16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+def usual_dtype(device: torch.device) -> torch.dtype:
+    """The dtype to compute in where none was asked for: accelerators are made for float16; what half precision gives on
+    a CPU depends on the CPU, so there it waits to be asked for."""
+    return torch.float32 if is_host(device) else torch.float16
+
+
+def fastest_half(device: torch.device) -> torch.dtype:
+    """The half-precision dtype that is fast there; float32 on a CPU that has none."""
+    if not is_host(device):
+        return torch.float16
+    return torch.bfloat16 if fast_bfloat16() else torch.float32
+
+
+def why_slow(dtype: torch.dtype | None, device: torch.device) -> str | None:
+    """Why computing in that dtype there is slow, and what to take instead; None when it is not."""
+    if not is_host(device) or dtype not in HALF:
+        return None
+    has_bfloat16 = fast_bfloat16()
+    if dtype == torch.bfloat16 and not has_bfloat16:
+        return (
+            "bfloat16 is emulated on this CPU, many times slower than float32: use dtype=torch.float32. To save memory "
+            'add offload="sequential", which reads half-precision checkpoints as they are.'
+        )
+    if dtype == torch.float16 and not fast_float16():
+        better = "bfloat16" if has_bfloat16 else "float32"
+        return f"float16 is emulated on this CPU, many times slower: use dtype=torch.{better}."
+    return None
+
+
+def why_no_flash(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Why torch's flash kernel of attention does not run there; empty when it does."""
+    if is_host(device):
+        return []
+    if device.type != "cuda":
+        return [f"torch has no flash kernel for {device.type}"]
+    reasons = []
+    if dtype not in HALF:
+        reasons.append(f"torch's flash kernel computes float16 and bfloat16 on GPUs, not {dtype}")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        reasons.append("torch's flash kernel needs compute capability 8.0, an Ampere GPU or newer")
+    return reasons
+
+
+def why_no_efficient(device: torch.device) -> list[str]:
+    """Why torch's memory-efficient kernel of attention does not run there; empty when it does."""
+    return [] if device.type == "cuda" else [f"torch's memory-efficient kernel runs on CUDA, and this is {device.type}"]
+
+
+def why_no_xformers(device: torch.device) -> list[str]:
+    """Why xFormers does not run there, as far as can be told without importing it; empty when it may."""
+    if device.type != "cuda":
+        return [f"xFormers runs on CUDA, and this is {device.type}"]
+    return [] if find_spec("xformers") is not None else ["xFormers is not installed: pip install xformers"]
+
+
+def why_no_inductor(device: torch.device) -> list[str]:
+    """Why torch's compiler cannot make code for the device; empty when it can."""
+    if device.type == "mps":  # Metal's own compiler comes with the system
+        return []
+    if not is_host(device):
+        there = find_spec("triton") is not None
+        return [] if there else [f"compiling for {device.type.upper()} needs Triton: pip install triton"]
+    compilers = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++")
+    if not any(shutil.which(name) for name in compilers):
+        return [f"compiling needs a C++ compiler, and none of {', '.join(compilers)} is on the PATH"]
+    return []
+
+
+def describe_devices() -> dict[str, Any]:
+    """Plain facts for a bug report: what torch was built with, and each accelerator by its name ('cuda:0')."""
+    told: dict[str, Any] = {
+        "CUDA build": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
+        "oneDNN": torch.backends.mkldnn.is_available(),
+    }
+    return told | {name: _described(torch.device(name)) for name in device_names()[1:]}
+
+
+def _described(device: torch.device) -> str:
+    ask = getattr(torch.get_device_module(device), "get_device_properties", None)
+    if ask is None:
+        return "Apple GPU" if device.type == "mps" else device.type
+    properties, memory = ask(device), free_memory(device)
+    parts = [str(properties.name)]
+    if hasattr(properties, "minor"):
+        parts.append(f"compute capability {properties.major}.{properties.minor}")
+    if memory is not None:
+        parts.append(f"{format_bytes(memory[0])} of {format_bytes(memory[1])} free")
+    return ", ".join(parts)
