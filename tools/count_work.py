@@ -17,7 +17,10 @@ from leandiffusion.attention import backends
 from leandiffusion.core.config import read_json, write_json
 from leandiffusion.measure.work import allocated_bytes, count_flops
 from leandiffusion.modules.transformer import set_attention_backend
-from leandiffusion.pipelines.stages import Conditioning, Guidance, decode, predict
+from leandiffusion.run.conditioning import Conditioning
+from leandiffusion.run.decoding import decode
+from leandiffusion.run.run import Run
+from leandiffusion.run.tasks.text_to_image import TextToImage
 
 RECORD = Path(__file__).parents[1] / "tests" / "unit" / "bench" / "work.json"
 HOW = "`python -m tools.count_work` records it: commit work.json"
@@ -88,7 +91,13 @@ def step(pipe: Networks) -> torch.Tensor:
     """One guided prediction for one picture."""
     config = pipe.unet.config
     words = torch.ones(2, pipe.tokenizer.model_max_length, config.cross_attention_dim)
-    return predict(pipe.unet, latents(1), torch.tensor(500), Conditioning(words), Guidance(7.5))
+    pipe._guidance_scale, pipe._guidance_rescale = 7.5, 0.0
+    run = Run(
+        model=pipe, task=TextToImage(), conditioning_of=lambda tensors: Conditioning(tensors["prompt_embeds"]),
+        shape=(1, 4, 16, 16), timesteps=torch.tensor([500]),
+    )  # fmt: skip
+    run.condition_on({"prompt_embeds": words})
+    return run.predict(latents(1), 0)
 
 
 def one(pipe: Networks) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from . import inputs
+from ..run import inputs
 
 OLD = ("callback", "callback_steps")
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from . import inputs
+from ..families.one_encoder import Prompt
+from ..families.two_encoders import PromptPair
+from ..run import inputs
 from .absent import no_ip_adapter
 
 
@@ -29,13 +31,11 @@ class Checks:
         """ConfigError where a call with these arguments would raise it."""
         _check_common(self, height, width, callback_steps, callback_on_step_end_tensor_inputs)
         no_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
-        inputs.check_one_of("prompt", prompt, "prompt_embeds", prompt_embeds)
-        texts = inputs.check_texts("prompt", prompt)
-        batch = len(texts or inputs.check_embeddings("prompt_embeds", prompt_embeds))
-        inputs.check_negative(negative_prompt, negative_prompt_embeds, batch)
-        if prompt_embeds is not None:
-            self._check_width(prompt_embeds)
-            inputs.check_same_shape("prompt_embeds", prompt_embeds, "negative_prompt_embeds", negative_prompt_embeds)
+        given = Prompt(
+            prompt=prompt, negative_prompt=negative_prompt, prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )  # fmt: skip
+        _check_prompt(self, given)
 
 
 class ChecksXL:
@@ -61,14 +61,13 @@ class ChecksXL:
         """ConfigError where a call with these arguments would raise it."""
         _check_common(self, height, width, callback_steps, callback_on_step_end_tensor_inputs)
         no_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
-        words = inputs.check_both_texts(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds)
-        batch = len(words[0] if words else prompt_embeds)  # type: ignore[arg-type]
-        inputs.check_both_negatives(
-            negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds, batch
-        )
-        if prompt_embeds is not None:
-            self._check_width(prompt_embeds)
-            inputs.check_same_shape("prompt_embeds", prompt_embeds, "negative_prompt_embeds", negative_prompt_embeds)
+        given = PromptPair(
+            prompt=prompt, prompt_2=prompt_2, negative_prompt=negative_prompt, negative_prompt_2=negative_prompt_2,
+            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds, negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            zeros=self.config.force_zeros_for_empty_prompt,
+        )  # fmt: skip
+        _check_prompt(self, given)
 
 
 def _check_common(
@@ -81,3 +80,10 @@ def _check_common(
     if callback_steps is not None:
         inputs.check_count("callback_steps", callback_steps)
     inputs.check_names("callback_on_step_end_tensor_inputs", tensor_inputs or [], pipe.callback_tensors)
+
+
+def _check_prompt(pipe: Any, given: Prompt | PromptPair) -> None:
+    given.check()
+    embeds, negative = given.prompt_embeds, given.negative_prompt_embeds
+    pipe._check_width(embeds)
+    inputs.check_same_shape("prompt_embeds", embeds, "negative_prompt_embeds", negative)

@@ -15,14 +15,15 @@ from torch import Tensor
 from ..core.config import read_json, write_json
 from ..core.hub import settings_folder
 from ..modules.base import either_dtype
+from ..run import inputs
+from ..run.guidance import embed_guidance
+from ..run.schedule import accepted_by
 from ..schedulers import randn
 from ..techniques.stack import Stack
 from ..techniques.subject import Subject
 from ..weights.locate import INDEX_FILE, find_checkpoint
-from . import inputs
 from .image_processor import VaeImageProcessor
 from .images import numpy_to_pil
-from .stages import accepted_by, embed_guidance
 
 
 class ForScripts:

@@ -1,16 +1,18 @@
-"""What a pipeline's call is asked for: the arguments that all pipelines share, checked as far as they can be alone."""
+"""What a pipeline's call is asked for: its arguments, checked as far as they can be alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from . import inputs
+from ..families.two_encoders import Size, Sizes
+from ..run import inputs
+from .absent import ATTENTION, no_ip_adapter, unsupported
 from .callbacks import wanted_tensors
 from .images import check_output_type
 
@@ -19,30 +21,40 @@ from .images import check_output_type
 class Request:
     """One call's arguments, under the names that `__call__` gives them. ConfigError for wrong ones.
 
-    What depends on the model (sizes, the shape of latents, the scheduler's abilities) is checked by the pipeline.
+    A call makes it of all its arguments, so that none can be forgotten: `Request(**arguments_of(locals()))`. What
+    depends on the model (sizes, the shape of latents, the scheduler's abilities) is checked by the pipeline.
     """
 
+    PROMPT: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
+
     prompt: Any
+    negative_prompt: Any
     prompt_embeds: Tensor | None
-    height: int | None
-    width: int | None
+    negative_prompt_embeds: Tensor | None
+    height: int | None = None
+    width: int | None = None
     num_inference_steps: int | None
     timesteps: list[int] | None
     sigmas: list[float] | None
+    denoising_end: float | None = None
     guidance_scale: float
     guidance_rescale: float
     num_images_per_prompt: int | None
     eta: float
     generator: torch.Generator | list[torch.Generator] | None
-    latents: Tensor | None
+    latents: Tensor | None = None
+    ip_adapter_image: Any
+    ip_adapter_image_embeds: Any
     output_type: str
+    return_dict: bool
+    cross_attention_kwargs: dict[str, Any] | None
+    clip_skip: int | None
     callback_on_step_end: Callable[..., Any] | None
     callback_on_step_end_tensor_inputs: list[str] | None
-    denoising_end: float | None = None
-    clip_skip: int | None = None
-    cross_attention_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        no_ip_adapter(self.ip_adapter_image, self.ip_adapter_image_embeds)
+        unsupported({"cross_attention_kwargs": self.cross_attention_kwargs or None}, ATTENTION)
         inputs.check_one_of("prompt", self.prompt, "prompt_embeds", self.prompt_embeds)
         inputs.check_texts("prompt", self.prompt)
         if self.prompt_embeds is not None:
@@ -69,6 +81,11 @@ class Request:
         return {name: getattr(self, name) for name in names}
 
     @property
+    def prompt_arguments(self) -> dict[str, Any]:
+        """What says what to draw, under the names that `encode_prompt` gives them too."""
+        return {name: getattr(self, name) for name in self.PROMPT}
+
+    @property
     def images_per_prompt(self) -> int:
         """How often each prompt is drawn; None means once."""
         return 1 if self.num_images_per_prompt is None else self.num_images_per_prompt
@@ -83,3 +100,37 @@ class Request:
     def callback_inputs(self) -> list[str]:
         """Tensors that the callback wants to see."""
         return wanted_tensors(self.callback_on_step_end, self.callback_on_step_end_tensor_inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestXL(Request):
+    """A call's arguments where there are two text encoders and sizes to condition on."""
+
+    PROMPT: ClassVar[tuple[str, ...]] = (
+        *Request.PROMPT, "prompt_2", "negative_prompt_2", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+    )  # fmt: skip
+    SIZES: ClassVar[tuple[str, ...]] = (
+        "original_size", "crops_coords_top_left", "target_size",
+        "negative_original_size", "negative_crops_coords_top_left", "negative_target_size",
+    )  # fmt: skip
+
+    prompt_2: Any
+    negative_prompt_2: Any
+    pooled_prompt_embeds: Tensor | None
+    negative_pooled_prompt_embeds: Tensor | None
+    original_size: Size | None
+    crops_coords_top_left: Size
+    target_size: Size | None
+    negative_original_size: Size | None
+    negative_crops_coords_top_left: Size
+    negative_target_size: Size | None
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes that the UNet is told."""
+        return Sizes(**{name: getattr(self, name) for name in self.SIZES})
+
+
+def arguments_of(frame: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a method that passes its `locals()` before it sets any."""
+    return {name: value for name, value in frame.items() if name != "self"}

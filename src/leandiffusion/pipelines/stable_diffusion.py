@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,17 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.output import Output
-from . import inputs
-from .absent import ATTENTION, IP_ADAPTER, LORA, no_ip_adapter, unsupported
+from ..families.one_encoder import OneEncoder, Prompt
+from ..run import inputs
+from ..run.decoding import decode_raw, to_unit
+from ..run.tasks.text_to_image import TextToImage
+from .absent import IP_ADAPTER, LORA, unsupported
 from .base import DiffusionPipeline, drawing, undisturbed
 from .checks import Checks
 from .compat import deprecated
-from .images import numpy_to_pil, to_output
+from .images import to_output
 from .outdated import mend_scheduler, mend_unet
-from .request import Request
-from .stages import Conditioning, both_halves, check_clip_skip, decode_raw, encode_text, to_unit, tokenize
+from .request import Request, arguments_of
+from .safety import SafetyChecking
 
 
 @dataclass(eq=False)
@@ -31,8 +33,8 @@ class StableDiffusionPipelineOutput(Output):
     nsfw_content_detected: list[bool] | None = None
 
 
-class StableDiffusionPipeline(DiffusionPipeline, Checks):
-    """Draws pictures from words. Call it; `.images` of the result holds them.
+class StableDiffusionPipeline(DiffusionPipeline, SafetyChecking, Checks):
+    """Draws pictures from text. Call it; `.images` of the result holds them.
 
     Components: `vae`, `text_encoder`, `tokenizer`, `unet`, `scheduler`, and optionally `safety_checker` with its
     `feature_extractor`. Calls in several threads at once do not disturb each other.
@@ -42,9 +44,11 @@ class StableDiffusionPipeline(DiffusionPipeline, Checks):
         "vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor", "image_encoder",
     )  # fmt: skip
 
+    conditioner = OneEncoder
+    callback_tensors = OneEncoder.callback_tensors
     model_cpu_offload_seq: ClassVar[str] = "text_encoder->image_encoder->unet->vae"
     _optional_components: ClassVar[list[str]] = ["safety_checker", "feature_extractor", "image_encoder"]
-    _callback_tensor_inputs: ClassVar[list[str]] = list(DiffusionPipeline.callback_tensors)
+    _callback_tensor_inputs: ClassVar[list[str]] = list(callback_tensors)
 
     vae: Any
     text_encoder: Any
@@ -126,37 +130,8 @@ class StableDiffusionPipeline(DiffusionPipeline, Checks):
         Returns StableDiffusionPipelineOutput, or (images, nsfw_content_detected) when `return_dict` is False. Raises
         ConfigError for wrong arguments before anything is computed, NonFiniteError instead of a black picture.
         """
-        no_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
-        unsupported({"cross_attention_kwargs": cross_attention_kwargs or None}, ATTENTION)
-        request = Request(
-            prompt=prompt, prompt_embeds=prompt_embeds, height=height, width=width,
-            num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas,
-            guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
-            num_images_per_prompt=num_images_per_prompt, eta=eta, generator=generator, latents=latents,
-            output_type=output_type, clip_skip=clip_skip, cross_attention_kwargs=cross_attention_kwargs,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )  # fmt: skip
-        clock = self._clock()
-        with self._begin(request) as call:
-            with clock.stage("encode"):
-                positive, negative = call.encode_prompt(
-                    prompt, self.device, request.images_per_prompt, call.do_classifier_free_guidance, negative_prompt,
-                    prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, clip_skip=clip_skip,
-                )  # fmt: skip
-            with clock.stage("denoise"):
-                conditioning = Conditioning(both_halves(negative, positive), None, call._guidance_input())
-                images = call._denoise(request, conditioning, {"negative_prompt_embeds": negative})
-            flagged = None
-            if output_type != "latent":
-                with clock.stage("decode"):
-                    images = decode_raw(call.vae, images)
-                if call.safety_checker is not None:
-                    with clock.stage("safety"):
-                        images, flagged = call._withhold(images)
-                images = to_unit(images)
-            images = to_output(images, output_type)
-        self.last_times = clock.seconds
+        request = Request(**arguments_of(locals()))
+        images, flagged = self._draw(request, TextToImage(generator, latents))
         return StableDiffusionPipelineOutput(images, flagged) if return_dict else (images, flagged)
 
     @undisturbed
@@ -172,54 +147,16 @@ class StableDiffusionPipeline(DiffusionPipeline, Checks):
         lora_scale: float | None = None,
         clip_skip: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Words -> embeddings (B * num_images_per_prompt, T, C) with and, under guidance, without them (else None).
+        """Texts -> embeddings (B * num_images_per_prompt, T, C), and under guidance those of the negative prompt.
 
-        `clip_skip` is of the words alone: the embeddings without them are always the last layer's.
+        The negative embeddings are None without guidance, and always the last layer's, whatever `clip_skip`.
         """
         unsupported({"lora_scale": lora_scale}, LORA)
-        inputs.check_one_of("prompt", prompt, "prompt_embeds", prompt_embeds)
-        texts = inputs.check_texts("prompt", prompt)
-        batch = len(texts or inputs.check_embeddings("prompt_embeds", prompt_embeds))
-        negatives = None
-        if do_classifier_free_guidance:
-            negatives = inputs.check_negative(negative_prompt, negative_prompt_embeds, batch)
-        if texts or negatives:
-            self._require("text_encoder", "tokenizer", otherwise="pass prompt_embeds and negative_prompt_embeds")
-            check_clip_skip(clip_skip, self.text_encoder, penultimate=False)
-
-        if texts:
-            self._give_notice(texts)
-            prompt_embeds, _ = encode_text(self.text_encoder, tokenize(self.tokenizer, texts), clip_skip=clip_skip)
-        positive = inputs.check_embeddings("prompt_embeds", prompt_embeds)
-        if negatives:
-            ids = tokenize(self.tokenizer, negatives, positive.shape[1], "negative_prompt")
-            negative_prompt_embeds, _ = encode_text(self.text_encoder, ids)
-        negative = negative_prompt_embeds if do_classifier_free_guidance else None
-        inputs.check_same_shape("prompt_embeds", positive, "negative_prompt_embeds", negative)
-        prompt_embeds, negative_prompt_embeds = self._spread(
-            device, num_images_per_prompt, prompt_embeds=positive, negative_prompt_embeds=negative
-        )
-        return prompt_embeds, negative_prompt_embeds  # type: ignore[return-value]
-
-    def run_safety_checker(
-        self, image: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> tuple[Any, Any]:
-        """Pictures as the VAE decodes them, (B, 3, H, W) in [-1, 1], or an array (B, H, W, 3) in [0, 1] -> what the
-        safety checker makes of them, and what it flagged: one bool per picture, None if there is no checker.
-
-        It is called as `checker(images=…, clip_input=…)`, on its own device and dtype unless they are given; any
-        callable will do. `clip_input` is what the `feature_extractor` makes of the pictures, None if there is none.
-        """
-        checker, pixels = self.safety_checker, None
-        if checker is None:
-            return image, None
-        if self.feature_extractor is not None:
-            array = image if isinstance(image, np.ndarray) else to_output(to_unit(image.clone()), "np")
-            pixels = self.feature_extractor(numpy_to_pil(array), return_tensors="pt").pixel_values.to(
-                getattr(checker, "device", self.device) if device is None else device,
-                getattr(checker, "dtype", self.dtype) if dtype is None else dtype,
-            )
-        return checker(images=image, clip_input=pixels)
+        given = Prompt(
+            prompt=prompt, negative_prompt=negative_prompt, prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )  # fmt: skip
+        return self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)  # type: ignore[return-value]
 
     @undisturbed
     @torch.no_grad()
@@ -227,21 +164,3 @@ class StableDiffusionPipeline(DiffusionPipeline, Checks):
         """Latents (B, C, h, w) -> pictures (B, H, W, 3) in [0, 1]. Deprecated, as in diffusers."""
         deprecated("decode_latents", "pipe.vae.decode and pipe.image_processor.postprocess", decorators=2)
         return to_output(to_unit(decode_raw(self.vae, latents)), "np")
-
-    def _withhold(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
-        """Decoded pictures (B, 3, H, W) as the safety checker leaves them, and which it flagged.
-
-        What it puts in the place of a flagged picture is in [0, 1], as in diffusers: it comes back in [-1, 1].
-        """
-        checked, flagged = self.run_safety_checker(pictures)
-        flags = [bool(each) for each in flagged] if isinstance(flagged, Iterable) else [bool(flagged)] * len(pictures)
-        checked = torch.as_tensor(checked, dtype=torch.float32).clone()
-        if len(checked) != len(pictures) or len(flags) != len(pictures):
-            raise ConfigError(
-                f"the safety checker returned {len(checked)} pictures and {len(flags)} flags for {len(pictures)}: it "
-                "must return all pictures and a flag for each, or None for the flags."
-            )
-        for i, flag in enumerate(flags):
-            if flag:
-                checked[i] = checked[i] * 2 - 1
-        return checked, flags

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from leandiffusion import NonFiniteError
-from leandiffusion.pipelines import stages
 from leandiffusion.pipelines.images import to_output
-from leandiffusion.pipelines.stages import decode, rescale_contrast
+from leandiffusion.run import decoding
+from leandiffusion.run.decoding import decode
+from leandiffusion.run.guidance import rescale_contrast
 
 Draw = Callable[..., torch.Tensor]
 
@@ -100,14 +101,14 @@ def test_where_float32_does_not_fit_bfloat16_takes_its_place(
         vae.use_tiling = True
         vae.decoder.conv_in.register_forward_pre_hook(when_float32)
     else:
-        copied = stages._copied
+        copied = decoding._copied
 
         def fail(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
             if dtype == torch.float32:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
             return copied(vae, device, dtype)
 
-        monkeypatch.setattr(stages, "_copied", fail)
+        monkeypatch.setattr(decoding, "_copied", fail)
     with pytest.warns(UserWarning, match="float32 did not fit in memory: this picture is decoded in bfloat16"):
         got = decode(vae, latents.half())
     assert (got - expected).abs().mean() < 0.02, "8 bits instead of 24"

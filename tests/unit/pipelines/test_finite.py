@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from leandiffusion import DDIMScheduler, NonFiniteError
-from leandiffusion.pipelines.finite import found_wrong
-from leandiffusion.pipelines.stages import decode
+from leandiffusion.run.decoding import decode
+from leandiffusion.run.finite import found_wrong
 
 Draw = Callable[..., torch.Tensor]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]

@@ -1,0 +1,71 @@
+"""Conditioning on one CLIP text encoder's last layer: SD1 and SD2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..run import inputs
+from ..run.conditioning import Conditioning, Tensors, both_halves
+from .conditioner import Conditioner, Notice
+from .text import check_clip_skip, encode_text, tokenize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A call's prompt under the names of its arguments: texts, or embeddings (B, T, C) that stand for them."""
+
+    prompt: Any
+    negative_prompt: Any
+    prompt_embeds: Any
+    negative_prompt_embeds: Any
+
+    def check(self, *, guided: bool = True) -> tuple[list[str] | None, list[str] | None]:
+        """The texts to encode and the negative ones; None where embeddings stand for them, or guidance is off."""
+        inputs.check_one_of("prompt", self.prompt, "prompt_embeds", self.prompt_embeds)
+        texts = inputs.check_texts("prompt", self.prompt)
+        batch = len(texts or inputs.check_embeddings("prompt_embeds", self.prompt_embeds))
+        if not guided:
+            return texts, None
+        return texts, inputs.check_negative(self.negative_prompt, self.negative_prompt_embeds, batch)
+
+
+@dataclass(frozen=True)
+class OneEncoder(Conditioner):
+    """`tokenizer` and `text_encoder`. Negative embeddings are always the last layer's, whatever `clip_skip`."""
+
+    callback_tensors: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+    tokenizer: Any
+    text_encoder: Any
+
+    def encode(
+        self, prompt: Prompt, *, guided: bool, clip_skip: int | None, notice: Notice
+    ) -> dict[str, Tensor | None]:
+        """As `Conditioner.encode`: two embeddings (B, T, C)."""
+        texts, negatives = prompt.check(guided=guided)
+        if texts or negatives:
+            self.require("text_encoder", "tokenizer", otherwise="pass prompt_embeds and negative_prompt_embeds")
+            check_clip_skip(clip_skip, self.text_encoder, penultimate=False)
+        positive, negative = prompt.prompt_embeds, prompt.negative_prompt_embeds if guided else None
+        if texts:
+            notice(texts)
+            positive, _ = encode_text(self.text_encoder, tokenize(self.tokenizer, texts), clip_skip=clip_skip)
+        positive = inputs.check_embeddings("prompt_embeds", positive)
+        if negatives:
+            ids = tokenize(self.tokenizer, negatives, positive.shape[1], "negative_prompt")
+            negative, _ = encode_text(self.text_encoder, ids)
+        inputs.check_same_shape("prompt_embeds", positive, "negative_prompt_embeds", negative)
+        return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+
+    @staticmethod
+    def tensors(positive: Tensor, negative: Tensor | None) -> dict[str, Tensor | None]:  # type: ignore[override]
+        """Both halves as one, and the negative embeddings (B, T, C) alone."""
+        return {"prompt_embeds": both_halves(negative, positive), "negative_prompt_embeds": negative}
+
+    @staticmethod
+    def conditioning(tensors: Tensors) -> Conditioning:
+        """The embeddings of both halves."""
+        return Conditioning(tensors["prompt_embeds"])  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""Latents to pictures: the VAE, and what is done where it overflows or does not fit in memory."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import NonFiniteError
+from ..device.memory import is_out_of_memory, release
+from ..modules.vae import AutoencoderKL
+from .finite import found_wrong
+
+
+def decode(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
+    """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [0, 1]. See `decode_raw`."""
+    return to_unit(decode_raw(vae, latents, upcast=upcast))
+
+
+def to_unit(pictures: Tensor) -> Tensor:
+    """Decoded pictures, which are in [-1, 1] or a little beyond, in [0, 1]; in place."""
+    return pictures.div_(2).add_(0.5).clamp_(0, 1)
+
+
+def decode_raw(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
+    """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [-1, 1] or a little beyond.
+
+    A half-precision VAE whose result is no picture (`finite.found_wrong`) decodes again in float32, and with `upcast` a
+    float16 one does so at once: SDXL's overflows, and says so as force_upcast. Where float32 does not fit, bfloat16
+    takes its place, with a warning; so do strips where whole pictures do not fit. The VAE itself is left as it is.
+    NonFiniteError if no other dtype helps.
+    """
+    overflows = upcast and vae.dtype == torch.float16
+    picture = None if overflows else _decoded(vae, latents)
+    dtype = vae.dtype
+    wrong = None if picture is None else found_wrong(picture, latents)
+    if picture is None or (wrong and dtype != torch.float32):
+        picture, dtype = _decoded_wider(vae, latents)
+        wrong = found_wrong(picture, latents)
+    if wrong:
+        raise NonFiniteError(
+            f"the decoded picture {wrong} even in {str(dtype).removeprefix('torch.')}: the VAE's weights are damaged, "
+            "or the latents are far outside the range it was trained on."
+        )
+    return picture.float()
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    """What the VAE makes of latents of unit variance, on which the UNet works; in strips if not at once."""
+    z = latents.to(vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    try:
+        return vae.decode(z, return_dict=False)[0]
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(vae, AutoencoderKL) or vae.use_tiling or not is_out_of_memory(error):
+            raise
+    release()  # only here: in the handler above the failed attempt's tensors are still held
+    warnings.warn(
+        "decoding did not fit in memory and goes on in strips: pipe.enable_vae_tiling() does so from the start.",
+        stacklevel=2,
+    )
+    strips = copy.copy(vae)  # the same weights: calls in other threads go on using the VAE as it is
+    strips.use_tiling = strips.use_slicing = True
+    return strips.decode(z, return_dict=False)[0]
+
+
+def _decoded_wider(vae: Any, latents: Tensor) -> tuple[Tensor, torch.dtype]:
+    """Decoded by a float32 copy, or where that does not fit by a bfloat16 one, whose range is as wide; and which."""
+    try:
+        return _decoded(_copied(vae, latents.device, torch.float32), latents), torch.float32
+    except (MemoryError, RuntimeError) as error:
+        if vae.dtype == torch.bfloat16 or not is_out_of_memory(error):
+            raise
+    release()
+    warnings.warn("decoding in float32 did not fit in memory: this picture is decoded in bfloat16.", stacklevel=2)
+    return _decoded(_copied(vae, latents.device, torch.bfloat16), latents), torch.bfloat16
+
+
+def _copied(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A copy, at that dtype, of what decoding needs; calls in other threads go on using the VAE as it is."""
+    unneeded = [getattr(vae, name, None) for name in ("encoder", "quant_conv")]
+    return copy.deepcopy(vae, {id(part): torch.nn.Identity() for part in unneeded if part is not None}).to(
+        device, dtype
+    )

@@ -1,0 +1,164 @@
+"""One drawing: what belongs to it, the one place where the UNet is called, and the denoising loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, NonFiniteError
+from ..device.host import is_host
+from .callback import Callback
+from .conditioning import Conditioning, Tensors
+from .guidance import Guidance, embed_guidance, embedding_width
+from .schedule import accepted_by
+from .tasks.base import Task
+
+
+class Model(Protocol):
+    """What a run asks anew before each step, because a callback may have replaced it: a pipeline, as its call sees it.
+
+    `scheduler` is the call's own copy. `interrupt` turns true when the remaining steps are to be left out.
+    """
+
+    unet: Any
+    scheduler: Any
+
+    @property
+    def guidance_scale(self) -> float: ...
+    @property
+    def guidance_rescale(self) -> float: ...
+    @property
+    def interrupt(self) -> bool: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+Control = Callable[["Run", Tensor, int], Mapping[str, Any]]
+"""(run, the UNet's input (B, C, h, w), doubled under guidance, step) -> further keyword inputs of the UNet."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Run:
+    """What one drawing owns. It lasts as long as the call; whatever is computed once per drawing is kept here.
+
+    `shape` (B, C, h, w) and `timesteps` (N,) are the latents' and the schedule's; `conditioning_of` makes the family's
+    conditioning of `tensors`, which callbacks may change; `step_options` (eta, generator) reach those schedulers whose
+    `step` takes them; `controls` add inputs to each call of the UNet.
+    """
+
+    model: Model
+    task: Task
+    conditioning_of: Callable[[Tensors], Conditioning]
+    shape: tuple[int, int, int, int]
+    timesteps: Tensor
+    step_options: Mapping[str, Any] = field(default_factory=dict)
+    callback: Callback | None = None
+    controls: list[Control] = field(default_factory=list)
+    tensors: dict[str, Tensor | None] = field(default_factory=dict)
+    conditioning: Conditioning = field(init=False)
+    times: tuple[Tensor, ...] = field(init=False)
+    guidance_embedding: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.times = self.timesteps.unbind()
+        self.order: int = getattr(self.model.scheduler, "order", 1)
+        self.guidance_embedding = self._embed_guidance()
+
+    @property
+    def length(self) -> int:
+        """Steps as users count them; a scheduler of a higher order calls the UNet several times in each."""
+        return math.ceil(len(self.times) / self.order)
+
+    def condition_on(self, tensors: Tensors) -> None:
+        """Go on with these tensors, all that the family's conditioning is made of."""
+        self.tensors = dict(tensors)
+        self.conditioning = self.conditioning_of(self.tensors)
+
+    def predict(self, x: Tensor, i: int) -> Tensor:
+        """The guided prediction for latents x (B, c, h, w) at step i -> (B, c, h, w).
+
+        ConfigError when the conditioning is not for B pictures, twice that under guidance.
+        """
+        guidance, conditioning = Guidance.of(self.model), self.conditioning
+        _check_rows(conditioning.embeds, len(x) * (1 + guidance.doubles))
+        given = self.task.unet_input(self, x, i)
+        if guidance.doubles:
+            given = torch.cat([given, given])
+        output = self.model.unet(
+            given, self.times[i], encoder_hidden_states=conditioning.embeds, **self._inputs(given, i)
+        )
+        prediction = output.sample if hasattr(output, "sample") else output[0]
+        return guidance.combine(prediction) if guidance.doubles else prediction
+
+    def denoise(self, step_done: Callable[[], object] = lambda: None) -> Tensor:
+        """Run the steps -> latents (B, c, h, w). `step_done` is called after each step as users count them.
+
+        NonFiniteError when a prediction or the latents hold NaN or infinity.
+        """
+        x = self.task.first_latents(self)
+        predicted = torch.ones((), dtype=torch.bool, device=x.device)  # whether all predictions were finite
+        for i in range(len(self.times)):
+            if self.model.interrupt:
+                break
+            prediction = self.predict(x, i)
+            predicted &= torch.isfinite(prediction).all()  # a scheduler that clips would hide infinity
+            x = self.task.after_step(self, self._step(prediction, x, i), i)
+            if self.callback is not None:
+                x = self._call_back(self.callback, x, i)
+            if (i + 1) % self.order == 0 or i == len(self.times) - 1:
+                step_done()
+            if is_host(x.device):  # other devices would have to be waited for: there it shows at the end
+                _check_finite(x, predicted)
+        _check_finite(x, predicted)
+        return x
+
+    def _inputs(self, given: Tensor, i: int) -> dict[str, Any]:
+        """The UNet's keyword inputs besides the text; those that are None are left out, for UNets that take none."""
+        inputs = {"timestep_cond": self.guidance_embedding, "added_cond_kwargs": self.conditioning.added}
+        for control in self.controls:
+            inputs.update(control(self, given, i))
+        return {name: value for name, value in inputs.items() if value is not None}
+
+    def _step(self, prediction: Tensor, x: Tensor, i: int) -> Tensor:
+        scheduler = self.model.scheduler
+        options = accepted_by(scheduler.step, self.step_options)
+        return scheduler.step(prediction, self.times[i], x, **options, return_dict=False)[0].to(x.dtype)
+
+    def _call_back(self, callback: Callback, x: Tensor, i: int) -> Tensor:
+        """Show the callback this step's tensors, and go on with what it changed."""
+        changed = dict(callback(self.model, i, self.times[i], {**self.tensors, "latents": x}))
+        x = changed.pop("latents", x)
+        if any(tensor is not self.tensors[name] for name, tensor in changed.items()):
+            self.condition_on(self.tensors | changed)
+        return x
+
+    def _embed_guidance(self) -> Tensor | None:
+        """The guidance scale as a distilled UNet takes it, (B, D); None for others."""
+        width = embedding_width(self.model.unet)
+        if width is None:
+            return None
+        scales = torch.full((self.shape[0],), float(self.model.guidance_scale))
+        return embed_guidance(scales, width, self.model.dtype).to(self.model.device)
+
+
+def _check_rows(embeds: Tensor, rows: int) -> None:
+    if len(embeds) != rows:
+        raise ConfigError(
+            f"prompt_embeds has {len(embeds)} rows and this step predicts {rows}: a callback that switches guidance "
+            "off keeps the second half of it, and of SDXL's add_text_embeds and add_time_ids."
+        )
+
+
+def _check_finite(latents: Tensor, predicted: Tensor) -> None:
+    if not predicted or not torch.isfinite(latents).all():
+        raise NonFiniteError(
+            f"the denoised latents hold NaN or infinity ({latents.dtype}): the UNet's numbers left the range of its "
+            "dtype. Use dtype=torch.bfloat16 or torch.float32, or a lower guidance_scale."
+        )

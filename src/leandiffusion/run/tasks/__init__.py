@@ -1,0 +1,1 @@
+"""Tasks, one per file: what is given besides a prompt, and what that changes in a run."""

@@ -1,0 +1,171 @@
+"""One drawing by itself: what the UNet is given in each step, and what callbacks, tasks and controls change of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from leandiffusion import ConfigError, DDIMScheduler, UNet2DConditionModel
+from leandiffusion.run.callback import Callback
+from leandiffusion.run.conditioning import Conditioning
+from leandiffusion.run.run import Run
+from leandiffusion.run.tasks.base import Task
+from leandiffusion.run.tasks.text_to_image import TextToImage
+
+NAMES = ("latents", "prompt_embeds")
+SHAPE = (1, 4, 8, 8)
+Make = Callable[..., Run]
+
+
+class Spy:
+    """Records what each call of a UNet is given."""
+
+    def __init__(self, unet: Any) -> None:
+        self.unet, self.config = unet, unet.config
+        self.calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, **inputs: Any) -> Any:
+        self.calls.append((x, inputs))
+        return self.unet(x, t, **inputs)
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=32,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def make(unet: UNet2DConditionModel) -> Make:
+    def make(task: Task | None = None, *, scale: float = 7.5, steps: int = 3, **settings: Any) -> Run:
+        scheduler = DDIMScheduler()
+        scheduler.set_timesteps(steps)
+        model = SimpleNamespace(
+            unet=Spy(settings.pop("unet", unet)), scheduler=scheduler, guidance_scale=scale, guidance_rescale=0.0,
+            interrupt=False, device=torch.device("cpu"), dtype=torch.float32,
+        )  # fmt: skip
+        run = Run(
+            model=model, task=task or TextToImage(torch.Generator().manual_seed(0)), shape=SHAPE,
+            conditioning_of=lambda tensors: Conditioning(tensors["prompt_embeds"]), timesteps=scheduler.timesteps,
+            **settings,
+        )  # fmt: skip
+        run.condition_on({"prompt_embeds": torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1))})
+        return run
+
+    return make
+
+
+def test_a_prediction_is_one_call_of_the_unet(make: Make, unet: UNet2DConditionModel) -> None:
+    """Both halves at once, combined as Ho & Salimans 2022 write it: to the last bit, being the same operations."""
+    run, x = make(), torch.randn(SHAPE)
+    prediction = run.predict(x, 1)
+    [(given, inputs)] = run.model.unet.calls
+    assert torch.equal(given, torch.cat([x, x]))
+    assert list(inputs) == ["encoder_hidden_states"], "what is None is not passed, for UNets that take nothing else"
+    unconditional, conditional = unet(given, run.times[1], **inputs).sample.chunk(2)
+    assert torch.equal(prediction, unconditional + 7.5 * (conditional - unconditional))
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(3, 3), (1, 1)])
+def test_as_many_calls_as_steps(make: Make, steps: int, calls: int) -> None:
+    run, done = make(steps=steps), []
+    assert run.length == steps
+    run.denoise(lambda: done.append(1))
+    assert (len(run.model.unet.calls), len(done)) == (calls, steps)
+
+
+def test_the_conditioning_lasts_as_long_as_its_tensors(make: Make) -> None:
+    """What is computed from it once, such as keys and values, is valid for as long as it is the same object."""
+    seen: list[Conditioning] = []
+
+    def change(model: Any, i: int, t: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any] | None:
+        seen.append(run.conditioning)
+        if i == 1:
+            tensors["prompt_embeds"] = tensors["prompt_embeds"] * 2
+        return tensors
+
+    run = make(steps=4, callback=Callback(change, NAMES, NAMES))
+    run.denoise()
+    assert [each is seen[0] for each in seen] == [True, True, False, False]
+    assert seen[2] is seen[3]
+    assert torch.equal(seen[3].embeds, 2 * seen[0].embeds)
+
+
+def test_rows_that_do_not_fit_are_found_before_the_unet_runs(make: Make) -> None:
+    run = make(scale=1.0)
+    with pytest.raises(ConfigError, match="prompt_embeds has 2 rows and this step predicts 1"):
+        run.denoise()
+    assert run.model.unet.calls == []
+
+
+def test_a_control_adds_inputs_of_the_unet(make: Make, unet: UNet2DConditionModel) -> None:
+    """Residuals as a ControlNet's, of every step: noughts change nothing, to the last bit; others do."""
+    shapes = [(2, 16, 8, 8), (2, 16, 8, 8), (2, 16, 4, 4), (2, 32, 4, 4)]
+    steps: list[int] = []
+
+    def residuals(value: float) -> Any:
+        def control(run: Run, given: torch.Tensor, i: int) -> dict[str, Any]:
+            assert given.shape == (2, 4, 8, 8)
+            steps.append(i)
+            return {
+                "down_block_additional_residuals": [torch.full(shape, value) for shape in shapes],
+                "mid_block_additional_residual": torch.full(shapes[-1], value),
+            }
+
+        return control
+
+    plain = make().denoise()
+    assert torch.equal(make(controls=[residuals(0.0)]).denoise(), plain)
+    assert steps == [0, 1, 2]
+    assert not torch.equal(make(controls=[residuals(0.1)]).denoise(), plain)
+
+
+class Inpainting(Task):
+    """A second task, as a model of nine channels has it: a mask and a masked picture beside the latents."""
+
+    extra_channels = 5
+
+    def __init__(self) -> None:
+        self.mask, self.known = torch.ones(1, 1, 8, 8), torch.full(SHAPE, 0.5)
+        self.mask[..., :4] = 0
+        self.steps: list[int] = []
+
+    def first_latents(self, run: Run) -> torch.Tensor:
+        noise = torch.randn(run.shape, generator=torch.Generator().manual_seed(0))
+        return run.model.scheduler.add_noise(self.known, noise, run.timesteps[:1])
+
+    def unet_input(self, run: Run, x: torch.Tensor, i: int) -> torch.Tensor:
+        return torch.cat([super().unet_input(run, x, i), self.mask, self.known * (1 - self.mask)], dim=1)
+
+    def after_step(self, run: Run, x: torch.Tensor, i: int) -> torch.Tensor:
+        self.steps.append(i)
+        return self.mask * x + (1 - self.mask) * self.known
+
+
+def test_another_task_needs_nothing_of_the_loop(make: Make, unet: UNet2DConditionModel) -> None:
+    nine = UNet2DConditionModel(**{**unet.config, "in_channels": 9}).eval()
+    task = Inpainting()
+
+    def look(model: Any, i: int, t: torch.Tensor, tensors: dict[str, Any]) -> None:
+        assert torch.equal(tensors["latents"][..., :4], task.known[..., :4]), "after the task has had its way"
+
+    run = make(task, unet=nine, callback=Callback(look, NAMES, NAMES))
+    x = run.denoise()
+    assert [given.shape for given, _ in run.model.unet.calls] == [(2, 9, 8, 8)] * 3
+    assert task.steps == [0, 1, 2]
+    assert x.shape == SHAPE
+    assert not torch.equal(x[..., 4:], task.known[..., 4:])
