@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from leandiffusion.bench.models import write_random_checkpoint
+from leandiffusion.bench.run.models import write_random_checkpoint
 from leandiffusion.families.base import families
 
 FRESH_IMPORTS = ["import leandiffusion", "from leandiffusion import StableDiffusionPipeline"]

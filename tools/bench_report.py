@@ -6,11 +6,11 @@ import ast
 import sys
 from pathlib import Path
 
-from leandiffusion.bench.against import duels, has_peers, in_words
-from leandiffusion.bench.plots import PLOTS, draw_plots, plot_path
 from leandiffusion.bench.record import Records, read_records
-from leandiffusion.bench.tables import markdown
-from leandiffusion.bench.words import headline, model_name, suite_title, title_of
+from leandiffusion.bench.report.against import duels, has_peers, in_words
+from leandiffusion.bench.report.describe import headline, model_name, suite_of, title_of
+from leandiffusion.bench.report.plots import PLOTS, draw_plots, plot_path
+from leandiffusion.bench.report.tables import markdown
 from leandiffusion.core.errors import LeanError
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -87,7 +87,7 @@ def command(records: Records) -> str:
     measured = [row for row in rows if records.measured(row)]
     options = {
         "model": model_name(records),
-        "size": None if records.run.suite == "attention" else load["size"],  # there rows have their own
+        "size": None if suite_of(records).own_sizes else load["size"],  # there rows have their own
         "steps": load["steps"],
         "batch": load["batch"],
         "repeat": load["repeat"],
@@ -103,7 +103,7 @@ def _losses(runs: dict[Path, Records]) -> str:
     """Every figure in which our comparable row is behind a peer's; and what could not be compared."""
     lines, open_questions, compared = [], [], False
     for path, records in runs.items():
-        found, where = duels(records), f"{suite_title(records)} ({path.stem})"
+        found, where = duels(records), f"{suite_of(records).title} ({path.stem})"
         if not found:
             reason = "none could be compared" if has_peers(records) else "none was asked for"
             open_questions.append(f"- {where}: no other program; {reason}.")

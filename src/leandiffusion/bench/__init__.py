@@ -1,5 +1,6 @@
 """`leandiffusion bench`: what each technique does to time, memory and the picture, measured on the user's machine.
 
-`suites` says which rows there are, `runner` lets a fresh process draw each row in each round (`worker`), `record` is
-the file they go to, `tables`, `plots` and `compare` read it. Other programs that draw the same work are `peers`.
+`suites` say which rows there are and what is shown of them. `run` lets a fresh process draw each row in each round;
+`peers` are other programs that draw the same work. `record` is the file that outcomes go to; `report` draws tables,
+plots and comparisons from it.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
@@ -34,18 +34,18 @@ class Workload:
 class Row:
     """One way of drawing the workload.
 
-    `name` is what `--rows` takes. `dtype`: 'float32', or 'half' for the workload's half precision. `techniques` are
-    switched on with their settings, in this order; `adds` is the one that the row is about: where it can not be used
-    the row is absent, while others that only save time are left out with a note. `offload` is handed to
+    `name` is what `--rows` takes. `dtype`: 'float32', or 'half' for the workload's half precision. `enable` are the
+    techniques to switch on, in this order, each with its settings; `adds` is the one that the row is about: where it
+    cannot be used the row is absent, while others that only save time are left out with a note. `offload` is handed to
     `from_pretrained`. `peer` draws it instead of this library, with `settings` of its own. `size` overrides the
-    workload's. `pictures` False leaves decoding out. `asked` says why a row runs only when it is named; empty for those
-    that always run.
+    workload's. With `pictures` False nothing is decoded. `asked` says why a row runs only when it is named; empty for
+    those that always run.
     """
 
     name: str
     title: str
     dtype: str = "half"
-    techniques: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    enable: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     adds: str | None = None
     offload: str | None = None
     peer: str | None = None
@@ -55,30 +55,40 @@ class Row:
     asked: str = ""
 
     def describe(self, half: str) -> str:
-        """Its settings in words, for the table's notes: 'float16, channels_last, traced_unet'."""
+        """Its settings for the table's notes: 'float16, channels_last, traced_unet'."""
         parts = [half if self.dtype == "half" else self.dtype]
         if self.offload is not None:
             parts.append(f"offload={self.offload!r}")
-        for name, settings in self.techniques:
+        for name, settings in self.enable:
             inside = ", ".join(f"{key}={value!r}" for key, value in settings.items())
             parts.append(f"{name}({inside})" if inside else name)
         parts += [f"{key}={value!r}" for key, value in self.settings.items()]
         return (f"{self.peer}: " if self.peer else "") + ", ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads back."""
+        enable = [[name, dict(settings)] for name, settings in self.enable]
+        return {**vars(self), "enable": enable, "settings": dict(self.settings)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Row:
+        """The row that `to_json` wrote."""
+        return cls(**{**values, "enable": tuple((name, settings) for name, settings in values["enable"])})
 
 
 @dataclass(frozen=True)
 class Job:
     """What one process is asked to draw: a row of a workload. Travels to it as JSON.
 
-    `folder` is the model's checkpoint: a diffusers-layout folder, or what `open_pipeline` takes. `work` is a folder for
-    files that later processes of the same row may use again. `picture` is where the picture goes, as an .npy file
-    (B, H, W, 3) float32 in [0, 1].
+    `checkpoint` is the model on disk: a pipeline folder or a single file. `workdir` is a folder for files that later
+    processes of the same row can use again. `picture` is where the picture goes, as an .npy file (B, H, W, 3) float32
+    in [0, 1].
     """
 
     row: Row
     workload: Workload
-    folder: str
-    work: str
+    checkpoint: str
+    workdir: str
     picture: str | None
 
     @property
@@ -93,12 +103,10 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back."""
-        row = {**vars(self.row), "techniques": [[n, dict(s)] for n, s in self.row.techniques]}
-        return {**vars(self), "row": {**row, "settings": dict(self.row.settings)}, "workload": vars(self.workload)}
+        return {**vars(self), "row": self.row.to_json(), "workload": vars(self.workload)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Job:
         """The job that `to_json` wrote."""
-        row = Row(**values["row"])
-        row = replace(row, techniques=tuple((name, settings) for name, settings in row.techniques))
-        return cls(**{**values, "row": row, "workload": Workload(**values["workload"])})
+        workload = Workload(**values["workload"])
+        return cls(**{**values, "row": Row.from_json(values["row"]), "workload": workload})

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..bench.suites import Suite, suites
 from .options import parse_dtype
 from .report import in_one_line
 
@@ -19,9 +20,9 @@ Examples:
 
 leandiffusion bench {suite} --quick
 
-leandiffusion bench {suite} --model shape:sd15 --size 512 --steps 10
+leandiffusion bench {suite} --model shape:sd15 {size}--steps 10
 
-leandiffusion bench {suite} --model ./stable-diffusion-v1-5 --peers diffusers,openvino --out mine.jsonl
+leandiffusion bench {suite} --model ./stable-diffusion-v1-5 {peers}--out mine.jsonl
 
 leandiffusion bench {suite} --rows {rows}
 """
@@ -49,7 +50,8 @@ Device = Annotated[str | None, typer.Option(metavar="NAME", help="Such as cpu or
 Repeat = Annotated[int | None, typer.Option(min=1, help="Rounds, in which rows take turns.", show_default="3")]
 Rows = Annotated[str | None, typer.Option(metavar="NAME,…", help="Only these rows; 'all' adds those that take long.")]
 Peers = Annotated[
-    str | None, typer.Option(metavar="NAME,…", help="Draw the same with diffusers, openvino, in the same rounds.")
+    str | None,
+    typer.Option(metavar="NAME,…", help="Also other programs, in the same rounds: such as diffusers,openvino."),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="A first look: one round, two steps, 256 pixels at most.")]
 Out = Annotated[
@@ -62,38 +64,31 @@ Work = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the whole trace of an error.")]
 
 
-def _add(suite: str, example: str, about: str) -> None:
-    """A command for a suite that draws whole pictures: all such take the same options."""
+def _add(suite: Suite) -> None:
+    """The command of a suite. One whose rows have sizes of their own takes no --size and no --peers."""
 
-    @app.command(suite, help=about, epilog=EXAMPLES.format(suite=suite, rows=example))
     def run(
         model: Model = "shape:sd15", size: Size = None, steps: Steps = None, batch: Batch = 1, dtype: Dtype = None,
         device: Device = None, repeat: Repeat = None, rows: Rows = None, peers: Peers = None, quick: Quick = False,
         out: Out = None, work: Work = None, verbose: Verbose = False,
     ) -> None:  # fmt: skip
-        _suite(suite, out, work, verbose, model, size, steps, batch, dtype, device, repeat, rows, peers, quick)
+        _run(suite.name, out, work, verbose, model, size, steps, batch, dtype, device, repeat, rows, peers, quick)
+
+    def run_own_sizes(
+        model: Model = "shape:sd15", steps: Steps = None, batch: Batch = 1, dtype: Dtype = None, device: Device = None,
+        repeat: Repeat = None, rows: Rows = None, quick: Quick = False, out: Out = None, work: Work = None,
+        verbose: Verbose = False,
+    ) -> None:  # fmt: skip
+        _run(suite.name, out, work, verbose, model, None, steps, batch, dtype, device, repeat, rows, None, quick)
+
+    own = suite.own_sizes
+    size, peers = ("", "") if own else ("--size 512 ", "--peers diffusers,openvino ")
+    examples = EXAMPLES.format(suite=suite.name, size=size, peers=peers, rows=suite.example)
+    app.command(suite.name, help=suite.about, epilog=examples)(run_own_sizes if own else run)
 
 
-_add(
-    "published",
-    "plain,half_precision",
-    "The published table, measured here: fp32, cuDNN autotuner, half precision, channels-last, traced, attention.",
-)
-_add(
-    "memory",
-    "resident,sequential_offload,least",
-    "Every way of saving memory: offloading, slicing, tiling, alone and together.",
-)
-
-
-@app.command(epilog=EXAMPLES.format(suite="attention", rows="512_before,512_after"))
-def attention(
-    model: Model = "shape:sd15", steps: Steps = None, batch: Batch = 1, dtype: Dtype = None, device: Device = None,
-    repeat: Repeat = None, rows: Rows = None, quick: Quick = False, out: Out = None, work: Work = None,
-    verbose: Verbose = False,
-) -> None:  # fmt: skip
-    """Steps per second before and after memory-efficient attention, from 256 to 2048 pixels."""
-    _suite("attention", out, work, verbose, model, None, steps, batch, dtype, device, repeat, rows, None, quick)
+for _name in suites:
+    _add(suites.get(_name))
 
 
 @app.command()
@@ -111,17 +106,19 @@ def compare(
     raise typer.Exit(1 if worse else 0)
 
 
-def _suite(
+def _run(
     suite: str, out: Path | None, work: Path | None, verbose: bool, model: str, size: int | None, steps: int | None,
     batch: int, dtype: str | None, device: str | None, repeat: int | None, rows: str | None, peers: str | None,
     quick: bool,
 ) -> None:  # fmt: skip
     with in_one_line(verbose):
-        from ..bench.runner import Wish
+        from ..bench.run.plan import BenchOptions
         from . import benching
 
-        wish = Wish(suite, model, size, steps, batch, dtype, device, repeat, _names(rows), _names(peers), quick)
-        benching.run(wish, out, work)
+        options = BenchOptions(
+            suite, model, size, steps, batch, dtype, device, repeat, _names(rows), _names(peers), quick
+        )
+        benching.run(options, out, work)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

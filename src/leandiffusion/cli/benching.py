@@ -12,11 +12,12 @@ from pathlib import Path
 
 import typer
 
-from ..bench.compare import compare, parse_share
-from ..bench.compare import table as changes_table
 from ..bench.record import Measurement, Records, Writer, read_records
-from ..bench.runner import Plan, Tell, Wish, execute, plan, workplace
-from ..bench.tables import markdown, rich_tables
+from ..bench.report.compare import compare, parse_share
+from ..bench.report.compare import table as changes_table
+from ..bench.report.tables import markdown, rich_tables
+from ..bench.run.plan import BenchOptions, Plan, Progress, plan, working_folder
+from ..bench.run.rounds import execute
 from ..core.aside import aside, left_over
 from ..core.errors import BackendUnavailable, ConfigError
 from ..core.units import format_seconds
@@ -25,21 +26,20 @@ from .report import INTERRUPTED, give, say
 RESULTS = Path("bench-results")
 
 
-def run(wish: Wish, out: Path | None, work: Path | None) -> None:
+def run(options: BenchOptions, out: Path | None, work: Path | None) -> None:
     """Run the suite; prints its tables. Finished rows are kept whatever happens.
 
-    Raises ConfigError, BackendUnavailable and other LeanErrors before the first row for a wish that can not be carried
-    out.
+    Options that cannot be followed raise ConfigError, BackendUnavailable or another LeanError before the first row.
     """
     check_out(out)
-    with workplace(work) as place, progress() as tell:
-        ready = plan(wish, place, tell)
+    with working_folder(work) as workdir, show_progress() as progress:
+        ready = plan(options, workdir, progress)
         path = out or _default_path(ready)
         rescue(path.parent)
         with aside(path) as place:
             try:
                 with place.open("w", encoding="utf-8") as file:
-                    execute(ready, Writer(file, ready.run), tell)
+                    execute(ready, Writer(file, ready.run), progress)
             except KeyboardInterrupt:
                 if not _has_rows(place):  # an earlier run of that name stays
                     raise
@@ -93,7 +93,7 @@ def show(records: Records, path: Path) -> None:
     page.write_text(markdown(records), encoding="utf-8")
     written = [path, page]
     try:
-        from ..bench.plots import draw_plots
+        from ..bench.report.plots import draw_plots
 
         written += draw_plots(records, path.with_suffix(""))
     except BackendUnavailable as error:
@@ -114,7 +114,7 @@ def compare_files(old: Path, new: Path, share: str) -> bool:
 
 
 @contextmanager
-def progress() -> Iterator[Tell]:
+def show_progress() -> Iterator[Progress]:
     """A bar with the time left, on standard error; a line per job where that is no terminal."""
     from rich import progress as parts
     from rich.console import Console
@@ -132,22 +132,23 @@ def progress() -> Iterator[Tell]:
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
 
 
-def _lines() -> Tell:
+def _lines() -> Progress:
     """A line per job, with the time left by those that are done, once they are a tenth."""
     began: list[float] = []
 
-    def tell(what: str, done: int, total: int) -> None:
+    def progress(what: str, done: int, total: int) -> None:
         if total:
             began.append(time.monotonic())
         took = began[-1] - began[0] if began else 0
         left = f", about {format_seconds(took / done * (total - done))} left" if took and 10 * done >= total else ""
         say(f"[{done}/{total}] {what}{left}" if total else what)
 
-    return tell
+    return progress
 
 
 def _default_path(ready: Plan) -> Path:
-    load = ready.workload
-    model = Path(load.model.replace(":", "-")).stem or "model"
+    workload = ready.workload
+    model = Path(workload.model.replace(":", "-")).stem or "model"
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return RESULTS / f"{ready.run.suite}-{model}-{load.size}px-{load.device.replace(':', '')}-{now}.jsonl"
+    device = workload.device.replace(":", "")
+    return RESULTS / f"{ready.run.suite}-{model}-{workload.size}px-{device}-{now}.jsonl"

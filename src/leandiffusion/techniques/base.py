@@ -68,6 +68,9 @@ class Technique(ABC):
     flag: ClassVar[str | None] = None
     """How `leandiffusion generate` switches it on."""
 
+    bench: ClassVar[tuple[str, str] | None] = None
+    """The benchmark suite that has a row of this technique alone, and the row's title; its name is the technique's."""
+
     group: ClassVar[str] = ""
     """Techniques of one group replace each other; every technique is a group of its own unless this says otherwise."""
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from leandiffusion.bench.against import duels, precision
 from leandiffusion.bench.record import Measurement, Records
-from leandiffusion.bench.tables import markdown
+from leandiffusion.bench.report.against import duels, precision
+from leandiffusion.bench.report.tables import markdown
 
 Make = Callable[..., Records]
 Maker = Callable[..., Measurement]

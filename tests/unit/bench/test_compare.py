@@ -9,8 +9,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from leandiffusion.bench.compare import MEASURED, OWN_PEAK, Change, compare, parse_share, table
 from leandiffusion.bench.record import Absent, Failure, Measurement, Records
+from leandiffusion.bench.report.compare import MEASURED, OWN_PEAK, Change, compare, parse_share, table
 from leandiffusion.core.errors import ConfigError
 
 Make = Callable[..., Records]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from leandiffusion.bench.flops import count_flops_of
+from leandiffusion.bench.run.flops import count_flops_of
 from leandiffusion.core.config import write_json
 from leandiffusion.demo import model_folder
 from leandiffusion.families.base import families

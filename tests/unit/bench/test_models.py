@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from leandiffusion import StableDiffusionPipeline
-from leandiffusion.bench import models
-from leandiffusion.bench.models import find_model, shape_of, write_random_checkpoint
+from leandiffusion.bench.run import models
+from leandiffusion.bench.run.models import find_model, shape_of, write_random_checkpoint
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError
 from leandiffusion.families.base import families
 

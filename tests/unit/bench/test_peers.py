@@ -24,8 +24,8 @@ from leandiffusion import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from leandiffusion.bench.own import Own
 from leandiffusion.bench.peers import peers
+from leandiffusion.bench.run.own import Own
 from leandiffusion.bench.workload import Job, Row, Workload
 from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.demo import model_folder
@@ -33,11 +33,6 @@ from leandiffusion.demo import model_folder
 STEPS = 2
 EVENTS = ["text", "denoise", *["step"] * STEPS, "decode"]
 OWN = Row("own", "own", "float32")
-
-
-def needing(peer: str, *values: Any) -> Any:
-    """Parameters of a test that runs where the peer is installed. Not importorskip: OpenVINO would phone home."""
-    return pytest.param(peer, *values, marks=pytest.mark.skipif(find_spec(peer) is None, reason=f"needs {peer}"))
 
 
 class Noted:
@@ -63,6 +58,17 @@ def row(peer: str, name: str) -> Row:
     return next(row for row in peers.get(peer).rows(workload()) if row.name == name)
 
 
+def rows_in(*dtypes: str) -> list[Any]:
+    """(peer, row) of every peer's usual rows of these dtypes. Skipped without importing: OpenVINO would phone home."""
+    found = []
+    for peer in peers:
+        missing = [name for name in peers.get(peer).requires if find_spec(name) is None]
+        skip = pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+        names = [row.name for row in peers.get(peer).rows(workload()) if row.dtype in dtypes and not row.asked]
+        found += [pytest.param(peer, name, marks=skip, id=name) for name in names]
+    return found
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for what is prepared, as a run has it."""
@@ -85,9 +91,7 @@ def draw(work: Path) -> Callable[..., tuple[Any, list[str]]]:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(
-    ("peer", "name"), [needing("diffusers", "diffusers_fp32"), needing("openvino", "openvino_f32")]
-)
+@pytest.mark.parametrize(("peer", "name"), rows_in("float32"))
 def test_float32_draws_the_same(peer: str, name: str, batch: int, draw: Any) -> None:
     """Within one level of 255: kernels sum in another order. The packaged weights are float16, so that storing them so
     loses nothing."""
@@ -98,9 +102,7 @@ def test_float32_draws_the_same(peer: str, name: str, batch: int, draw: Any) -> 
     assert np.abs(picture - expected).max() <= 1 / 255
 
 
-@pytest.mark.parametrize(
-    ("peer", "name"), [needing("diffusers", "diffusers_half"), needing("openvino", "openvino_bf16")]
-)
+@pytest.mark.parametrize(("peer", "name"), rows_in("half", "bfloat16"))
 def test_half_precision_starts_from_the_same_noise(peer: str, name: str, draw: Any) -> None:
     """In eight steps of bfloat16 pictures end 0.01 apart on average or less; those of another seed 0.28."""
     try:
@@ -110,9 +112,7 @@ def test_half_precision_starts_from_the_same_noise(peer: str, name: str, draw: A
     assert np.abs(picture - draw(OWN, steps=8)[0]).mean() < 0.03
 
 
-@pytest.mark.parametrize(
-    ("peer", "name"), [needing("diffusers", "diffusers_fp32"), needing("openvino", "openvino_f32")]
-)
+@pytest.mark.parametrize(("peer", "name"), rows_in("float32"))
 def test_rows_without_pictures(peer: str, name: str, draw: Any) -> None:
     picture, events = draw(replace(row(peer, name), pictures=False))
     assert picture is None
@@ -179,9 +179,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-@pytest.mark.parametrize(
-    ("peer", "name"), [needing("diffusers", "diffusers_fp32"), needing("openvino", "openvino_f32")]
-)
+@pytest.mark.parametrize(("peer", "name"), rows_in("float32"))
 def test_both_families(peer: str, name: str, family: str, tiny: Callable[[str], Path], draw: Any) -> None:
     """Within two levels of 255: these weights are float32, and OpenVINO stores them as float16."""
     picture, events = draw(row(peer, name), folder=tiny(family), size=32)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leandiffusion.bench.plots import PLOTS, draw_plots, plot_path
 from leandiffusion.bench.record import Absent, Measurement, Records
+from leandiffusion.bench.report.plots import PLOTS, draw_plots, plot_path
 from leandiffusion.core.errors import BackendUnavailable
 
 
@@ -124,14 +124,14 @@ def test_without_matplotlib(published: Records, tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_the_front(points: list[tuple[float, float]], front: list[tuple[float, float]]) -> None:
-    from leandiffusion.bench.drawing.charts import pareto_front
+    from leandiffusion.bench.report.drawing.charts import pareto_front
 
     assert pareto_front(points) == front
 
 
 def test_which_rows_have_a_panel(published: Records) -> None:
     """The base, the fastest, the smallest and every peer, then others; in the run's order."""
-    from leandiffusion.bench.drawing.curves import panels, stretches
+    from leandiffusion.bench.report.drawing.curves import panels, stretches
 
     shown = [m.row for m in panels(published)]
     assert shown == ["plain", "half_precision", "channels_last", "memory_efficient", "diffusers_half", "openvino_half"]

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leandiffusion.bench import process, runner
 from leandiffusion.bench.record import Absent, Records, Writer, read_records
-from leandiffusion.bench.runner import Wish, choose_rows, execute, plan
-from leandiffusion.bench.suites import SUITES
+from leandiffusion.bench.run import plan as planning
+from leandiffusion.bench.run import process
+from leandiffusion.bench.run.declared import declared_rows
+from leandiffusion.bench.run.plan import BenchOptions, choose_rows, plan
+from leandiffusion.bench.run.rounds import execute
+from leandiffusion.bench.suites import suites
 from leandiffusion.bench.workload import Job, Row, Workload
 from leandiffusion.core.errors import BackendUnavailable, ConfigError
 
@@ -24,7 +27,7 @@ LOAD = Workload("demo", 128, 3, 1, "bfloat16", "cpu", 2)
 
 
 class Machine:
-    """Answers what `process.ask` would. `troubles`: by row and how often it was drawn before, an answer or an error."""
+    """Stands in for `process.run_task`. `troubles`: by row and how often it was drawn before, an answer or an error."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -34,9 +37,11 @@ class Machine:
     def __call__(self, task: str, **arguments: Any) -> dict[str, Any]:
         if task == "survey":
             device, half = arguments["device"] or "cpu", arguments["half"] or "bfloat16"
-            return {"result": {"device": device, "half": half, "environment": {"cpu": {"model": "any"}}}}
+            declared = {suite: [row.to_json() for row in rows] for suite, rows in declared_rows().items()}
+            environment = {"cpu": {"model": "any"}}
+            return {"result": {"device": device, "half": half, "environment": environment, "declared": declared}}
         if task in ("model", "flops"):
-            return {"result": {"folder": "somewhere", "size": 512} if task == "model" else {"step": 1e9}}
+            return {"result": {"checkpoint": "somewhere", "size": 512} if task == "model" else {"step": 1e9}}
         if task == "ceiling":
             self.asked.append("ceiling")
             return {"result": {"float32": {"matmul": 1e11, "conv": 2e11}}}
@@ -71,12 +76,12 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
-    monkeypatch.setattr(runner, "ask", machine)
+    monkeypatch.setattr(process, "run_task", machine)
     return machine
 
 
-def run(machine: Machine, work: Path, **wish: Any) -> tuple[Records, str]:
-    ready = plan(Wish(**{"suite": "published", "model": "demo", "size": 64, "repeat": 2} | wish), work)
+def run(machine: Machine, work: Path, **options: Any) -> tuple[Records, str]:
+    ready = plan(BenchOptions(**{"suite": "published", "model": "demo", "size": 64, "repeat": 2} | options), work)
     file = io.StringIO()
     return execute(ready, Writer(file, ready.run)), file.getvalue()
 
@@ -134,7 +139,7 @@ def test_a_crash_is_a_row_with_its_error_and_the_run_goes_on(machine: Machine, t
 
 def test_ctrl_c_keeps_the_finished_rows(machine: Machine, tmp_path: Path) -> None:
     machine.troubles["half_precision", 1] = KeyboardInterrupt()
-    ready = plan(Wish("published", "demo", 64, repeat=3, rows=("plain", "half_precision")), tmp_path)
+    ready = plan(BenchOptions("published", "demo", 64, repeat=3, rows=("plain", "half_precision")), tmp_path)
     path = tmp_path / "records.jsonl"
     with path.open("w") as file, pytest.raises(KeyboardInterrupt):
         execute(ready, Writer(file, ready.run))
@@ -169,40 +174,41 @@ def test_a_picture_with_nan_is_noted(machine: Machine, tmp_path: Path, monkeypat
 
 def test_unknown_rows_and_peers_are_refused_before_the_model(machine: Machine, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'channels_last'"):
-        plan(Wish("published", "demo", rows=("chanels_last",)), tmp_path)
+        plan(BenchOptions("published", "demo", rows=("chanels_last",)), tmp_path)
     with pytest.raises(ConfigError, match="unknown peer 'onnx'"):
-        plan(Wish("published", "demo", peers=("onnx",)), tmp_path)
+        plan(BenchOptions("published", "demo", peers=("onnx",)), tmp_path)
     assert machine.asked == []
 
 
 def test_a_peer_that_is_not_installed_is_named(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "find_spec", lambda name: None)
+    monkeypatch.setattr(planning, "find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match=r"needs openvino: pip install 'leandiffusion\[peers\]'"):
-        plan(Wish("published", "demo", peers=("openvino",)), tmp_path)
+        plan(BenchOptions("published", "demo", peers=("openvino",)), tmp_path)
 
 
 def test_quick_is_small_unless_told_otherwise(machine: Machine, tmp_path: Path) -> None:
-    quick = plan(Wish("published", "demo", quick=True), tmp_path).workload
+    quick = plan(BenchOptions("published", "demo", quick=True), tmp_path).workload
     assert (quick.size, quick.steps, quick.repeat) == (256, 2, 1)
-    told = plan(Wish("published", "demo", quick=True, size=512, steps=5, repeat=2), tmp_path).workload
+    told = plan(BenchOptions("published", "demo", quick=True, size=512, steps=5, repeat=2), tmp_path).workload
     assert (told.size, told.steps, told.repeat) == (512, 5, 2)
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", list(suites))
 @pytest.mark.parametrize("half", ["bfloat16", "float32"])
 def test_every_suite_has_rows_with_names_of_their_own(suite: str, half: str) -> None:
     load = Workload("demo", 128, 3, 1, half, "cpu", 2)
-    names = [row.name for row in SUITES[suite](load)]
+    declared = declared_rows().get(suite, [])
+    names = [row.name for row in suites.get(suite).rows(load, declared)]
     assert len(set(names)) == len(names)
-    chosen, left_out = choose_rows(Wish(suite, "demo"), load)
+    chosen, left_out = choose_rows(BenchOptions(suite, "demo"), load, declared)
     assert sorted(row.name for row in chosen + left_out) == sorted(names)
     assert all(row.asked for row in left_out)
 
 
 def test_jobs_travel_as_json() -> None:
-    row = Row("x", "X", techniques=(("attention_slicing", {"size": 2}), ("vae_tiling", {})), settings={"a": 1})
+    row = Row("x", "X", enable=(("attention_slicing", {"size": 2}), ("vae_tiling", {})), settings={"a": 1})
     job = Job(row, LOAD, "folder", "work", None)
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
     assert row.describe("bfloat16") == "bfloat16, attention_slicing(size=2), vae_tiling, a=1"
@@ -215,8 +221,7 @@ def test_a_process_is_let_to_clean_up_and_then_ended(tmp_path: Path) -> None:
             "import os, signal, subprocess, sys, time\n"
             f"signal.signal(signal.SIGINT, signal.default_int_handler if {polite} else signal.SIG_IGN)\n"
             "child = subprocess.Popen(['sleep', '60'])\n"
-            "print(child.pid, flush=True)\n"
-            "try: time.sleep(60)\n"
+            "try: print(child.pid, flush=True); time.sleep(60)\n"
             f"finally: open({str(tmp_path / 'clean')!r}, 'w').close()"
         )
         started = subprocess.Popen(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from leandiffusion.bench.record import Measurement, Records
-from leandiffusion.bench.statistics import Spread, figure_of, ratio_of, speedup_of, spread_of
+from leandiffusion.bench.report.statistics import Spread, figure_of, ratio_of, speedup_of, spread_of
 
 STEP = figure_of("step")
 

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from leandiffusion.bench.record import Absent, Failure, Measurement, Records
-from leandiffusion.bench.sheets import Sheet, main_sheet, rate, share_of_limit
-from leandiffusion.bench.tables import markdown, rich_tables
-from leandiffusion.bench.words import facts, flops, headline, notes, troubles
+from leandiffusion.bench.report.describe import facts, flops, headline, notes, troubles
+from leandiffusion.bench.report.sheets import Sheet, main_sheet, rate, share_of_limit
+from leandiffusion.bench.report.tables import markdown, rich_tables
 
 Make = Callable[..., Records]
 Maker = Callable[..., Measurement]
@@ -257,6 +257,9 @@ def test_operations(count: float, text: str) -> None:
 
 
 def test_reading_records_needs_no_torch() -> None:
-    code = "import sys; import leandiffusion.bench.tables, leandiffusion.bench.compare; print('torch' in sys.modules)"
+    code = (
+        "import sys; import leandiffusion.bench.report.tables, leandiffusion.bench.report.compare;"
+        "print('torch' in sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

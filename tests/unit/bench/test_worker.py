@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from leandiffusion import StableDiffusionPipeline
-from leandiffusion.bench import worker
-from leandiffusion.bench.own import starting_noise
-from leandiffusion.bench.process import ask
-from leandiffusion.bench.suites import attention, memory, published
+from leandiffusion.bench.loop import starting_noise
+from leandiffusion.bench.run import worker
+from leandiffusion.bench.run.declared import declared_rows
+from leandiffusion.bench.run.process import run_task
+from leandiffusion.bench.suites import suites
 from leandiffusion.bench.workload import GUIDANCE, PROMPT, Job, Row, Workload
 from leandiffusion.demo import model_folder
 from leandiffusion.schedulers import build
@@ -37,9 +38,13 @@ def _no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_limit_memory", lambda device: None)
 
 
-@pytest.mark.parametrize("suite", [published, memory])
-def test_every_row_draws_or_says_why_not(suite: Any, tmp_path: Path) -> None:
-    rows = [row for row in suite(LOAD) if not row.asked]
+def rows_of(suite: str) -> list[Row]:
+    return suites.get(suite).rows(LOAD, declared_rows().get(suite, []))
+
+
+@pytest.mark.parametrize("suite", ["published", "memory"])
+def test_every_row_draws_or_says_why_not(suite: str, tmp_path: Path) -> None:
+    rows = [row for row in rows_of(suite) if not row.asked]
     answers = {row.name: draw(row, picture=tmp_path / f"{row.name}.npy") for row in rows}
     for name, answer in answers.items():
         why = answer.get("absent", "")  # of what this machine lacks
@@ -63,31 +68,31 @@ def test_the_picture_is_the_pipelines_own(tmp_path: Path) -> None:
 
 
 def test_attention_rows_draw_no_picture() -> None:
-    row = next(row for row in attention(LOAD) if row.name == "256_after")
+    row = next(row for row in rows_of("attention") if row.name == "256_after")
     seconds = draw(row)["result"]["seconds"]
     assert "decode" not in seconds
     assert seconds["step"] > 0
 
 
 def test_scores_that_do_not_fit_are_refused_before_they_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    from leandiffusion.bench import own
+    from leandiffusion.bench.run import own
 
     monkeypatch.setattr(own, "available_memory", lambda: 1000)
-    row = next(row for row in attention(LOAD) if row.name == "256_before")
+    row = next(row for row in rows_of("attention") if row.name == "256_before")
     assert "attention's scores alone would take" in draw(row)["absent"]
 
 
 def test_what_goes_wrong_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = worker.answer({"do": "draw", "job": job(Row("x", "x", techniques=(("nothing", {}),))), "timeline": False})
+    answer = worker.answer({"do": "draw", "job": job(Row("x", "x", enable=(("nothing", {}),))), "timeline": False})
     assert answer["error"].startswith("unknown technique 'nothing'")
     assert answer["wrong"]
-    monkey = worker.answer({"do": "model", "name": "shape:sd155", "work": "."})
+    monkey = worker.answer({"do": "model", "name": "shape:sd155", "workdir": "."})
     assert "Did you mean 'shape:sd15'" in monkey["error"]
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_real_process_answers_and_keeps_the_peak_of_its_own() -> None:
-    answer = ask("draw", job=job(Row("plain", "plain", "float32")), timeline=True)
+    answer = run_task("draw", job=job(Row("plain", "plain", "float32")), timeline=True)
     peaks = answer["result"]["peaks"]
     assert max(peaks.values()) < 2 << 30
     assert {"load", "warm-up", "text", "denoise", "decode"} == set(peaks)
@@ -97,7 +102,7 @@ def test_a_real_process_answers_and_keeps_the_peak_of_its_own() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_memory_beyond_the_limit_is_an_error_of_the_row() -> None:
     code = (
-        "from leandiffusion.bench import worker; import torch, leandiffusion.measure.environment as e\n"
+        "from leandiffusion.bench.run import worker; import torch, leandiffusion.measure.environment as e\n"
         "e.available_memory = lambda: 2 << 30\n"
         "worker._limit_memory('cpu')\n"
         "try: torch.zeros(4 << 30, dtype=torch.uint8)\n"

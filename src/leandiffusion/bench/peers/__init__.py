@@ -6,7 +6,7 @@ A peer is only imported in the process that draws with it. Its file registers a 
 from __future__ import annotations
 
 from ...core.registry import Registry
-from .base import Drawer
+from ..drawer import Drawer
 
 peers: Registry[type[Drawer]] = Registry("peer", __name__)
 

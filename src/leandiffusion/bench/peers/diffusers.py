@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..drawer import Meter
 from ..workload import GUIDANCE, PROMPT, Job, Row, Workload
 from . import peers
-from .base import Meter
 
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 """What encode_prompt returns, under the names that a call takes. SD1 and SD2 have the first two."""
@@ -43,7 +43,7 @@ class Diffusers:
 
         self._job = job
         diffusers: Any = importlib.import_module("diffusers")
-        pipe = _open(diffusers, job.folder, getattr(torch, job.dtype))
+        pipe = _open(diffusers, job.checkpoint, getattr(torch, job.dtype))
         pipe.set_progress_bar_config(disable=True)
         pipe.to(job.workload.device)
         _switch_on(pipe, job.row.settings)
@@ -90,7 +90,7 @@ class Diffusers:
         return dict(zip(EMBEDDINGS, found, strict=False))
 
     def _denoise(self, steps: int, embeddings: Mapping[str, Any], meter: Meter) -> Any:
-        from ..own import starting_noise
+        from ..loop import starting_noise
 
         side, pipe = self._job.size, self._pipe
         noise = starting_noise(pipe, self._job.workload, side).to(pipe.device, pipe.unet.dtype)

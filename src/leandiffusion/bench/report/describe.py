@@ -6,29 +6,25 @@ import datetime
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..core.units import format_bytes
-from ..device.host import is_host
-from .record import Measurement, Records
+from ...core.units import format_bytes
+from ...device.host import is_host
+from ..record import Measurement, Records
+from ..suites import Suite, suites
 from .statistics import Spread
-
-TITLES = {
-    "published": "The published table, measured here",
-    "memory": "Ways of saving memory",
-    "attention": "Memory-efficient attention, before and after",
-}
 
 INTERRUPTED = "The run was interrupted: rows and rounds that it did not come to are missing."
 
 
-def suite_title(records: Records) -> str:
-    """What the suite is about."""
-    return TITLES.get(records.run.suite, records.run.suite)
+def suite_of(records: Records) -> Suite:
+    """The suite that was run; one with the usual columns and plots where none of that name is known any more."""
+    name = records.run.suite
+    return suites.get(name) if name in suites else Suite(name, title=name)
 
 
 def headline(records: Records) -> str:
     """'shape:sd15 · 512 px · batch 1 · cpu: AMD EPYC 9R14'; sizes are left out where rows differ in them."""
     load = records.run.workload
-    size = () if records.run.suite == "attention" else (f"{load.get('size')} px",)
+    size = () if suite_of(records).own_sizes else (f"{load.get('size')} px",)
     return " · ".join((model_name(records), *size, f"batch {load.get('batch')}", device_name(records)))
 
 
@@ -166,7 +162,7 @@ def _software(records: Records) -> str:
 
 def _work(records: Records) -> str:
     load = records.run.workload
-    size = "sizes as listed" if records.run.suite == "attention" else f"{load.get('size')} px"
+    size = "sizes as listed" if suite_of(records).own_sizes else f"{load.get('size')} px"
     rounds = f"{_count(load.get('repeat'), 'round')} of {_count(load.get('steps'), 'step')}"
     return (
         f"{model_name(records)}, {size}, batch {load.get('batch')}, with guidance, on {load.get('device')}; half "

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..core.errors import ConfigError
-from ..core.units import format_bytes
-from .record import Records
+from ...core.errors import ConfigError
+from ...core.units import format_bytes
+from ..record import Records
 from .statistics import Spread, figure_of, ratio_of, spread_of
 
 if TYPE_CHECKING:

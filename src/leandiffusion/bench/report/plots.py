@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..core.aside import aside
-from ..core.errors import BackendUnavailable
-from .record import Records
+from ...core.aside import aside
+from ...core.errors import BackendUnavailable
+from ..record import Records
+from .describe import suite_of
 
 PLOTS = {
     "tradeoff": "Time per step against peak memory",
@@ -31,14 +32,17 @@ def draw_plots(records: Records, stem: Path) -> list[Path]:
         raise BackendUnavailable("plots need matplotlib: pip install 'leandiffusion[bench]'.") from error
     from .drawing import canvas, charts, curves
 
-    kinds = {"tradeoff": charts.tradeoff, "speedup": charts.speedup, "timeline": curves.timeline}
-    if records.run.suite == "attention":
-        kinds = {"attention": curves.attention}
-    written = []
+    kinds = {
+        "tradeoff": charts.tradeoff,
+        "speedup": charts.speedup,
+        "timeline": curves.timeline,
+        "attention": curves.attention,
+    }
+    wanted, written = suite_of(records).plots, []
     with matplotlib.rc_context(canvas.STYLE):
         for name in PLOTS:
-            path, draw = plot_path(stem, name), kinds.get(name)
-            figure = draw(records) if draw else None
+            path = plot_path(stem, name)
+            figure = kinds[name](records) if name in wanted else None
             if figure is None:
                 path.unlink(missing_ok=True)
             else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .record import Records
+from ..record import Records
+from .describe import suite_of, title_of
 from .sheets import DECODE, NOTHING, PEAK, STEP, Sheet
 from .statistics import Figure, Spread, ratio_of, spread_of
-from .words import title_of
 
 OTHER_PRECISION = "other precision"
 
@@ -36,7 +36,7 @@ class Duel:
 def duels(records: Records) -> list[Duel]:
     """Each measured peer's row against our fastest row of its precision, and against our fastest row where that is
     another. Suites whose rows differ in size have none."""
-    if records.run.suite == "attention":
+    if suite_of(records).own_sizes:
         return []
     measured = [row for row in records.run.rows if records.measured(row)]
     ours = [row for row in measured if not _peer(records, row)]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..workload import Job, Row, Workload
+from .workload import Job, Row, Workload
 
 
 class Meter(Protocol):
@@ -26,7 +26,7 @@ class Drawer(Protocol):
     """Draws a job in this process. Made once per process: making it opens the model."""
 
     requires: ClassVar[tuple[str, ...]]
-    """Packages that have to be installed."""
+    """Packages that have to be installed; the first one's version stands in the record under the peer's name."""
 
     def __init__(self, job: Job) -> None:
         """Open the model at the job's dtype on its device, with the row's settings. Raises what goes wrong."""
@@ -39,7 +39,7 @@ class Drawer(Protocol):
 
     @classmethod
     def prepare(cls, job: Job) -> None:
-        """Write what takes long and can be used by later processes into `job.work`. Runs in a process of its own."""
+        """Write what takes long and can be used by later processes into `job.workdir`. Runs in a process of its own."""
         ...
 
     def draw(self, steps: int, meter: Meter) -> np.ndarray[Any, Any] | None:

@@ -1,6 +1,6 @@
 """The process of one job: reads it as JSON on standard input, answers with a JSON object on standard output.
 
-    python -m leandiffusion.bench.worker
+    python -m leandiffusion.bench.run.worker
 
 Whatever libraries print goes to standard error, so that nothing mixes with the answer.
 """
@@ -16,19 +16,21 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..device.host import is_host
+from ...device.host import is_host
 
 SHARE_OF_MEMORY = 0.95
 """Of what is free a process on the CPU may take; beyond that allocating fails, before the system ends any process."""
 
 
 def survey(device: str | None, half: str | None) -> dict[str, Any]:
-    """What this machine is, and what to compute on and in where that was not said. BackendUnavailable, ConfigError."""
-    from ..core.errors import ConfigError
-    from ..device.capabilities import fastest_half
-    from ..device.names import HOST, check_device, default_device
-    from ..device.streams import can_be_timed
-    from ..measure.environment import describe_environment
+    """What this machine is, the device and half precision to use where none was given, and the rows that techniques
+    declare, by suite. BackendUnavailable, ConfigError."""
+    from ...core.errors import ConfigError
+    from ...device.capabilities import fastest_half
+    from ...device.names import HOST, check_device, default_device
+    from ...device.streams import can_be_timed
+    from ...measure.environment import describe_environment
+    from .declared import declared_rows
 
     place = check_device(device) if device else default_device()
     if not can_be_timed(place):
@@ -38,26 +40,27 @@ def survey(device: str | None, half: str | None) -> dict[str, Any]:
     environment = describe_environment()
     del environment["cache"], environment["system"]["executable"]  # records are published: no paths of this machine
     environment["variables"] = {k: v for k, v in environment["variables"].items() if os.sep not in v}
-    return {"device": device, "half": half, "environment": environment}
+    declared = {suite: [row.to_json() for row in rows] for suite, rows in declared_rows().items()}
+    return {"device": device, "half": half, "environment": environment, "declared": declared}
 
 
-def make_model(name: str, work: str) -> dict[str, Any]:
+def make_model(name: str, workdir: str) -> dict[str, Any]:
     """The checkpoint that `--model` names, made where it is a shape; and the side of its pictures."""
     from .models import find_model
 
-    return find_model(name, Path(work))
+    return find_model(name, Path(workdir))
 
 
-def count(folder: str, size: int, batch: int) -> dict[str, Any]:
+def count(checkpoint: str, size: int, batch: int) -> dict[str, Any]:
     """Floating-point operations of the stages."""
     from .flops import count_flops_of
 
-    return dict(count_flops_of(Path(folder), size, batch))
+    return dict(count_flops_of(Path(checkpoint), size, batch))
 
 
 def ceiling(device: str, dtypes: list[str]) -> dict[str, Any]:
     """What the machine reaches now."""
-    from ..measure.ceiling import measure_ceiling
+    from ...measure.ceiling import measure_ceiling
 
     _choose(device, "float32")
     return measure_ceiling(device, dtypes, 0.5 if is_host(device) else 1.0)
@@ -65,7 +68,7 @@ def ceiling(device: str, dtypes: list[str]) -> dict[str, Any]:
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
     """What a peer writes once for all rounds."""
-    from .workload import Job
+    from ..workload import Job
 
     asked = Job.from_json(job)
     _limit_memory(asked.workload.device)
@@ -77,14 +80,13 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
     """Draw once to warm up, once measured."""
     import numpy as np
 
-    from .meter import Meter, Quiet
-    from .own import drawn_quietly
-    from .workload import Job
+    from ..workload import Job
+    from .meter import NullMeter, ProcessMeter
 
     asked = Job.from_json(job)
     _limit_memory(asked.workload.device)
     _choose(asked.workload.device, asked.dtype)
-    meter = Meter(asked.workload.device, timeline)
+    meter = ProcessMeter(asked.workload.device, timeline)
     # CUDA graphs and traces are recorded in a second call.
     warm_ups = 1 if is_host(asked.workload.device) else 3
 
@@ -93,16 +95,24 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
             drawer = _drawer(asked)(asked)
         with meter.stage("warm-up"):
             for _ in range(warm_ups):
-                drawer.draw(1, Quiet())
+                drawer.draw(1, NullMeter())
         return drawer.draw(asked.workload.steps, meter)
 
     try:
-        picture, notes = drawn_quietly(work)
+        picture, notes = _with_warnings(work)
     finally:
         meter.close()
     if picture is not None and asked.picture is not None:
         np.save(asked.picture, picture)
     return _figures(meter, asked.dtype, warm_ups, notes)
+
+
+def _with_warnings(draw: Any) -> tuple[Any, list[str]]:
+    """What `draw()` returns, and the warnings it gave, each once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = draw()
+    return result, list(dict.fromkeys(str(warning.message) for warning in caught))
 
 
 def _figures(meter: Any, dtype: str, warm_ups: int, notes: list[str]) -> dict[str, Any]:
@@ -127,7 +137,7 @@ def _drawer(job: Any) -> Any:
         from .own import Own
 
         return Own
-    from .peers import peers
+    from ..peers import peers
 
     return peers.get(job.row.peer)
 
@@ -138,7 +148,7 @@ def _limit_memory(device: str) -> None:
         return
     import resource
 
-    from ..measure.environment import available_memory
+    from ...measure.environment import available_memory
 
     free, (_, hard) = available_memory(), resource.getrlimit(resource.RLIMIT_DATA)
     if free is not None:
@@ -153,7 +163,7 @@ def _choose(device: str, dtype: str) -> None:
         return
     import torch
 
-    from ..device.capabilities import compute_full_float32
+    from ...device.capabilities import compute_full_float32
 
     torch.accelerator.set_device_index(torch.device(device).index or 0)
     if dtype == "float32":
@@ -165,7 +175,7 @@ TASKS = {"survey": survey, "model": make_model, "flops": count, "ceiling": ceili
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Do what is asked: {'result': …}, {'absent': reason} where this machine can not, or {'error': text}."""
-    from ..core.errors import BackendUnavailable, ConfigError, LeanError
+    from ...core.errors import BackendUnavailable, ConfigError, LeanError
 
     try:
         return {"result": TASKS[request.pop("do")](**request)}

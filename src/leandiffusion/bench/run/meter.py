@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from ..device.host import is_host
-from ..device.memory import peak_memory, reserved_memory
-from ..device.streams import seconds_between, synchronize, tick
-from ..measure.memory import peak_rss, reset_peak, rss
+from ...device.host import is_host
+from ...device.memory import peak_memory, reserved_memory
+from ...device.streams import seconds_between, synchronize, tick
+from ...measure.memory import peak_rss, reset_peak, rss
 
 SAMPLE_SECONDS = 0.05
 
 
-class Quiet:
-    """Takes no notice: the meter of a warm-up."""
+class NullMeter:
+    """Measures nothing: for the warm-up."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         return nullcontext()
@@ -28,11 +28,12 @@ class Quiet:
         return None
 
 
-class Meter:
-    """Stages may not nest. On a GPU a stage is charged for the work it asked for, and steps are timed by events, so
-    that nothing waits for the device between them.
+class ProcessMeter:
+    """Measures this process: seconds and peak memory by stage, seconds of each step. Stages cannot be nested.
 
-    With `timeline` a thread notes memory every 50 ms: of torch's allocator there, else of the process.
+    On a GPU a stage is charged for the work it asked for, and steps are timed by events, so that nothing waits for the
+    device between them. With `timeline` a thread notes memory every 50 ms: of torch's allocator there, else of the
+    process.
     """
 
     def __init__(self, device: str, timeline: bool = False) -> None:

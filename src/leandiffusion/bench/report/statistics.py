@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .record import Measurement, Records
+from ..record import Measurement, Records
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ..record import Records
-from ..sheets import PEAK, PUBLISHED_SECONDS, STEP
+from ...record import Records
+from ..describe import suite_of, title_of
+from ..sheets import PEAK, STEP
 from ..statistics import Spread, speedup_of, spread_of
-from ..words import title_of
 from .canvas import (
     FAINT,
     INK,
@@ -94,7 +94,7 @@ def speedup(records: Records) -> Figure | None:
     keys = row_keys(records, ratios, marker="s")
     if published:
         mark = {"color": INK, "marker": "|", "markersize": 12, "markeredgewidth": 2.2, "linestyle": ""}
-        keys.append(Line2D([], [], label="published, whole picture, TITAN RTX", **mark))
+        keys.append(Line2D([], [], label=f"published, whole picture, {suite_of(records).published_on}", **mark))
     legend_below(figure, keys)
     widest = max(label.get_window_extent().width for label in ax.get_yticklabels())
     figure.subplots_adjust(left=(widest / figure.dpi + 0.32) / figure.get_figwidth())
@@ -119,13 +119,12 @@ def _write_ratios(ax: Any, ratios: Sequence[Spread], published: dict[int, float]
 
 
 def _published(records: Records, rows: Sequence[str]) -> dict[int, float]:
-    """Published speed-ups by the row's place."""
-    if records.run.suite != "published" or records.base != "plain":
+    """Published speed-ups by the row's place, where the run has the same base as what was published."""
+    seconds = suite_of(records).published
+    base = next(iter(seconds), None)
+    if base is None or records.base != base:
         return {}
-    plain = PUBLISHED_SECONDS["plain"]
-    return {
-        i: plain / PUBLISHED_SECONDS[row] for i, row in enumerate(rows) if row in PUBLISHED_SECONDS and row != "plain"
-    }
+    return {i: seconds[base] / seconds[row] for i, row in enumerate(rows) if row in seconds and row != base}
 
 
 def _draw_front(ax: Any, front: list[tuple[float, float]]) -> list[tuple[float, float, float, float]]:

@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from ..record import Measurement, Records
+from ...record import Measurement, Records
+from ..describe import suite_of, title_of
 from ..sheets import PEAK, STEP, sizes
 from ..statistics import Figure as Reading
 from ..statistics import Spread, speedup_of, spread_of
-from ..words import title_of
 from .canvas import BASE, INK, OURS, folded, legend_below, make_figure, memory_unit, row_color, whiskers
 
 STAGES = {"load": "#e4e7eb", "warm-up": "#fbeecb", "text": "#f7cfe3", "denoise": "#d3e6ff", "decode": "#cdeed5"}
@@ -69,7 +69,7 @@ def attention(records: Records) -> Figure | None:
     pairs = {side: names for side, names in sizes(records).items() if any(map(records.measured, names))}
     if len(pairs) < 2:
         return None
-    figure, axes = make_figure("Memory-efficient attention, before and after", records, 5.4, 1, 2)
+    figure, axes = make_figure(suite_of(records).title, records, 5.4, 1, 2)
     unit, size = memory_unit(m.peak for names in pairs.values() for row in names for m in records.measured(row))
     for which, color, marker in ((0, BASE, "s"), (1, OURS, "o")):
         names = {side: pair[which] for side, pair in pairs.items()}

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.aside import aside
-from ..core.config import read_json, write_json
-from ..core.errors import ConfigError
-from ..core.registry import did_you_mean
-from ..core.units import format_bytes
-from ..families.base import Family, families
-from ..families.folder import INDEX_FILE, component_class
-from ..modules.tokenizer import CLIPTokenizer
-from ..pipelines.assembly import packaged
-from ..weights.build import build_empty
-from ..weights.locate import find_checkpoint
+from ...core.aside import aside
+from ...core.config import read_json, write_json
+from ...core.errors import ConfigError
+from ...core.registry import did_you_mean
+from ...core.units import format_bytes
+from ...families.base import Family, families
+from ...families.folder import INDEX_FILE, component_class
+from ...modules.tokenizer import CLIPTokenizer
+from ...pipelines.assembly import packaged
+from ...weights.build import build_empty
+from ...weights.locate import find_checkpoint
 
 SHAPES = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 """Names behind `shape:`, and the families whose networks they are."""
@@ -30,25 +30,25 @@ SHAPES = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 SHAPE = "shape:"
 
 
-def find_model(name: str, work: Path) -> dict[str, Any]:
-    """The checkpoint called `name`, ready on disk: {'folder': path, 'size': side of its pictures in pixels}.
+def find_model(name: str, workdir: Path) -> dict[str, Any]:
+    """The checkpoint called `name`, ready on disk: {'checkpoint': path, 'size': side of its pictures in pixels}.
 
-    'shape:sd15' and its like are made in `work`, once. ConfigError for unknown shapes and for a full disk,
+    'shape:sd15' and its like are made in `workdir`, once. ConfigError for unknown shapes and for a full disk,
     WeightsError's kinds for checkpoints that are not there.
     """
     if name.startswith(SHAPE):
         family = shape_of(name)
-        folder = work / f"{name.removeprefix(SHAPE)}-bfloat16"
+        folder = workdir / f"{name.removeprefix(SHAPE)}-bfloat16"
         if not folder.exists():
             write_random_checkpoint(family, folder, torch.bfloat16)
-        return {"folder": str(folder), "size": family.size}
+        return {"checkpoint": str(folder), "size": family.size}
     path = Path(name).expanduser()
     if path.is_file():
-        return {"folder": str(path), "size": 512}
+        return {"checkpoint": str(path), "size": 512}
     folder = find_checkpoint(packaged(name)).folder
     config = read_json(folder / "unet" / "config.json")
     levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", (0,) * 4))
-    return {"folder": str(folder), "size": int(config.get("sample_size", 64)) * 2 ** (levels - 1)}
+    return {"checkpoint": str(folder), "size": int(config.get("sample_size", 64)) * 2 ** (levels - 1)}
 
 
 def shape_of(name: str) -> Family:

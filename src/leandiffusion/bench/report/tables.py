@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..record import Records
 from .against import against_sheet
-from .record import Records
-from .sheets import PEAK_OF, STAGES, Sheet, main_sheet
-from .words import INTERRUPTED, facts, headline, notes, settings, suite_title, troubles
+from .describe import INTERRUPTED, facts, headline, notes, settings, suite_of, troubles
+from .sheets import Sheet, main_sheet
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
 WORDY = {"row", "program", "our row", "verdict"}
 """Columns of words: aligned to the left, and folded where a terminal is narrow."""
 
-BESIDE = (
-    ("step", "it/s", "× faster", "text", "decode", "prepare"),
-    ("peak", "× peak", "% of limit", "PSNR / SSIM"),
-    tuple(f"{PEAK_OF}{stage}" for stage in STAGES),
-    ("50 steps", "× whole", "published"),
-)
-"""Columns that stand together in a terminal, which is narrower than a page."""
-
 
 def rich_tables(records: Records) -> list[RenderableType]:
     """Everything there is to say of a run: the figures, the rows that were not measured, each with its reason, other
@@ -32,8 +24,7 @@ def rich_tables(records: Records) -> list[RenderableType]:
     from rich.text import Text
 
     sheet, against = main_sheet(records), against_sheet(records)
-    whole = records.run.suite == "attention"
-    parts = [sheet] if whole else [part for group in BESIDE if len((part := sheet.only(group)).columns) > 1]
+    parts = [part for group in suite_of(records).columns if len((part := sheet.only(group)).columns) > 1]
     drawn: list[RenderableType] = [Text(sheet.title, style="bold")]
     if not records.complete:
         drawn.append(Text(INTERRUPTED, style="bold red"))
@@ -48,7 +39,7 @@ def markdown(records: Records, level: int = 1, pictures: Sequence[tuple[str, str
     """The same as a page of Markdown, its title a heading of `level`; `pictures` are (what it shows, link)."""
     above, below = "#" * level, "#" * (level + 1)
     sheet, against, failed = main_sheet(records), against_sheet(records), troubles(records)
-    parts = [f"{above} {suite_title(records)}", headline(records)]
+    parts = [f"{above} {suite_of(records).title}", headline(records)]
     if not records.complete:
         parts.append(f"**{INTERRUPTED}**")
     parts += [f"![{alt}]({link})" for alt, link in pictures]

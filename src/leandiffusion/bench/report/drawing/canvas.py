@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..record import Records
+from ...record import Records
+from ..describe import headline
 from ..statistics import Spread
-from ..words import headline
 
 OURS, PEERS, BASE, FAINT, INK = "#1f6feb", "#d9480f", "#57606a", "#8c959f", "#1f2328"
 GIB, MIB = 2**30, 2**20

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention import backends
-from ..core.errors import LeanError
-from ..families.folder import component_class, read_index
-from ..measure.work import count_flops
-from ..modules.transformer import set_attention_backend
-from ..weights.build import build_empty
+from ...attention import backends
+from ...core.errors import LeanError
+from ...families.folder import component_class, read_index
+from ...measure.work import count_flops
+from ...modules.transformer import set_attention_backend
+from ...weights.build import build_empty
 
 TOKENS = 77  # that CLIP reads, where the checkpoint does not say
 

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
-from ..core.units import format_bytes, format_seconds
-from ..device.host import is_host
-from .record import Measurement, Records
+from ...core.units import format_bytes, format_seconds
+from ...device.host import is_host
+from ..record import Measurement, Records
+from .describe import headline, suite_of, title_of
 from .statistics import Figure, Spread, figure_of, ratio_of, speedup_of, spread_of
-from .words import headline, suite_title, title_of
-
-PUBLISHED_SECONDS = {
-    "plain": 9.50,
-    "cudnn_autotune": 9.37,
-    "half_precision": 3.61,
-    "channels_last": 3.30,
-    "traced": 3.21,
-    "memory_efficient": 2.63,
-}
-"""Stable Diffusion 1.5, 512 px, 50 DDIM steps on an NVIDIA TITAN RTX, by row."""
-
-PUBLISHED_RATES = (
-    ("T4", 3.5, 5.5),
-    ("RTX 3060", 4.6, 7.8),
-    ("A10G", 8.88, 15.6),
-    ("RTX A6000", 11.7, 21.09),
-    ("TITAN RTX", 12.51, 18.22),
-    ("A100-40GB", 18.6, 29.0),
-    ("A100-80GB", 18.7, 29.5),
-)
-"""Steps per second before and after memory-efficient attention: 512 px, float16."""
 
 STEPS = 50
 LONG_PREPARATION = 0.5
@@ -63,38 +43,39 @@ class Sheet:
 
 
 def main_sheet(records: Records) -> Sheet:
-    """Each measured row with its figures. Columns in which no row has a value are left out."""
-    if records.run.suite == "attention":
-        return attention_sheet(records)
-    names = [row for row in records.run.rows if records.measured(row)]
-    cells = {heading: [cell(row) for row in names] for heading, cell in _columns(records).items()}
+    """Each measured row with the figures that its suite shows. Columns in which no row has a value are left out."""
+    suite = suite_of(records)
+    if suite.own_sizes:
+        return size_sheet(records)
+    names, known = [row for row in records.run.rows if records.measured(row)], _columns(records)
+    headings = ("row", *chain.from_iterable(suite.columns))
+    cells = {heading: [known[heading](row) for row in names] for heading in headings}
     cells = {heading: column for heading, column in cells.items() if heading == "row" or any(column)}
     rows = [[text or NOTHING for text in row] for row in zip(*cells.values(), strict=True)]
-    legend = {heading: line for heading, line in _legend(records).items() if heading in cells}
-    return Sheet(f"{suite_title(records)}: {headline(records)}", list(cells), rows, legend)
+    legend = {heading: line for heading, line in {**_legend(records), **suite.legend}.items() if heading in cells}
+    return Sheet(f"{suite.title}: {headline(records)}", list(cells), rows, legend)
 
 
-def attention_sheet(records: Records) -> Sheet:
-    """Steps per second and memory before and after memory-efficient attention, by size."""
-    columns = ["size", "it/s before", "it/s after", "× faster", "peak before", "peak after", "× peak"]
+def size_sheet(records: Records) -> Sheet:
+    """Rate and memory of the rows before and after, by size of the picture."""
+    suite = suite_of(records)
+    headings = list(chain.from_iterable(suite.columns))
     rows = []
     for size, (before, after) in sizes(records).items():
-        rates, peaks = ([_text(spread_of(records, row, f), form) for row in (before, after)] for f, form in _PAIR)
-        faster, bigger = speedup_of(records, after, STEP, before), ratio_of(records, after, PEAK, before)
-        cells = [f"{size} px", *rates, str(faster or ""), *peaks, str(bigger or "")]
-        if any(cells[1:]):
-            rows.append([text or NOTHING for text in cells])
-    pairs = ", ".join(f"{gpu} {before:g} → {after:g}" for gpu, before, after in PUBLISHED_RATES)
+        known = _pair(records, before, after)
+        cells = [known[heading] for heading in headings]
+        if any(cells):
+            rows.append([text or NOTHING for text in (f"{size} px", *cells)])
     legend = {
         "it/s before": "it/s: denoising steps per second, median of the rounds; × faster and × peak: within each "
         "round, median (least–greatest).",
-        "it/s after": f"Published for 512 px in float16, it/s: {pairs}.",
+        **suite.legend,
     }
-    return Sheet(f"{suite_title(records)}: {headline(records)}", columns, rows, legend)
+    return Sheet(f"{suite.title}: {headline(records)}", ["size", *headings], rows, legend)
 
 
 def sizes(records: Records) -> dict[int, tuple[str, str]]:
-    """Names of the rows before and after, by size in pixels, of the attention suite."""
+    """Names of the rows before and after, by size in pixels."""
     found = {int(match[1]) for row in records.run.rows if (match := re.fullmatch(r"(\d+)_(before|after)", row))}
     return {size: (f"{size}_before", f"{size}_after") for size in sorted(found)}
 
@@ -102,7 +83,7 @@ def sizes(records: Records) -> dict[int, tuple[str, str]]:
 def share_of_limit(records: Records, row: str) -> Spread | None:
     """Operations per second of the row's steps over the most that the machine reached in that round at its dtype."""
     count = records.run.flops.get("step")
-    if not count or records.run.suite == "attention":
+    if not count or suite_of(records).own_sizes:
         return None
 
     def share(m: Measurement) -> float | None:
@@ -122,14 +103,15 @@ def whole_picture(m: Measurement) -> float | None:
 
 
 def _columns(records: Records) -> dict[str, Cell]:
+    """Every column that a suite can name, with what stands in it for a row."""
     prepare = figure_of("prepare")
     long = any((prepare(m) or 0) > LONG_PREPARATION for row in records.run.rows for m in records.measured(row))
-    published = records.run.suite == "published"
+    published = suite_of(records).published
 
     def seconds(figure: Figure) -> Cell:
         return lambda row: _text(spread_of(records, row, figure), format_seconds)
 
-    columns: dict[str, Cell] = {
+    return {
         "row": lambda row: title_of(records, row),
         "step": lambda row: s.text(format_seconds) if (s := spread_of(records, row, STEP)) else "",
         "it/s": lambda row: _text(spread_of(records, row, STEP), rate),
@@ -141,14 +123,11 @@ def _columns(records: Records) -> dict[str, Cell]:
         "× peak": lambda row: _text(ratio_of(records, row, PEAK), "{:.2f}".format),
         "% of limit": lambda row: _text(share_of_limit(records, row), "{:.0%}".format),
         "PSNR / SSIM": lambda row: _quality(records.measured(row)),
+        **{f"{PEAK_OF}{stage}": _peak_of(records, stage) for stage in STAGES},
+        f"{STEPS} steps": seconds(whole_picture),
+        "× whole": lambda row: str(speedup_of(records, row, whole_picture) or ""),
+        "published": lambda row: _published(published, row),
     }
-    if records.run.suite == "memory":
-        columns |= {f"{PEAK_OF}{stage}": _peak_of(records, stage) for stage in STAGES}
-    if published:
-        columns[f"{STEPS} steps"] = seconds(whole_picture)
-        columns["× whole"] = lambda row: str(speedup_of(records, row, whole_picture) or "")
-        columns["published"] = _published
-    return columns
 
 
 def _legend(records: Records) -> dict[str, str]:
@@ -170,8 +149,6 @@ def _legend(records: Records) -> dict[str, str]:
         "PSNR / SSIM": "PSNR / SSIM: the picture against the plain float32 one; the worst of the rounds.",
         f"{STEPS} steps": f"{STEPS} steps: text + {STEPS} × step + decode, computed. × whole: that of '{base}' over "
         "the row's.",
-        "published": f"published: speed-up and seconds of {STEPS} DDIM steps, 512 px, Stable Diffusion 1.5 on an "
-        "NVIDIA TITAN RTX; to compare with × whole.",
     }
 
 
@@ -179,9 +156,27 @@ def _peak_of(records: Records, stage: str) -> Cell:
     return lambda row: _text(spread_of(records, row, lambda m: (m.reserved or m.peaks).get(stage)), format_bytes)
 
 
-def _published(row: str) -> str:
-    seconds = PUBLISHED_SECONDS.get(row)
-    return f"×{PUBLISHED_SECONDS['plain'] / seconds:.2f} ({seconds:.2f} s)" if seconds else ""
+def _pair(records: Records, before: str, after: str) -> dict[str, str]:
+    """What stands in the columns of a suite of sizes."""
+
+    def text(row: str, figure: Figure, form: Callable[[float], str]) -> str:
+        return _text(spread_of(records, row, figure), form)
+
+    return {
+        "it/s before": text(before, STEP, rate),
+        "it/s after": text(after, STEP, rate),
+        "× faster": str(speedup_of(records, after, STEP, before) or ""),
+        "peak before": text(before, PEAK, format_bytes),
+        "peak after": text(after, PEAK, format_bytes),
+        "× peak": str(ratio_of(records, after, PEAK, before) or ""),
+    }
+
+
+def _published(seconds: Mapping[str, float], row: str) -> str:
+    """Speed-up and seconds as published: '×2.63 (3.61 s)'; the first row is what others are compared with."""
+    if row not in seconds:
+        return ""
+    return f"×{next(iter(seconds.values())) / seconds[row]:.2f} ({seconds[row]:.2f} s)"
 
 
 def _quality(measured: list[Measurement]) -> str:
@@ -203,6 +198,3 @@ def rate(seconds: float) -> str:
 
 def _text(spread: Spread | None, form: Callable[[float], str]) -> str:
     return "" if spread is None else form(spread.median)
-
-
-_PAIR: tuple[tuple[Figure, Callable[[float], str]], ...] = ((STEP, rate), (PEAK, format_bytes))

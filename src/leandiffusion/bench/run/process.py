@@ -15,14 +15,14 @@ LINES_OF_TROUBLE = 3
 SECONDS_TO_CLEAN_UP = 5.0
 
 
-def ask(task: str, **arguments: Any) -> dict[str, Any]:
+def run_task(task: str, **arguments: Any) -> dict[str, Any]:
     """Let a fresh process do a task of `worker`; its answer, or {'error': …} when it died without one.
 
     Ctrl-C ends it: it has a process group of its own, so that only this process is interrupted by a terminal.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "leandiffusion.bench.worker"],
+            [sys.executable, "-m", "leandiffusion.bench.run.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
         )  # fmt: skip
         try:

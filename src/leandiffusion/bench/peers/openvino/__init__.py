@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...core.aside import aside
-from ...core.errors import BackendUnavailable
-from ...measure.environment import package_version
-from ..workload import Job, Row, Workload
-from . import peers
-from .base import Meter
+from ....core.aside import aside
+from ....core.errors import BackendUnavailable
+from ....measure.environment import package_version
+from ...drawer import Meter
+from ...workload import Job, Row, Workload
+from .. import peers
 
 
 @peers.register("openvino")
@@ -30,15 +30,15 @@ class OpenVINO:
     def __init__(self, job: Job) -> None:
         import torch
 
-        from ..openvino_networks import KINDS, openvino
-        from ..own import open_for_drawing
+        from ...loop import open_for_drawing
+        from .networks import KINDS, openvino
 
         self._job = job
         core = openvino().Core()
         _check_precision(core, job.row.settings["INFERENCE_PRECISION_HINT"])
         properties = {**job.row.settings, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         parts: dict[str, Any] = {path.name: KINDS[path.name](core, path, properties) for path in _home(job).iterdir()}
-        self._pipe = open_for_drawing(job.folder, **parts)
+        self._pipe = open_for_drawing(job.checkpoint, **parts)
 
     @classmethod
     def rows(cls, workload: Workload) -> list[Row]:
@@ -55,7 +55,7 @@ class OpenVINO:
     def prepare(cls, job: Job) -> None:
         """Convert the networks, unless they lie in `job.work` already. Rows of both precisions use the same.
         BackendUnavailable off the CPU."""
-        from ..openvino_networks import convert
+        from .convert import convert
 
         if job.workload.device != "cpu":
             raise BackendUnavailable("OpenVINO draws on the CPU here: --device cpu")
@@ -63,11 +63,11 @@ class OpenVINO:
         if home.exists():
             return
         with aside(home) as place:
-            convert(job.folder, place, job.size, job.workload.batch)
+            convert(job.checkpoint, place, job.size, job.workload.batch)
             os.replace(place, home)
 
     def draw(self, steps: int, meter: Meter) -> np.ndarray[Any, Any] | None:
-        from ..own import draw_with
+        from ...loop import draw_with
 
         return draw_with(self._pipe, self._job, steps, meter)
 
@@ -80,7 +80,7 @@ def _check_precision(core: Any, precision: str) -> None:
 
 def _home(job: Job) -> Path:
     """Where the converted networks lie: a folder for each checkpoint as it is now, each size and each batch."""
-    path = Path(job.folder)
+    path = Path(job.checkpoint)
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
     stamp = [
         package_version("openvino"),
@@ -88,4 +88,4 @@ def _home(job: Job) -> Path:
         *(file.stat().st_mtime_ns for file in files if file.exists()),
     ]
     digest = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]
-    return Path(job.work) / f"openvino-{path.stem}-{digest}-{job.size}px-{job.workload.batch}"
+    return Path(job.workdir) / f"openvino-{path.stem}-{digest}-{job.size}px-{job.workload.batch}"

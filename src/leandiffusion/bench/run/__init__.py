@@ -1,0 +1,1 @@
+"""Measuring: a plan, its rounds, and the process that draws one row."""

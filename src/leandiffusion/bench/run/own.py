@@ -1,0 +1,70 @@
+"""This library drawing a row."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ...core.errors import BackendUnavailable
+from ...core.units import format_bytes
+from ...device.host import is_host
+from ...device.memory import free_memory
+from ...measure.environment import available_memory
+from ...techniques.footprint import Work, plain_footprint
+from ...techniques.stack import make
+from ...techniques.subject import Subject
+from ..drawer import Meter
+from ..loop import draw_with, open_for_drawing
+from ..workload import Job, Row, Workload
+
+
+class Own:
+    """Opens the row's model and enables its techniques. BackendUnavailable when this machine cannot run the row."""
+
+    requires: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        row, workload = job.row, job.workload
+        self._pipe = open_for_drawing(
+            job.checkpoint, dtype=getattr(torch, job.dtype), device=workload.device, offload=row.offload
+        )
+        for name, settings in row.enable:
+            self._enable(name, settings)
+        self._check_memory()
+
+    @classmethod
+    def rows(cls, workload: Workload) -> list[Row]:
+        return []
+
+    @classmethod
+    def prepare(cls, job: Job) -> None:
+        return None
+
+    def draw(self, steps: int, meter: Meter) -> np.ndarray[Any, Any] | None:
+        return draw_with(self._pipe, self._job, steps, meter)
+
+    def _enable(self, name: str, settings: Any) -> None:
+        technique = make(name, dict(settings))
+        if reasons := self._pipe.why_not(technique):
+            if name == self._job.row.adds or not technique.optional:
+                raise BackendUnavailable("; ".join(reasons))
+            warnings.warn(f"without {name}", stacklevel=2)
+        else:
+            self._pipe.enable(technique, why="the row asks for it")
+
+    def _check_memory(self) -> None:
+        """BackendUnavailable when attention's scores alone are more than there is: the system might end any process."""
+        workload, size = self._job.workload, self._job.size
+        device = torch.device(workload.device)
+        told = None if is_host(device) else free_memory(device)
+        free = available_memory() if told is None else told[0]
+        stages = plain_footprint(Subject(self._pipe), Work(size, size, workload.batch)).stages
+        needed = max(stage.attention for stage in stages.values())
+        if free is not None and needed > free:
+            raise BackendUnavailable(
+                f"attention's scores alone would take {format_bytes(needed)}, and {format_bytes(free)} are free"
+            )
