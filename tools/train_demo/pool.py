@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm import trange
 
 from leandiffusion import AutoencoderKL
-from leandiffusion.demo.render import render
-from leandiffusion.demo.scenes import Scene, sample_scene
 from leandiffusion.pipelines.assembly import packaged
+from tools.demo_world.render import render
+from tools.demo_world.scenes import Scene, sample_scene
 
 from .run import average_of
 from .settings import VAE_CONFIG

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.demo import DEFAULTS
-from leandiffusion.demo.score import Report, held_out_requests, score
+from tools.demo_world.score import Report, held_out_requests, score
 
 _BATCH = 25
 
@@ -54,7 +54,7 @@ def describe(settings: Scoring, table: str) -> str:
 
 {settings.count} prompts, half of one shape and half of two, in combinations that training never saw. Each was drawn
 once ({settings.steps} steps, guidance {settings.guidance_scale:g}, float32, seeds from {settings.seed}) and read back
-from its pixels by `leandiffusion.demo.verify`. A picture is fully right when background, number, shapes,
+from its pixels by `tools.demo_world.verify`. A picture is fully right when background, number, shapes,
 colours, sizes and relation all are. To repeat it (this is torch {torch.__version__}):
 
 ```sh

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from leandiffusion import CLIPTokenizer
-from leandiffusion.demo.scenes import caption, sample_scene
+from tools.demo_world.scenes import caption, sample_scene
 
 from .settings import TEXT_CONFIG
 

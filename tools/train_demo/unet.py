@@ -18,8 +18,8 @@ from leandiffusion import (
     UNet2DConditionModel,
 )
 from leandiffusion.attention import backends
-from leandiffusion.demo.scenes import caption
 from leandiffusion.modules.transformer import Attention
+from tools.demo_world.scenes import caption
 
 from .pool import Pool, open_vae
 from .run import Run

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from leandiffusion import AutoencoderKL
-from leandiffusion.demo.render import render
-from leandiffusion.demo.scenes import Scene, sample_scene
+from tools.demo_world.render import render
+from tools.demo_world.scenes import Scene, sample_scene
 
 from .run import Run
 from .settings import VAE_CONFIG, VaeTraining

@@ -1,7 +1,6 @@
-"""The shipped demonstration model and its world: coloured shapes on plain backgrounds.
+"""The packaged model: an ordinary pipeline folder, its own settings, and the words it knows.
 
-`shapes` says what the six shapes are, `scenes` draws scenes and captions at random, `render` paints them, and `verify`
-reads colour, shape, size and relation back from pixels. These need numpy only; the model lies in `model_folder()`.
+What it was trained and judged with, scenes of coloured shapes, is no part of the package: `tools/demo_world`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def model_folder() -> Path:
 
 def notice(prompt: str) -> str | None:
     """What to tell somebody whose prompt has words that the model never saw; None when it knows them all."""
-    from .scenes import DESCRIPTION, unknown_words
+    from .words import DESCRIPTION, unknown_words
 
     unknown = unknown_words(prompt)
     if not unknown:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tools.demo_world.scenes import request_of, sample_scene
+from tools.demo_world.verify import verify
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.demo import DEFAULTS, model_folder, notice
-from leandiffusion.demo.scenes import request_of, sample_scene
-from leandiffusion.demo.verify import verify
 
 
 @pytest.fixture(scope="module")

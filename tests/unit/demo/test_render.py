@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from tools.demo_world.render import render
+from tools.demo_world.scenes import PALETTE, Placed, Scene, Thing, sample_scene
+from tools.demo_world.shapes import SHAPES
 
 from leandiffusion.core.errors import ConfigError
-from leandiffusion.demo.render import render
-from leandiffusion.demo.scenes import PALETTE, Placed, Scene, Thing, sample_scene
-from leandiffusion.demo.shapes import SHAPES
 
 FINE = 8  # the reference is drawn this many times larger, then averaged
 

@@ -6,15 +6,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
-from leandiffusion.core.errors import ConfigError
-from leandiffusion.demo.layout import PAIR_RADII, PICTURE, RADII
-from leandiffusion.demo.scenes import (
+from tools.demo_world.layout import PAIR_RADII, PICTURE, RADII
+from tools.demo_world.scenes import (
     COLOURS,
-    DESCRIPTION,
     INVERSE,
+    PALETTE,
     RELATIONS,
-    VOCABULARY,
+    SIZES,
     Request,
     Scene,
     Thing,
@@ -25,9 +23,12 @@ from leandiffusion.demo.scenes import (
     parse_caption,
     request_of,
     sample_scene,
-    unknown_words,
 )
-from leandiffusion.demo.shapes import SHAPES
+from tools.demo_world.shapes import SHAPES
+
+from leandiffusion.core.errors import ConfigError
+from leandiffusion.demo import words
+from leandiffusion.demo.words import DESCRIPTION, VOCABULARY, unknown_words
 
 
 def draw(count: int, seed: int = 0, **settings: object) -> list[Scene]:
@@ -234,3 +235,10 @@ def test_unknown_words():
 
 def test_the_description_names_what_is_known():
     assert all(word in DESCRIPTION for word in (*SHAPES, *COLOURS, "small", "large"))
+
+
+def test_the_words_are_those_of_what_is_drawn():
+    assert tuple(PALETTE) == words.COLOURS
+    assert tuple(SHAPES) == words.SHAPES
+    assert (None, *words.SIZE_WORDS) == SIZES
+    assert tuple(words.RELATION_WORDS) == RELATIONS

@@ -6,10 +6,8 @@ import math
 
 import numpy as np
 import pytest
-
-from leandiffusion.core.errors import ConfigError
-from leandiffusion.demo.render import render
-from leandiffusion.demo.scenes import (
+from tools.demo_world.render import render
+from tools.demo_world.scenes import (
     Placed,
     Request,
     Scene,
@@ -20,7 +18,9 @@ from leandiffusion.demo.scenes import (
     request_of,
     sample_scene,
 )
-from leandiffusion.demo.score import held_out_requests, score
+from tools.demo_world.score import held_out_requests, score
+
+from leandiffusion.core.errors import ConfigError
 
 
 def single(shape: str, colour: str, background: str) -> Scene:

@@ -7,11 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from leandiffusion.core.errors import ConfigError
-from leandiffusion.demo.pixels import Reading, Seen, components, read
-from leandiffusion.demo.render import render
-from leandiffusion.demo.scenes import (
+from tools.demo_world.pixels import Reading, Seen, components, read
+from tools.demo_world.render import render
+from tools.demo_world.scenes import (
     COLOURS,
     PALETTE,
     RELATIONS,
@@ -23,8 +21,10 @@ from leandiffusion.demo.scenes import (
     request_of,
     sample_scene,
 )
-from leandiffusion.demo.shapes import SHAPES
-from leandiffusion.demo.verify import judge, verify
+from tools.demo_world.shapes import SHAPES
+from tools.demo_world.verify import judge, verify
+
+from leandiffusion.core.errors import ConfigError
 
 
 def other(rng: np.random.Generator, names, name: str | None) -> str:

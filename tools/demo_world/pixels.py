@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import ConfigError
+from leandiffusion.core.errors import ConfigError
+
 from .layout import PICTURE, RADII
 from .scenes import COLOURS, PALETTE
 from .shapes import SHAPES, Floats

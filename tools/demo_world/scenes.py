@@ -17,7 +17,9 @@ from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from ..core.errors import ConfigError
+from leandiffusion.core.errors import ConfigError
+from leandiffusion.demo.words import ARTICLES, BACKGROUNDS, COLOURS, LEADS, RELATION_WORDS, SIZE_WORDS
+
 from .layout import place_pair, place_single
 from .shapes import SHAPES
 
@@ -34,37 +36,11 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 250),
     "black": (16, 16, 16),
 }
-COLOURS = tuple(PALETTE)
 SIZES = (None, "small", "large")
 INVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 RELATIONS = tuple(INVERSE)
 _BACKWARD = ("below", "right of")  # the second thing comes first, from the upper left
 
-DESCRIPTION = (
-    "It knows one shape (circle, square, triangle, star, ring, cross), small or large, in red, orange, yellow, green, "
-    "blue, purple, white or black, on a plain background; of two shapes it gets the colours, but places them by chance."
-)
-"""What the model in the package does reliably, and what not yet."""
-
-_SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}
-_RELATION_WORDS = {
-    "above": ("above", "over"),
-    "below": ("below", "under", "underneath"),
-    "left of": ("left of", "to the left of", "on the left of"),
-    "right of": ("right of", "to the right of", "on the right of"),
-}
-_LEADS = ("", "", "", "a picture of ", "picture of ", "an image of ", "a drawing of ", "there is ", "draw ")
-_BACKGROUNDS = (
-    "{} on {a} background",
-    "{} with {a} background",
-    "{} in front of {a} background",
-    "{} on {plain}",
-    "{}, {plain} background",
-    "{}, background: {plain}",
-    "on {a} background, {}",
-    "{plain} background, {}",
-)
-_ARTICLES = ("a", "a", "a", "the", "one", "")
 _PARAPHRASED, _BACKGROUND_UNSAID, _RELATION_UNSAID = 0.5, 0.08, 0.06  # the last two among the paraphrases
 _SAME_COLOUR = 0.05
 _HELD_OUT_PART = 0.1
@@ -190,27 +166,6 @@ def _pair_words(rng: np.random.Generator) -> _Words:
     return (first, second), _pick(rng, RELATIONS), _pick_except(rng, COLOURS, first.colour, second.colour)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
-
-
-VOCABULARY: frozenset[str] = frozenset(
-    word
-    for phrase in (
-        *COLOURS,
-        *SHAPES,
-        *(word for words in _SIZE_WORDS.values() for word in words),
-        *(word for words in _RELATION_WORDS.values() for word in words),
-        *_LEADS,
-        *(template.format("", a="", plain="") for template in _BACKGROUNDS),
-        *_ARTICLES,
-        "an and",
-    )
-    for word in _words(phrase)
-)
-"""Every word that occurs in a caption."""
-
-
 def canonical_caption(scene: Scene | Request) -> str:
     """The plain wording, for instance 'a small red circle on an orange background'."""
     joint = f" {scene.relation or 'and'} "
@@ -225,10 +180,10 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     """
     if rng.random() >= _PARAPHRASED:
         return canonical_caption(scene)
-    text = _pick(rng, _LEADS) + _subject(scene, rng)
+    text = _pick(rng, LEADS) + _subject(scene, rng)
     if rng.random() >= _BACKGROUND_UNSAID:
         background = scene.background
-        text = _pick(rng, _BACKGROUNDS).format(text, a=_article(background), plain=background)
+        text = _pick(rng, BACKGROUNDS).format(text, a=_article(background), plain=background)
     if rng.random() < 0.1:
         text = re.sub(r"\ban (?=orange)", "a ", text)  # people type it
     if rng.random() < 0.3:
@@ -240,10 +195,10 @@ def _subject(scene: Scene, rng: np.random.Generator) -> str:
     things, relation = list(scene.things), scene.relation
     if relation is not None and rng.random() < 0.5:
         things, relation = things[::-1], INVERSE[relation]
-    article = _pick(rng, _ARTICLES)
-    nouns = [_noun(_pick(rng, _SIZE_WORDS[t.size]) if t.size else None, t, article) for t in things]
+    article = _pick(rng, ARTICLES)
+    nouns = [_noun(_pick(rng, SIZE_WORDS[t.size]) if t.size else None, t, article) for t in things]
     unsaid = relation is None or rng.random() < _RELATION_UNSAID
-    joint = "and" if unsaid else _pick(rng, _RELATION_WORDS[relation or "above"])
+    joint = "and" if unsaid else _pick(rng, RELATION_WORDS[relation or "above"])
     return f" {joint} ".join(nouns)
 
 
@@ -281,8 +236,3 @@ def parse_caption(text: str) -> Request | None:
     if relation is not None:
         things += (Thing(shape_2, colour_2, size_2),)
     return Request(things, relation if relation in RELATIONS else None, background)
-
-
-def unknown_words(text: str) -> list[str]:
-    """The words of `text` that the demo model has never seen, each once, in order."""
-    return [word for word in dict.fromkeys(_words(text)) if word not in VOCABULARY]

@@ -10,7 +10,8 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import ConfigError
+from leandiffusion.core.errors import ConfigError
+
 from .scenes import COLOURS, SIZES, Request, Thing, combination, is_held_out, request_of, sample_scene
 from .shapes import SHAPES
 from .verify import Verdict, verify

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import ConfigError
+from leandiffusion.core.errors import ConfigError
+
 from .layout import PICTURE
 from .scenes import PALETTE, Placed, Scene
 from .shapes import SHAPES
