@@ -125,6 +125,15 @@ def open_unet(
 openers.add("UNet2DConditionModel", open_unet)
 
 
+def family_of_file(path: Path) -> Family:
+    """The family of a whole checkpoint in one file, with the settings it is opened with, from its header alone.
+
+    Raises as `open_single_file` does.
+    """
+    tensors = read_header(path).tensors
+    return _predicting(detect(tensors, path), tensors, path, None, settled=False)
+
+
 def _configured(kind: Family, folder: Path) -> tuple[Family, bool]:
     """The family with the settings of a pipeline folder in place of its own, component by component.
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.bench.run import models
+from leandiffusion.bench.run.flops import count_flops_of
 from leandiffusion.bench.run.models import find_model, shape_of, write_random_checkpoint
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError
 from leandiffusion.families.base import families
@@ -62,6 +64,28 @@ def test_models_are_found(tmp_path: Path) -> None:
         find_model(str(tmp_path / "nothing"), tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'shape:sdxl'"):
         shape_of("shape:sdx")
+
+
+@pytest.mark.parametrize(
+    ("block", "context", "marks", "size"),
+    [
+        ("input_blocks.2.1", 768, {}, 512),
+        ("input_blocks.2.1", 1024, {"v_pred": torch.ones(1)}, 768),
+        ("input_blocks.2.1", 1024, {"global_step": torch.tensor(875_000)}, 512),  # the 512 px model of SD2
+        ("input_blocks.4.1", 2048, {}, 1024),
+    ],
+    ids=["sd1", "sd2", "sd2-base", "sdxl"],
+)
+def test_a_single_file_draws_at_the_size_of_its_family(
+    block: str, context: int, marks: dict[str, torch.Tensor], size: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    unet = "model.diffusion_model."
+    attention = {f"{unet}{block}.transformer_blocks.0.attn2.to_k.weight": torch.zeros(8, context)}
+    save_file({f"{unet}input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3), **attention, **marks}, path)
+    assert find_model(str(path), tmp_path) == {"checkpoint": str(path), "size": size}
+    if size == 512 and not marks:
+        assert count_flops_of(path, 256, 1)["step"] == pytest.approx(0.360e12, rel=0.03)  # as of the folder
 
 
 def test_a_full_disk_is_found_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

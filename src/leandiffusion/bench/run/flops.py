@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from ...attention import backends
 from ...core.errors import LeanError
 from ...families.folder import component_class, read_index
+from ...families.single_file import family_of_file
 from ...measure.work import count_flops
 from ...modules.transformer import set_attention_backend
 from ...weights.build import build_empty
@@ -19,16 +20,17 @@ from ...weights.build import build_empty
 TOKENS = 77  # that CLIP reads, where the checkpoint does not say
 
 
-def count_flops_of(folder: Path, size: int, batch: int) -> dict[str, float]:
+def count_flops_of(checkpoint: Path, size: int, batch: int) -> dict[str, float]:
     """Operations of 'step', one UNet call for `batch` pictures under guidance, and of 'decode', the VAE's for them all.
 
-    Pictures are `size` x `size` pixels. `folder` is a pipeline folder, of which only JSON files are read; the networks
-    are built on the meta device and take no memory. A multiply-add counts as two; norms, activations and softmax, a
-    percent or less, are not counted. Empty for what is no such folder, or holds networks that are not supported.
+    Pictures are `size` x `size` pixels. `checkpoint` is a pipeline folder, of which only JSON files are read, or a
+    single file, of which only the header is; the networks are built on the meta device and take no memory. A
+    multiply-add counts as two; norms, activations and softmax, a percent or less, are not counted. Empty for what is no
+    such checkpoint, or holds networks that are not supported.
     """
     try:
-        unet, vae = (_network(folder, name) for name in ("unet", "vae"))
-        tokens = _tokens(folder)
+        unet, vae = (_network(checkpoint, name) for name in ("unet", "vae"))
+        tokens = _tokens(checkpoint)
     except LeanError:
         return {}
     if unet is None or vae is None:
@@ -40,23 +42,32 @@ def count_flops_of(folder: Path, size: int, batch: int) -> dict[str, float]:
         return {"step": float(count_flops(step)), "decode": float(count_flops(lambda: vae.decode(latents)))}
 
 
-def _network(folder: Path, component: str) -> Any:
-    """The component without weights, its attention written out so that it counts; None where there is no such."""
-    name = read_index(folder).components.get(component)
+def _described(checkpoint: Path, component: str) -> tuple[type[Any], Mapping[str, Any]] | None:
+    """Class and config of a component; None where the checkpoint has no such."""
+    if checkpoint.is_file():
+        part = family_of_file(checkpoint).parts.get(component)
+        return (component_class(part.class_name), part.config) if part is not None else None
+    name = read_index(checkpoint).components.get(component)
     if name is None:
         return None
     cls = component_class(name)
-    config = cls.load_config(folder, subfolder=component)
+    return cls, cls.load_config(checkpoint, subfolder=component)
+
+
+def _network(checkpoint: Path, component: str) -> Any:
+    """The component without weights, its attention written out so that it counts; None where there is no such."""
+    described = _described(checkpoint, component)
+    if described is None:
+        return None
+    cls, config = described
     network: nn.Module = build_empty(lambda: cls.from_config(config))
     set_attention_backend(network, backends.get("plain"))
     return network
 
 
-def _tokens(folder: Path) -> int:
-    if read_index(folder).components.get("text_encoder") is None:
-        return TOKENS
-    cls = component_class("CLIPTextModel")
-    return int(cls.load_config(folder, subfolder="text_encoder").get("max_position_embeddings", TOKENS))
+def _tokens(checkpoint: Path) -> int:
+    described = _described(checkpoint, "text_encoder")
+    return TOKENS if described is None else int(described[1].get("max_position_embeddings", TOKENS))
 
 
 def _unet_call(unet: Any, batch: int, side: int, tokens: int) -> Callable[[], object]:

@@ -19,6 +19,7 @@ from ...core.registry import did_you_mean
 from ...core.units import format_bytes
 from ...families.base import Family, families
 from ...families.folder import INDEX_FILE, component_class
+from ...families.single_file import family_of_file
 from ...modules.tokenizer import CLIPTokenizer
 from ...pipelines.assembly import packaged
 from ...weights.build import build_empty
@@ -44,11 +45,17 @@ def find_model(name: str, workdir: Path) -> dict[str, Any]:
         return {"checkpoint": str(folder), "size": family.size}
     path = Path(name).expanduser()
     if path.is_file():
-        return {"checkpoint": str(path), "size": 512}
+        parts = family_of_file(path).parts
+        return {"checkpoint": str(path), "size": _picture_size(parts["unet"].config, parts["vae"].config)}
     folder = find_checkpoint(packaged(name)).folder
-    config = read_json(folder / "unet" / "config.json")
-    levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", (0,) * 4))
-    return {"checkpoint": str(folder), "size": int(config.get("sample_size", 64)) * 2 ** (levels - 1)}
+    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    return {"checkpoint": str(folder), "size": _picture_size(unet, vae)}
+
+
+def _picture_size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+    """Side in pixels of the pictures that a UNet of this config was trained on."""
+    levels = len(vae.get("block_out_channels", (0,) * 4))
+    return int(unet.get("sample_size", 64)) * 2 ** (levels - 1)
 
 
 def shape_of(name: str) -> Family:
