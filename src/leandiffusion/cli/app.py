@@ -133,11 +133,11 @@ def generate(
     """Draw pictures from words, and save each with the recipe to draw it again."""
     with in_one_line(verbose):
         from . import generate as command
+        from .generate_options import GenerateOptions
         from .techniques import Choices
-        from .wish import Wish
 
         width, height = size or (None, None)
-        wish = Wish(
+        options = GenerateOptions(
             prompt=prompt,
             model=model,
             vae=vae,
@@ -162,7 +162,7 @@ def generate(
             trace=trace,
             compile=compile_,
         )
-        command.run(wish, out, count=count, like=like, show=show, choices=choices)
+        command.run(options, out, count=count, like=like, show=show, choices=choices)
 
 
 @app.command()

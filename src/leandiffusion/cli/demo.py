@@ -6,14 +6,14 @@ from pathlib import Path
 
 from .. import demo
 from . import generate
+from .generate_options import DEMO, GenerateOptions
 from .report import say
-from .wish import DEMO, Wish
 
 
 def run(out: Path, *, seed: int | None = None, show: bool = True) -> list[Path]:
     """Draw the demo picture with the packaged model's own settings, seed included; say how to go on."""
-    wish = Wish(model=DEMO, seed=seed).else_from(demo.DEFAULTS)
-    say(f"“{wish.prompt}”")
-    paths = generate.run(wish, out, show=show)
+    options = GenerateOptions(model=DEMO, seed=seed).filled_from(demo.DEFAULTS)
+    say(f"“{options.prompt}”")
+    paths = generate.run(options, out, show=show)
     say('Your own words:  leandiffusion generate "a large yellow star on a blue background" --show')
     return paths

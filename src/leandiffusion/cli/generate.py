@@ -1,4 +1,4 @@
-"""`leandiffusion generate`: from an order to pictures on disk."""
+"""`leandiffusion generate`: from options to pictures on disk."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import typer
 from ..core.errors import ConfigError
 from ..pictures.files import Destination
 from ..pictures.record import PictureRecord, Recipe
+from .generate_options import GenerateOptions, ResolvedOptions, resolve
 from .report import describe_cost, give, say
 from .techniques import Choices
-from .wish import Order, Wish, to_order
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Drawn:
 
 
 def run(
-    wish: Wish,
+    options: GenerateOptions,
     out: Path,
     *,
     count: int = 1,
@@ -39,23 +39,23 @@ def run(
     """Draw `count` pictures and save each; returns their paths, which are also printed.
 
     Picture i has seed + i and is drawn on its own, so that each can be drawn again alone, bit for bit.
-    Raises typer.BadParameter for a wish that can not be, before any model is opened; LeanError for what fails.
+    Raises typer.BadParameter for options that cannot be followed, before any model is opened; LeanError for what fails.
     """
     try:
         destination = Destination(out, count)
     except ConfigError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
-    order = to_order(wish, like)
+    resolved = resolve(options, like)
     try:
         choices.check()
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    destination.prepare(expected_bytes=count * 4 * (order.width or 1024) * (order.height or 1024))
+    destination.prepare(expected_bytes=count * 4 * (resolved.width or 1024) * (resolved.height or 1024))
 
-    last = order.seed + count - 1
-    say(f"Drawing with {order.model}, seed {order.seed}" + (f" to {last}" if count > 1 else ""))
+    last = resolved.seed + count - 1
+    say(f"Drawing with {resolved.model}, seed {resolved.seed}" + (f" to {last}" if count > 1 else ""))
     paths: list[Path] = []
-    for drawn in draw(order, count, choices):
+    for drawn in draw(resolved, count, choices):
         start = time.perf_counter()
         path = destination.save(drawn.image, drawn.record, index=len(paths))
         saving = time.perf_counter() - start
@@ -69,20 +69,20 @@ def run(
     return paths
 
 
-def draw(order: Order, count: int, choices: Choices) -> Iterator[Drawn]:
+def draw(options: ResolvedOptions, count: int, choices: Choices) -> Iterator[Drawn]:
     """Open the model, then draw picture after picture. The first one's seconds include opening the model."""
     start = time.perf_counter()
-    pipe = open_model(order, choices)
+    pipe = open_model(options, choices)
     seconds = {"load": time.perf_counter() - start}
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"
         pipe.set_progress_bar_config(desc=label, disable=None)  # None: a bar only on a terminal
-        yield _draw_one(pipe, order, order.seed + index, seconds)
+        yield _draw_one(pipe, options, options.seed + index, seconds)
         seconds = {}
 
 
-def open_model(order: Order, choices: Choices = Choices()) -> Any:  # noqa: B008 - frozen
-    """The pipeline of the order's model, at its dtype, on its device, with its scheduler and the chosen techniques."""
+def open_model(options: ResolvedOptions, choices: Choices = Choices()) -> Any:  # noqa: B008 - frozen
+    """The pipeline of the chosen model, at its dtype, on its device, with its scheduler and the chosen techniques."""
     import torch
 
     from ..device.capabilities import usual_dtype
@@ -90,56 +90,58 @@ def open_model(order: Order, choices: Choices = Choices()) -> Any:  # noqa: B008
     from ..pipelines import open_pipeline
     from ..schedulers import build
 
-    device = order.device or str(default_device())
-    dtype = usual_dtype(torch.device(device)) if order.dtype is None else getattr(torch, order.dtype)
-    components: dict[str, Any] = {} if order.vae is None else {"vae": order.vae}
-    pipe = open_pipeline(order.model, dtype=dtype, device=device, offload=choices.offload, **components)
+    device = options.device or str(default_device())
+    dtype = usual_dtype(torch.device(device)) if options.dtype is None else getattr(torch, options.dtype)
+    components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
+    pipe = open_pipeline(options.model, dtype=dtype, device=device, offload=choices.offload, **components)
     choices.apply(pipe)
-    if order.scheduler is not None:
-        pipe.scheduler = build(order.scheduler, pipe.scheduler.config)
+    if options.scheduler is not None:
+        pipe.scheduler = build(options.scheduler, pipe.scheduler.config)
     return pipe
 
 
-def _draw_one(pipe: Any, order: Order, seed: int, seconds: Mapping[str, float]) -> Drawn:
+def _draw_one(pipe: Any, options: ResolvedOptions, seed: int, seconds: Mapping[str, float]) -> Drawn:
     import torch
 
     asked = {
-        "negative_prompt": order.negative_prompt or None,
-        "num_inference_steps": order.steps,
-        "guidance_scale": order.guidance_scale,
-        "width": order.width,
-        "height": order.height,
+        "negative_prompt": options.negative_prompt or None,
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance_scale,
+        "width": options.width,
+        "height": options.height,
     }
     output = pipe(
-        prompt=order.prompt,
+        prompt=options.prompt,
         generator=torch.Generator("cpu").manual_seed(seed),
         **{keyword: value for keyword, value in asked.items() if value is not None},
     )
     if any(getattr(output, "nsfw_content_detected", None) or ()):
         say("Note: the model's safety checker blacked this picture out. Another seed may pass.")
     image = output.images[0]
-    return Drawn(image, _record(pipe, order, seed, image.size, {**seconds, **pipe.last_times}))
+    return Drawn(image, _record(pipe, options, seed, image.size, {**seconds, **pipe.last_times}))
 
 
-def _record(pipe: Any, order: Order, seed: int, size: tuple[int, int], seconds: Mapping[str, float]) -> PictureRecord:
+def _record(
+    pipe: Any, options: ResolvedOptions, seed: int, size: tuple[int, int], seconds: Mapping[str, float]
+) -> PictureRecord:
     import torch
 
     from .. import __version__
 
     defaults = inspect.signature(type(pipe).__call__).parameters
     recipe = Recipe(
-        model=order.model,
-        prompt=order.prompt,
-        negative_prompt=order.negative_prompt or "",
+        model=options.model,
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt or "",
         seed=seed,
-        steps=defaults["num_inference_steps"].default if order.steps is None else order.steps,
-        guidance_scale=defaults["guidance_scale"].default if order.guidance_scale is None else order.guidance_scale,
-        scheduler=order.scheduler,
+        steps=defaults["num_inference_steps"].default if options.steps is None else options.steps,
+        guidance_scale=defaults["guidance_scale"].default if options.guidance_scale is None else options.guidance_scale,
+        scheduler=options.scheduler,
         width=size[0],
         height=size[1],
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=str(pipe.device),
-        vae=order.vae,
+        vae=options.vae,
     )
     return PictureRecord(
         recipe,

@@ -21,7 +21,7 @@ DEFAULTS = {"prompt": "a red circle", "seed": 7, "steps": 12, "guidance_scale": 
 
 
 class QuickPipeline:
-    """Noise from the generator, tinted by a hash of the arguments: the same wish gives the same picture."""
+    """Noise from the generator, tinted by a hash of the arguments: the same options give the same picture."""
 
     dtype = torch.float32
     device = torch.device("cpu")
@@ -63,11 +63,11 @@ class Studio:
     def run(self, *arguments: str) -> Any:
         return CliRunner().invoke(app, list(arguments), prog_name="leandiffusion")
 
-    def open(self, order: Any, choices: Any) -> QuickPipeline:
-        self.opened.append(order)
+    def open(self, options: Any, choices: Any) -> QuickPipeline:
+        self.opened.append(options)
         pipe = QuickPipeline(self.calls)
-        if order.scheduler is not None:
-            pipe.scheduler = build(order.scheduler)
+        if options.scheduler is not None:
+            pipe.scheduler = build(options.scheduler)
         return pipe
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from leandiffusion import demo
 from leandiffusion.cli import generate
-from leandiffusion.cli.wish import Order
+from leandiffusion.cli.generate_options import ResolvedOptions
 from leandiffusion.core.errors import CheckpointNotFound
 from leandiffusion.pictures.record import read_record
 from leandiffusion.schedulers import build
@@ -41,10 +41,10 @@ def test_every_option_reaches_the_model(studio):
     options = "--model m --negative blue --steps 9 --guidance 4.5 --scheduler euler-a --size 24x32 --dtype bf16"
     result = studio.run("generate", "a ring", *options.split(), "--device", "cpu")
     assert result.exit_code == 0, result.output
-    (order,) = studio.opened
-    assert (order.model, order.negative_prompt, order.steps, order.guidance_scale) == ("m", "blue", 9, 4.5)
-    assert (order.scheduler, order.width, order.height) == ("euler-a", 24, 32)
-    assert (order.dtype, order.device) == ("bfloat16", "cpu")
+    (options,) = studio.opened
+    assert (options.model, options.negative_prompt, options.steps, options.guidance_scale) == ("m", "blue", 9, 4.5)
+    assert (options.scheduler, options.width, options.height) == ("euler-a", 24, 32)
+    assert (options.dtype, options.device) == ("bfloat16", "cpu")
     assert studio.calls == [{"prompt": "a ring", "steps": 9, "guidance_scale": 4.5}]
     recipe = read_record(Path(result.stdout.strip())).recipe
     assert (recipe.width, recipe.height, recipe.scheduler, recipe.negative_prompt) == (24, 32, "euler-a", "blue")
@@ -103,15 +103,15 @@ def test_another_vae(studio):
     assert studio.run("generate", "--like", "a.png", "--out", "b.png").exit_code == 0
     assert studio.run("generate", "--like", "a.png", "--model", "n", "--out", "c.png").exit_code == 0
     assert studio.run("generate", "--like", "a.png", "--vae", "w", "--out", "d.png").exit_code == 0
-    assert [order.vae for order in studio.opened] == ["v.safetensors", "v.safetensors", None, "w"]
+    assert [options.vae for options in studio.opened] == ["v.safetensors", "v.safetensors", None, "w"]
 
 
 def test_another_vae_is_opened(tmp_path: Path) -> None:
     folder = demo.model_folder() / "vae"
-    pipe = generate.open_model(Order(prompt="a ring", vae=str(folder), device="cpu"))
+    pipe = generate.open_model(ResolvedOptions(prompt="a ring", vae=str(folder), device="cpu"))
     assert pipe.vae._origin.entries["decoder.conv_in.weight"].file.parent == folder
     with pytest.raises(CheckpointNotFound, match="vae='nowhere' is no local"):
-        generate.open_model(Order(prompt="a ring", vae="nowhere", device="cpu"))
+        generate.open_model(ResolvedOptions(prompt="a ring", vae="nowhere", device="cpu"))
 
 
 def test_like_yields_to_what_is_said(studio):
@@ -151,8 +151,8 @@ def test_wrong_usage_is_code_2_and_opens_nothing(studio, arguments, complaint):
 
 
 def test_a_failure_is_code_1_and_one_line(studio, monkeypatch):
-    def fail(order, choices):
-        raise CheckpointNotFound(f"no model\nat {order.model}")
+    def fail(options, choices):
+        raise CheckpointNotFound(f"no model\nat {options.model}")
 
     monkeypatch.setattr(generate, "open_model", fail)
     result = studio.run("generate", "a ring", "--model", "nowhere")
@@ -164,7 +164,7 @@ def test_a_failure_is_code_1_and_one_line(studio, monkeypatch):
 
 
 def test_unexpected_errors_keep_their_name(studio, monkeypatch):
-    def fail(order, choices):
+    def fail(options, choices):
         raise MemoryError
 
     monkeypatch.setattr(generate, "open_model", fail)
@@ -187,9 +187,9 @@ def test_a_device_that_is_not_here_is_a_failure(studio):
 
 
 def test_warnings_are_notes_without_a_file_name(studio, monkeypatch):
-    def warn(order, choices):
+    def warn(options, choices):
         warnings.warn("the prompt was cut after 'ring'", UserWarning)
-        return studio.open(order, choices)
+        return studio.open(options, choices)
 
     monkeypatch.setattr(generate, "open_model", warn)
     with warnings.catch_warnings():
@@ -225,10 +225,10 @@ def test_the_model_is_opened_as_ordered(monkeypatch):
         return SimpleNamespace(scheduler=build("ddim", {"beta_start": 0.002}))
 
     monkeypatch.setitem(sys.modules, "leandiffusion.pipelines", SimpleNamespace(open_pipeline=open_pipeline))
-    pipe = generate.open_model(Order(model="m", dtype="bfloat16", device="cpu", scheduler="pndm"))
+    pipe = generate.open_model(ResolvedOptions(model="m", dtype="bfloat16", device="cpu", scheduler="pndm"))
     assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu", "offload": None}
     assert type(pipe.scheduler).__name__ == "PNDMScheduler"
     assert pipe.scheduler.config.beta_start == 0.002  # the model's own noise schedule stays
-    assert type(generate.open_model(Order(model="m")).scheduler).__name__ == "DDIMScheduler"
+    assert type(generate.open_model(ResolvedOptions(model="m")).scheduler).__name__ == "DDIMScheduler"
     on_gpu = torch.cuda.is_available()
     assert (asked["device"], asked["dtype"]) == (("cuda", torch.float16) if on_gpu else ("cpu", torch.float32))

@@ -1,4 +1,4 @@
-"""What a person asked for: completed from a picture to repeat and from defaults, and checked before any model opens."""
+"""The options of `generate`: completed from a picture to repeat and from defaults, checked before any model opens."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DEMO = "demo"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What was asked for. None leaves the choice to the picture named by `--like`, else to the model."""
+class GenerateOptions:
+    """What the command line says. None leaves the choice to the picture named by `--like`, else to the model."""
 
     prompt: str | None = None
     model: str | None = None
@@ -34,44 +34,44 @@ class Wish:
     device: str | None = None
     vae: str | None = None
 
-    def else_from(self, values: Mapping[str, Any]) -> Wish:
-        """This wish, with what it leaves open taken from `values`."""
+    def filled_from(self, values: Mapping[str, Any]) -> GenerateOptions:
+        """These options, with those that are None taken from `values`."""
         gaps = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in values]
         return replace(self, **{name: values[name] for name in gaps})
 
 
 @dataclass(frozen=True)
-class Order(Wish):
-    """A wish that can be carried out: it says what to draw, with which model and seed."""
+class ResolvedOptions(GenerateOptions):
+    """Options that say what to draw, with which model and seed. What is None still is up to the model."""
 
     prompt: str = ""
     model: str = DEMO
     seed: int = 0
 
 
-def to_order(wish: Wish, like: Path | None = None) -> Order:
-    """Fill the gaps of `wish` from the picture `like`, then from the demo model's settings if that one draws.
+def resolve(options: GenerateOptions, like: Path | None = None) -> ResolvedOptions:
+    """Complete `options` from the picture `like`, then from the demo model's settings if that one draws.
 
-    Raises typer.BadParameter, which ends the command with code 2, for a wish that no machine could carry out, and
+    Raises typer.BadParameter, which ends the command with code 2, for options that no machine could follow, and
     BackendUnavailable for a device that this machine lacks.
     """
     if like is not None:
         record = _read(like)
         _say_what_differs(record)
         values = dict(vars(record.recipe))
-        if wish.model not in (None, record.recipe.model):
+        if options.model not in (None, record.recipe.model):
             del values["vae"]  # it belongs to that picture's model
-        wish = wish.else_from(values)
-    if wish.prompt is None:
+        options = options.filled_from(values)
+    if options.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
-    _check_device(wish.device)
-    _check_scheduler(wish.scheduler)
-    wish = wish.else_from({"model": DEMO})
-    if wish.model == DEMO:
+    _check_device(options.device)
+    _check_scheduler(options.scheduler)
+    options = options.filled_from({"model": DEMO})
+    if options.model == DEMO:
         from .. import demo
 
-        wish = wish.else_from({name: value for name, value in demo.DEFAULTS.items() if name != "seed"})
-    return Order(**vars(wish.else_from({"seed": secrets.randbelow(2**32)})))
+        options = options.filled_from({name: value for name, value in demo.DEFAULTS.items() if name != "seed"})
+    return ResolvedOptions(**vars(options.filled_from({"seed": secrets.randbelow(2**32)})))
 
 
 def _read(like: Path) -> PictureRecord:
