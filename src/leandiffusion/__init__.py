@@ -20,6 +20,7 @@ _ROOMS = {
     "modules.text": ["CLIPTextModel", "CLIPTextModelWithProjection"],
     "modules.tokenizer": ["CLIPTokenizer"],
     "modules.safety": ["StableDiffusionSafetyChecker"],
+    "pipelines.attached": ["attach"],
     "pipelines.base": ["AutoPipelineForText2Image", "DiffusionPipeline"],
     "pipelines.stable_diffusion": ["StableDiffusionPipeline"],
     "pipelines.stable_diffusion_xl": ["StableDiffusionXLPipeline"],

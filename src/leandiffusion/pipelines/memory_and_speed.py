@@ -13,8 +13,8 @@ from ..techniques import Technique
 from ..techniques.stack import Applied, Stack, make
 
 
-class MemoryAndSpeed:
-    """Mixin of the pipelines. Every call here ends in `enable` or `disable`.
+class Techniques:
+    """Any technique by name, on whatever has a stack of them.
 
     Techniques can be switched in any order; they are applied in the order that makes sense. Switching one on again
     replaces it. Nothing changes while a picture is being drawn: ConfigError.
@@ -22,13 +22,11 @@ class MemoryAndSpeed:
 
     _stack: Stack
 
-    # -- any technique by name ---------------------------------------------------------------------------------------
-
     def enable(self, technique: Technique | str, *, why: str = "asked for", **settings: Any) -> None:
         """Switch a technique on: an instance, or its name and settings, as in `enable("attention_slicing", size=2)`.
 
         Raises ConfigError for unknown names and settings, or when another technique that is on refuses it, and
-        BackendUnavailable when this machine or pipeline can not run it; before anything changes. One that only saves
+        BackendUnavailable when this machine or pipeline cannot run it; before anything changes. One that only saves
         time warns instead and is left out.
         """
         self._stack.enable(make(technique, settings), why)
@@ -46,7 +44,10 @@ class MemoryAndSpeed:
         """What is on, in order of application: each with its settings and why. `print(*pipe.techniques, sep="\\n")`."""
         return self._stack.applied
 
-    # -- one by one --------------------------------------------------------------------------------------------------
+
+class MemoryAndSpeed(Techniques):
+    """Mixin of the pipelines: the techniques one by one, under diffusers' names. Each call ends in `enable` or
+    `disable`."""
 
     def enable_cudnn_autotune(self) -> None:
         """Let cuDNN try its kernels on each new shape and keep the fastest. A warning where there is no cuDNN."""

@@ -11,14 +11,16 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..device.capabilities import why_no_inductor
-from ..modules.blocks import ResnetBlock2D
-from ..modules.transformer import BasicTransformerBlock
 from . import techniques
 from .attach import Undo, compile_in_place, set_global, together
 from .base import Exactness, Phase, Price, Technique
 from .subject import Subject
 
 PARTS = ("unet", "vae")
+"""'unet' is whatever network runs at each step."""
+
+BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
+"""Names of the classes whose instances repeat, in this library's networks and in diffusers'."""
 
 MAX_SHAPES = 256
 """Compiled versions of one block that may exist: a UNet has some 15 shapes of resnet for each size of picture."""
@@ -61,7 +63,7 @@ class Compile(Technique):
     def why_not(self, subject: Subject) -> list[str]:
         reasons = []
         if not any(True for _ in self._blocks(subject)):
-            reasons.append("none of its networks has blocks of this library to compile")
+            reasons.append("none of its networks has repeated blocks to compile")
         if self.backend == "inductor":
             reasons += why_no_inductor(subject.device)
         return reasons
@@ -80,7 +82,7 @@ class Compile(Technique):
 
     def _blocks(self, subject: Subject) -> Iterator[nn.Module]:
         for part in self.parts:
-            network = subject.component(part)
+            network = subject.denoiser if part == "unet" else subject.component(part)
             if isinstance(network, nn.Module):
-                kinds = (ResnetBlock2D, BasicTransformerBlock)
-                yield from (module for module in network.modules() if isinstance(module, kinds))
+                kinds = {*BLOCKS, *(getattr(network, "_repeated_blocks", None) or ())}  # what diffusers' networks name
+                yield from (module for module in network.modules() if type(module).__name__ in kinds)

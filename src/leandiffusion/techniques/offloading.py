@@ -58,6 +58,8 @@ class Offload(Technique):
         networks = travelling(subject)
         if not networks:
             return ["none of the pipeline's networks is a torch module whose weights can move"]
+        if theirs := [name for name, network in networks.items() if hasattr(network, "_hf_hook")]:
+            return [f"{', '.join(theirs)} is offloaded by accelerate already: pipe.remove_all_hooks() ends that"]
         if is_host(self.compute_device) and not any(origin_of(network) for network in networks.values()):
             return [
                 "below the CPU lies the checkpoint on disk, and these networks were not opened from one: save them "

@@ -29,11 +29,11 @@ class VaeSlicing(Technique):
         costs="On large GPUs a little speed in batches of small pictures; on CPUs with glibc a few percent of the "
         "decode, since large blocks go back to the system as soon as they are freed.",
         use="More than one picture per call.",
-        refuses="A VAE of another library, which is switched by its own methods.",
+        refuses="A VAE that cannot decode picture by picture.",
     )
 
     def why_not(self, subject: Subject) -> list[str]:
-        return why_not_own(subject, "use_slicing")
+        return why_not_switched(subject, "use_slicing")
 
     def estimate(self, footprint: Footprint) -> Footprint:
         n = footprint.work.batch
@@ -45,10 +45,10 @@ class VaeSlicing(Technique):
         return set_attribute(subject.vae, "use_slicing", True)
 
 
-def why_not_own(subject: Subject, attribute: str) -> list[str]:
-    """Why the VAE can not be switched by that attribute; empty when it can."""
+def why_not_switched(subject: Subject, attribute: str) -> list[str]:
+    """Why the VAE cannot be switched by that attribute; empty when it can."""
     if subject.vae is None:
         return ["this pipeline has no VAE"]
     if not hasattr(subject.vae, attribute):
-        return [f"its VAE is a {type(subject.vae).__name__}, expected leandiffusion's AutoencoderKL"]
+        return [f"its VAE is a {type(subject.vae).__name__}, which has no {attribute}"]
     return []

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ..modules.vae import AutoencoderKL
 from ..modules.vae_tiles import STRIP_BYTES, check_tile_rows
 from . import techniques
 from .attach import Undo, set_attribute, together
 from .base import Exactness, Phase, Price, Technique
 from .footprint import CONV_COPIES, Footprint, Stage
 from .subject import Subject
-from .vae_slicing import why_not_own
+from .vae_slicing import why_not_switched
 
 
 @techniques.register("vae_tiling")
@@ -35,14 +36,25 @@ class VaeTiling(Technique):
         saves="Most of the decoder's working memory, which is what large pictures need most.",
         costs="Some time: borders of strips and the widest layer are computed more than once.",
         use="Pictures of 768 pixels and more on small devices. Unlike other tools' tiling it shows no seams.",
-        refuses="A VAE of another library, which is switched by its own methods.",
+        refuses="A VAE without tiles. Another library's is tiled in its own way, with a warning.",
     )
 
     def __post_init__(self) -> None:
         check_tile_rows(self.rows)
 
     def why_not(self, subject: Subject) -> list[str]:
-        return why_not_own(subject, "use_tiling")
+        reasons = why_not_switched(subject, "use_tiling")
+        if not reasons and self.rows is not None and not isinstance(subject.vae, AutoencoderKL):
+            reasons = [f"its VAE is a {type(subject.vae).__name__}, which chooses its tiles itself: leave out rows"]
+        return reasons
+
+    def notes(self, subject: Subject) -> list[str]:
+        if isinstance(subject.vae, AutoencoderKL):
+            return []
+        return [
+            f"the {type(subject.vae).__name__} of another library decodes tiles apart and blends them, which changes "
+            "the picture a little and can show seams."
+        ]
 
     def estimate(self, footprint: Footprint) -> Footprint:
         # Two maps of the last level, which has half the channels of the widest, and a dozen strips.
@@ -53,5 +65,6 @@ class VaeTiling(Technique):
         return footprint.change(tiled, "decode")
 
     def apply(self, subject: Subject) -> Undo:
-        values = {"use_tiling": True, "tile_rows": self.rows}
+        own = {"tile_rows": self.rows} if isinstance(subject.vae, AutoencoderKL) else {}
+        values = {"use_tiling": True, **own}
         return together(set_attribute(subject.vae, name, value) for name, value in values.items())
