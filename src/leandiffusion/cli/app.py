@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from .bench import app as bench
-from .options import MAX_SEED, parse_dtype, parse_guidance, parse_offload, parse_size, parse_slicing
+from .options import MAX_SEED, parse_dtype, parse_enable, parse_guidance, parse_offload, parse_size, parse_slicing
 from .report import in_one_line, print_whatever_comes
 
 OUTPUTS = Path("outputs")
@@ -44,6 +44,8 @@ leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --
 leandiffusion generate --like outputs/0001-a-red-circle.png --steps 50
 
 leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --offload sequential --vae-tiling
+
+leandiffusion generate "an astronaut on mars" --model ./sdxl --enable sequential_offload:resident_fraction=0.5
 """
 
 
@@ -128,6 +130,16 @@ def generate(
     compile_: Annotated[
         bool, typer.Option("--compile", rich_help_panel=PANEL, help="Compile UNet and VAE: slow start, faster steps.")
     ] = False,
+    enable: Annotated[
+        list[Any],
+        typer.Option(
+            parser=parse_enable,
+            metavar="NAME[:SETTING=VALUE,…]",
+            rich_help_panel=PANEL,
+            help="Any technique of the price list by its name, with its settings; may be repeated.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006 - typer's way to say: none
     verbose: Verbose = False,
 ) -> None:
     """Draw pictures from words, and save each with the recipe to draw it again."""
@@ -161,6 +173,7 @@ def generate(
             offload=offload,
             trace=trace,
             compile=compile_,
+            enable=tuple(enable),
         )
         command.run(options, out, count=count, like=like, show=show, choices=choices)
 

@@ -93,7 +93,7 @@ def open_model(options: ResolvedOptions, choices: Choices = Choices()) -> Any:  
     device = options.device or str(default_device())
     dtype = usual_dtype(torch.device(device)) if options.dtype is None else getattr(torch, options.dtype)
     components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
-    pipe = open_pipeline(options.model, dtype=dtype, device=device, offload=choices.offload, **components)
+    pipe = open_pipeline(options.model, dtype=dtype, device=device, offload=choices.offloading, **components)
     choices.apply(pipe)
     if options.scheduler is not None:
         pipe.scheduler = build(options.scheduler, pipe.scheduler.config)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from typing import Any
 
 import typer
 
@@ -54,6 +56,25 @@ def parse_offload(text: str) -> str:
     if text.lower() not in OFFLOADS:
         raise typer.BadParameter(f"{text!r} is no way of offloading: use {' or '.join(OFFLOADS)}.")
     return text.lower()
+
+
+def parse_enable(text: str) -> tuple[str, dict[str, Any]]:
+    """'vae_tiling:rows=128' -> a technique's name and its settings: numbers, true, false, none, or words."""
+    name, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not (name and key and equals and value):
+            raise typer.BadParameter(f"{text!r}: write NAME, or NAME:SETTING=VALUE,…, such as vae_tiling:rows=128.")
+        settings[key.strip()] = _value(value.strip())
+    return name, settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text.lower().replace("none", "null"))
+    except ValueError:
+        return text
 
 
 def parse_dtype(text: str) -> str:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.errors import ConfigError
+from .options import DTYPES
+
+OFFLOAD = "_offload"
+"""How the names of techniques end that begin with opening the model."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -19,6 +25,7 @@ class Choices:
     offload: str | None = None
     trace: bool = False
     compile: bool = False
+    enable: tuple[tuple[str, dict[str, Any]], ...] = ()
 
     @property
     def techniques(self) -> dict[str, dict[str, Any]]:
@@ -33,23 +40,42 @@ class Choices:
             "traced_unet": (self.trace, {}),
             "compile": (self.compile, {}),
         }
-        return {name: settings for name, (wanted, settings) in asked.items() if wanted}
+        chosen = {name: settings for name, (wanted, settings) in asked.items() if wanted}
+        return chosen | {name: settings for name, settings in self.enable if not name.endswith(OFFLOAD)}
+
+    @property
+    def offloading(self) -> Any:
+        """What to open the model with: the technique that `enable` names, or the way of `offload`; None for neither."""
+        named = [(name, settings) for name, settings in self.enable if name.endswith(OFFLOAD)]
+        if len(named) + (self.offload is not None) > 1:
+            raise ConfigError("offloading is asked for in two ways: leave one of the options out.")
+        return _made(*named[0]) if named else self.offload
 
     def check(self) -> None:
-        """ConfigError for an unknown kernel and for choices that refuse each other, before any model opens."""
-        if not self.techniques:
+        """ConfigError for unknown names and settings, and choices that refuse each other, before any model opens."""
+        offload = self.offloading
+        if not self.techniques and offload is None:
             return
-        from ..techniques import techniques
-        from ..techniques.stack import check_together, make
+        from ..techniques.stack import check_together
 
-        offload = [f"{self.offload}_offload"] if self.offload else []
-        check_together(
-            [make(name, settings) for name, settings in self.techniques.items()]
-            + [techniques.get(name)() for name in offload],
-            fix="Leave one of the two options out.",
-        )
+        wanted = [_made(name, settings) for name, settings in self.techniques.items()]
+        if offload is not None:
+            wanted.append(_made(offload + OFFLOAD, {}) if isinstance(offload, str) else offload)
+        check_together(wanted, fix="Leave one of the two options out.")
 
     def apply(self, pipe: Any) -> None:
         """Switch on what was asked for."""
         for name, settings in self.techniques.items():
-            pipe.enable(name, why="asked for on the command line", **settings)
+            pipe.enable(_made(name, settings), why="asked for on the command line")
+
+
+def _made(name: str, settings: dict[str, Any]) -> Any:
+    """The technique; ConfigError for names and settings that there are not. A dtype may be written as in --dtype."""
+    import torch
+
+    from ..techniques.stack import make
+
+    if "dtype" in settings:
+        dtype = getattr(torch, DTYPES.get(str(settings["dtype"]), str(settings["dtype"])), None)
+        settings = settings | {"dtype": dtype or settings["dtype"]}
+    return make(name, settings)

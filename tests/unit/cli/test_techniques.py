@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from leandiffusion.cli import generate
 from leandiffusion.cli.app import PANEL, app
-from leandiffusion.cli.options import parse_offload, parse_slicing
+from leandiffusion.cli.options import parse_enable, parse_offload, parse_slicing
 from leandiffusion.cli.techniques import Choices
 from leandiffusion.pictures.record import PictureRecord, read_record
 from leandiffusion.techniques import techniques
@@ -27,7 +27,7 @@ def test_every_techniques_flag_is_an_option_and_the_other_way_round() -> None:
     declared = {str(cls.flag).split()[0] for name in techniques if (cls := techniques.get(name)).flag}
     panel = {name for name, p in options().items() if getattr(p, "rich_help_panel", None) == PANEL}
     assert declared <= options().keys()
-    assert panel == declared - {"--dtype"}
+    assert panel == declared - {"--dtype"} | {"--enable"}
 
 
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("MAX", "max"), ("3", 3)])
@@ -39,6 +39,35 @@ def test_slices(text: str, value: str | int) -> None:
 def test_wrong_slices(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="auto, max and numbers of heads"):
         parse_slicing(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("channels_last", ("channels_last", {})),
+        ("vae_tiling:rows=128", ("vae_tiling", {"rows": 128})),
+        ("sequential_offload:resident_fraction=0.5,granularity=block",
+         ("sequential_offload", {"resident_fraction": 0.5, "granularity": "block"})),
+        ("compile:dynamic=None,mode=max-autotune", ("compile", {"dynamic": None, "mode": "max-autotune"})),
+    ],
+)  # fmt: skip
+def test_techniques_by_name(text: str, parsed: tuple[str, dict[str, Any]]) -> None:
+    assert parse_enable(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["vae_tiling:rows", ":rows=1", "vae_tiling:=1", "vae_tiling:rows="])
+def test_techniques_written_wrongly(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="NAME:SETTING=VALUE"):
+        parse_enable(text)
+
+
+def test_every_technique_can_be_named() -> None:
+    """One that is registered is reached without an option of its own."""
+    for name in techniques:
+        choices = Choices(enable=((name, {}),))
+        made = choices.offloading or name
+        assert str(made).startswith(name)
+        assert (name in choices.techniques) == (choices.offloading is None)
 
 
 def test_ways_of_offloading() -> None:
@@ -91,6 +120,16 @@ def test_what_was_on_is_said_and_recorded(run: Any, tmp_path: Path) -> None:
     assert list(record.techniques) == ["attention_slicing", "vae_tiling", "sequential_offload"]
 
 
+def test_named_techniques_are_on_with_their_settings(run: Any, tmp_path: Path) -> None:
+    named = ["--enable", "sequential_offload:granularity=block", "--enable", "vae_tiling:rows=32"]
+    result = draw(run, tmp_path, *named, "--enable", "half_precision:dtype=bf16")
+    assert result.exit_code == 0, result.output
+    record = read_record(tmp_path / "a.png")
+    assert record.techniques["sequential_offload"] == "sequential_offload(granularity='block')"
+    assert record.techniques["vae_tiling"] == "vae_tiling(rows=32)"
+    assert record.techniques["half_precision"] == "half_precision(dtype=torch.bfloat16)"
+
+
 def test_the_picture_is_the_same(run: Any, tmp_path: Path) -> None:
     from PIL import Image, ImageChops
 
@@ -130,6 +169,11 @@ def test_what_can_not_be_is_one_line(run: Any, tmp_path: Path, arguments: list[s
         (["--attention", "flsh"], "Did you mean 'flash'?"),
         (["--trace", "--offload", "model"], "model_offload and traced_unet can not be on together"),
         (["--trace", "--compile"], "Leave one of the two options out."),
+        (["--enable", "vae_tilling"], "Did you mean 'vae_tiling'?"),
+        (["--enable", "vae_tiling:row=8"], "Did you mean 'rows'?"),
+        (["--enable", "half_precision:dtype=int8"], "half precision is"),
+        (["--enable", "model_offload", "--offload", "sequential"], "asked for in two ways"),
+        (["--enable", "model_offload", "--trace"], "on together"),
     ],
 )
 def test_wrong_usage_is_found_before_a_model_opens(
