@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from .host import is_host
 from .kinds import kind_of
@@ -41,6 +42,10 @@ class Streams(Protocol):
         """What the stream is given from here on runs after the event."""
         ...
 
+    def keep(self, memory: Tensor, stream: Stream) -> None:
+        """The stream uses the memory: once it is freed, torch gives it out again only when the stream is done."""
+        ...
+
     def finish(self, stream: Stream) -> None:
         """Return when everything that the stream was given is done."""
         ...
@@ -68,6 +73,9 @@ class AcceleratorStreams:
 
     def wait(self, stream: torch.Stream, event: torch.Event) -> None:
         stream.wait_event(event)
+
+    def keep(self, memory: Tensor, stream: torch.Stream) -> None:
+        memory.record_stream(stream)
 
     def finish(self, stream: torch.Stream) -> None:
         stream.synchronize()

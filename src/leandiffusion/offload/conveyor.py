@@ -55,6 +55,7 @@ class Conveyor:
         self._last: Unit | None = None
         self._current: Load | None = None
         self._loads: dict[Unit, Load] = {}  # in the arena, oldest first
+        self._used: list[Mark] = []  # until which memory that is free again may be in use; the next fill waits for them
         self._lock = Lock()
 
     def arrive(self, unit: Unit) -> Load:
@@ -70,9 +71,11 @@ class Conveyor:
             if current is None or current.unit is not unit:
                 self._leave()
                 self._learn(unit)
-            load = self._loads.get(unit) or self._start(unit, *self._make_room(unit))
+            load = self._loads.get(unit) or self._start(unit, self._make_room(unit))
             self._current = load  # before anything uses it: from here on leaving notes until when it was used
             self._finish(load)
+            if load.places and here not in load.places:
+                self._prefetcher.share(load.memory)
             load.places.add(here)
             self._look_ahead(load)
             return load
@@ -92,14 +95,15 @@ class Conveyor:
             self._last = None
 
     def close(self) -> None:
-        """`clear`, and let go of the prefetcher. The conveyor can not be used afterwards."""
+        """`clear`, and let go of the prefetcher. The conveyor cannot be used afterwards."""
         self.clear()
-        self._prefetcher.close()
+        self._prefetcher.close(self._used)
 
     def renew(self) -> None:
         """In a forked child: nothing is on its way, since what was reading did not come along."""
         self._current = self._last = None
         self._loads.clear()
+        self._used.clear()
         self._arena.reset()
         self._prefetcher.renew()
 
@@ -107,20 +111,22 @@ class Conveyor:
 
     def _leave(self) -> None:
         """The current unit has run."""
-        if self._current is not None:
-            load, self._current = self._current, None
+        load = self._current
+        if load is not None:
             load.left = [self._prefetcher.mark(place) for place in load.places]
+            self._current = None  # not before: whoever interrupts this finds it as it was
 
     def _learn(self, unit: Unit) -> None:
         if self._last is not None and self._follower:
             self._follower[self._last] = unit
         self._last = unit
 
-    def _start(self, unit: Unit, memory: Tensor, after: list[Mark]) -> Load:
+    def _start(self, unit: Unit, memory: Tensor) -> Load:
         load = Load(unit, memory, {weight: weight.version for weight in unit.weights})
         self._loads[unit] = load  # before it is started: what is in the arena and what is noted must agree
         try:
-            load.ticket = self._prefetcher.start(lambda: self._read(unit, memory), after)
+            load.ticket = self._prefetcher.start(lambda: self._read(unit, memory), self._used)
+            self._used = []  # fills run in order, so what one waits for all later ones do
         except BaseException:
             self._evict_all()
             raise
@@ -131,18 +137,21 @@ class Conveyor:
         try:
             self._prefetcher.wait(load.ticket)
         except BaseException:  # Ctrl-C too: what was being read may be half there
-            self._current = None
             load.is_filled = False
-            self._evict_all()  # everything, since memory only comes back in order
+            try:
+                self._leave()  # another place may be using it
+            finally:
+                self._current = None
+                self._evict_all()  # everything, since memory only comes back in order
             raise
         load.is_filled = True
 
-    def _make_room(self, unit: Unit) -> tuple[Tensor, list[Mark]]:
-        """Memory for a unit that is needed now, and the marks after which it may be written."""
-        after = [self._prefetcher.mark()]  # memory may be fresh, and its former owner's work still under way
+    def _make_room(self, unit: Unit) -> Tensor:
+        """Memory for a unit that is needed now."""
+        self._used.append(self._prefetcher.mark())  # it may be fresh, and its former owner's work still under way
         while (memory := self._take(unit)) is None:
-            after += self._evict()
-        return memory, after
+            self._evict()
+        return memory
 
     def _take(self, unit: Unit) -> Tensor | None:
         if not self._loads:
@@ -153,13 +162,13 @@ class Conveyor:
         while self._loads:
             self._evict()
 
-    def _evict(self) -> list[Mark]:
+    def _evict(self) -> None:
         unit, load = next(iter(self._loads.items()))
         if load.ticket is not None and not load.is_filled:
             self._prefetcher.abandon(load.ticket)
+        self._used += load.left
         del self._loads[unit]
         self._arena.give()
-        return load.left
 
     def _look_ahead(self, current: Load) -> None:
         """Start what follows, as far as it fits without taking memory from the current unit or from what follows."""
@@ -170,10 +179,9 @@ class Conveyor:
                 return
             if wanted in self._loads:
                 continue
-            after: list[Mark] = []
             while (memory := self._take(wanted)) is None:
                 oldest = next(iter(self._loads.values()))
                 if oldest is current or not oldest.places:
                     return
-                after += self._evict()
-            self._start(wanted, memory, after)
+                self._evict()
+            self._start(wanted, memory)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ..device.host import is_host
 from ..device.streams import Event, Stream, Streams, streams_of, synchronize
@@ -38,16 +39,23 @@ class Prefetcher(Protocol):
         """The computation may use what was filled from here on. Raises what `fill` raised."""
         ...
 
+    def share(self, memory: Tensor) -> None:
+        """The calling thread computes with the memory at another place than the one that it was taken at: whoever gives
+        it out again has to wait for that place too."""
+        ...
+
     def abandon(self, ticket: Ticket) -> None:
-        """Its memory will be filled anew: afterwards the fill does not write to it, or is ordered before the next."""
+        """Its memory will be filled anew or given back: afterwards the fill does not write to it, or is ordered before
+        the next fill and what is computed here."""
         ...
 
     def renew(self) -> None:
         """Go on in a forked child, where no thread of the parent's is; every ticket is void."""
         ...
 
-    def close(self) -> None:
-        """Let go of threads and streams; every ticket has been waited for or abandoned."""
+    def close(self, after: Sequence[Mark] = ()) -> None:
+        """Let go of threads and streams when the computation has passed the marks; every ticket has been waited for or
+        abandoned. Nothing is on its way afterwards, so all memory can be given back."""
         ...
 
 
@@ -72,12 +80,15 @@ class ThreadPrefetcher:
     def wait(self, ticket: Future[None]) -> None:
         ticket.result()
 
+    def share(self, memory: Tensor) -> None:
+        return None
+
     def abandon(self, ticket: Future[None]) -> None:
         if not ticket.cancel():
             with suppress(CancelledError):
                 ticket.exception()
 
-    def close(self) -> None:
+    def close(self, after: Sequence[Mark] = ()) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -107,10 +118,15 @@ class StreamPrefetcher:
     def wait(self, ticket: Event) -> None:
         self._streams.wait(self.place(), ticket)
 
-    def abandon(self, ticket: Event) -> None:
-        return None  # the next fill comes after it in the same stream
+    def share(self, memory: Tensor) -> None:
+        self._streams.keep(memory, self.place())
 
-    def close(self) -> None:
+    def abandon(self, ticket: Event) -> None:
+        self.wait(ticket)  # the next fill comes after it in the same stream, but fresh memory goes by this one
+
+    def close(self, after: Sequence[Event] = ()) -> None:
+        for event in after:
+            self._streams.wait(self._side, event)
         self._streams.finish(self._side)
 
 
@@ -138,11 +154,14 @@ class InTurn:
     def wait(self, ticket: None) -> None:
         return None
 
+    def share(self, memory: Tensor) -> None:
+        return None
+
     def abandon(self, ticket: None) -> None:
         return None
 
-    def close(self) -> None:
-        return None
+    def close(self, after: Sequence[Mark] = ()) -> None:
+        synchronize(self._device)
 
 
 def prefetcher_for(device: torch.device) -> Prefetcher:
