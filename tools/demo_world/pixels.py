@@ -66,7 +66,7 @@ def read(picture: npt.NDArray[np.uint8]) -> Reading:
     """Read a picture of shape (H, W, 3), RGB 0..255, at least 32 pixels wide and high; ConfigError for any other."""
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or min(picture.shape[:2]) < 32:
         raise ConfigError(
-            f"a picture of shape {picture.shape} and dtype {picture.dtype} can not be read: "
+            f"a picture of shape {picture.shape} and dtype {picture.dtype} cannot be read: "
             "give uint8 RGB of shape (H, W, 3), 32 pixels or more each way."
         )
     scale = picture.shape[1] / PICTURE

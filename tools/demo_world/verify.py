@@ -92,7 +92,7 @@ class Verdict:
                 faults.append(f"instead of the {wanted} there is a {match.found}")
         faults += [f"a {seen} was not asked for" for seen in self.extra]
         if not self.relation_ok:
-            found = f"is {self.relation}" if self.relation else "can not be compared with"
+            found = f"is {self.relation}" if self.relation else "cannot be compared with"
             faults.append(f"the first thing {found} the second, not {self.request.relation} it")
         return tuple(faults)
 

@@ -11,7 +11,7 @@ from .workload import Job, Row, Workload
 
 
 class Meter(Protocol):
-    """Told of everything that a drawer does; reads the clock and the memory."""
+    """What a drawer reports its stages and steps to: measures time and memory."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Around 'text', 'denoise' and 'decode'."""
@@ -29,7 +29,7 @@ class Drawer(Protocol):
     """Packages that have to be installed; the first one's version stands in the record under the peer's name."""
 
     def __init__(self, job: Job) -> None:
-        """Open the model at the job's dtype on its device, with the row's settings. Raises what goes wrong."""
+        """Open the model at the job's dtype on its device, with the row's settings. Errors become the row's result."""
         ...
 
     @classmethod

@@ -26,8 +26,8 @@ class Run:
 
     `rows`: names in order, each with its `title`, its settings in words (`about`) and its `peer` (None for this
     library). The first row that was measured is the one that others are compared with. `workload` as in
-    `workload.Workload`. `flops`: floating-point operations of 'step' (one UNet call on a batch, with and without the
-    words) and 'decode', at the workload's size; empty where unknown. `environment` as `measure.environment` describes
+    `workload.Workload`. `flops`: floating-point operations of 'step' (a conditional and an unconditional UNet call on a
+    batch) and 'decode', at the workload's size; empty where unknown. `environment` as `measure.environment` describes
     it, `commit` of this library's checkout, if it is one. `started` in ISO 8601, UTC.
     """
 
@@ -75,7 +75,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Absent:
-    """A row that this machine can not run, and why."""
+    """A row that this machine cannot run, and why."""
 
     row: str
     reason: str
@@ -148,7 +148,7 @@ def read_records(path: Path) -> Records:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise ConfigError(f"{path} can not be read: {reason}.") from error
+        raise ConfigError(f"{path} cannot be read: {reason}.") from error
     records: Records | None = None
     for number, line in enumerate(lines, 1):
         try:

@@ -16,8 +16,8 @@ GUIDANCE = 7.5
 class Workload:
     """`model` as it was named, pictures of `size` x `size` pixels, `batch` of them per call.
 
-    `half` is the dtype that half precision means here, 'float16' or 'bfloat16' ('float32' where nothing shall be
-    halved). `steps` are measured after one warm-up step; `repeat` rounds.
+    `half` is the dtype that half precision means here, 'float16' or 'bfloat16' ('float32' where it is
+    switched off). `steps` are measured after one warm-up step; `repeat` rounds.
     """
 
     model: str

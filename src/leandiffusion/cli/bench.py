@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from ..bench.suites import Suite, suites
 from .options import parse_dtype
 from .report import in_one_line
 
+if TYPE_CHECKING:
+    from ..bench.suites import Suite
+
+
+class BenchCommands(TyperGroup):
+    """The commands of `bench`. Suites are only read, and their commands added, when `bench` itself is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._add_suites()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        self._add_suites()
+        return super().get_command(ctx, cmd_name)
+
+    def _add_suites(self) -> None:
+        from ..bench.suites import suites
+
+        if not set(suites) <= set(self.commands):
+            added = typer.Typer()
+            for name in suites:
+                _add(added, suites.get(name))
+            self.commands = {**typer.main.get_group(added).commands, **self.commands}
+
+
 app = typer.Typer(
-    help="Measure what each technique does to time, memory and the picture, on this machine.", no_args_is_help=True
+    cls=BenchCommands,
+    help="Measure what each technique does to time, memory and the picture, on this machine.",
+    no_args_is_help=True,
 )
 
 EXAMPLES = """
@@ -42,7 +69,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Pictures per call.")]
 Dtype = Annotated[
     Any,
     typer.Option(
-        parser=parse_dtype, metavar="fp16|bf16|fp32", help="What half precision means.",
+        parser=parse_dtype, metavar="fp16|bf16|fp32", help="The dtype of rows in half precision.",
         show_default="fp16 on a GPU; bf16 on a CPU that multiplies it, else fp32",
     ),
 ]  # fmt: skip
@@ -59,12 +86,13 @@ Out = Annotated[
     typer.Option(metavar="FILE.jsonl", help="Tables and plots go beside it.", show_default="numbered in bench-results"),
 ]
 Work = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Keeps the model that a shape makes, for the next run.")
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Keeps models made of a shape, and what peers convert, for the next run."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the whole trace of an error.")]
 
 
-def _add(suite: Suite) -> None:
+def _add(app: typer.Typer, suite: Suite) -> None:
     """The command of a suite. One whose rows have sizes of their own takes no --size and no --peers."""
 
     def run(
@@ -87,10 +115,6 @@ def _add(suite: Suite) -> None:
     app.command(suite.name, help=suite.about, epilog=examples)(run_own_sizes if own else run)
 
 
-for _name in suites:
-    _add(suites.get(_name))
-
-
 @app.command()
 def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD.jsonl")],
@@ -98,7 +122,7 @@ def compare(
     fail_over: Annotated[str, typer.Option(metavar="SHARE", help="How much worse is too much, such as 10%.")] = "10%",
     verbose: Verbose = False,
 ) -> None:
-    """Hold one run against another by their ratios; exit code 1 when a row became slower or bigger."""
+    """Compare two runs by their ratios; exit code 1 when a row became slower or takes more memory."""
     with in_one_line(verbose):
         from . import benching
 

@@ -77,7 +77,7 @@ def check_out(out: Path | None) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ConfigError(f"records can not be written to {folder}: {error.strerror}. Choose another --out.") from error
+        raise ConfigError(f"records cannot be written to {folder}: {error.strerror}. Choose another --out.") from error
 
 
 def show(records: Records, path: Path) -> None:

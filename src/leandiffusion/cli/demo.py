@@ -1,4 +1,4 @@
-"""`leandiffusion demo`: the packaged model draws the picture it is proud of."""
+"""`leandiffusion demo`: draw the demo picture with the packaged model."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def run(out: Path, *, seed: int | None = None, show: bool = True) -> list[Path]:
     options = GenerateOptions(model=DEMO, seed=seed).filled_from(demo.DEFAULTS)
     say(f"“{options.prompt}”")
     paths = generate.run(options, out, show=show)
-    say('Your own words:  leandiffusion generate "a large yellow star on a blue background" --show')
+    say('With a prompt of your own:  leandiffusion generate "a large yellow star on a blue background" --show')
     return paths

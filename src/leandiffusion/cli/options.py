@@ -18,7 +18,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """'512x768' or '512' -> (width, height) in pixels, both multiples of 8."""
     match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
     if not match:
-        raise typer.BadParameter(f"{text!r} is no size: write WIDTHxHEIGHT in pixels, such as 512x768.")
+        raise typer.BadParameter(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, such as 512x768.")
     width, height = int(match[1]), int(match[2] or match[1])
     for side in (width, height):
         if side < 8 or side % 8:
@@ -31,13 +31,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_guidance(text: str) -> float:
-    """A finite number, 0 or more. Up to 1 means no guidance: the negative prompt is then not used."""
+    """The classifier-free guidance scale: a finite number, 0 or more. Up to 1 there is no guidance, and the negative
+    prompt is not used."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:
-        raise typer.BadParameter(f"{text!r} is no guidance scale: use a number from 0 up, such as 7.5.")
+        raise typer.BadParameter(f"{text!r} is not a guidance scale: use a number from 0 up, such as 7.5.")
     return value
 
 
@@ -47,14 +48,14 @@ def parse_slicing(text: str) -> str | int:
     if word in ("auto", "max"):
         return word
     if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is none of auto, max and numbers of heads at a time, such as 2.")
+        raise typer.BadParameter(f"{text!r} is not a slice size: use auto, max, or a number of heads, such as 2.")
     return int(text)
 
 
 def parse_offload(text: str) -> str:
     """'model' or 'sequential'."""
     if text.lower() not in OFFLOADS:
-        raise typer.BadParameter(f"{text!r} is no way of offloading: use {' or '.join(OFFLOADS)}.")
+        raise typer.BadParameter(f"{text!r} is not a kind of offloading: use {' or '.join(OFFLOADS)}.")
     return text.lower()
 
 
@@ -82,5 +83,5 @@ def parse_dtype(text: str) -> str:
     name = DTYPES.get(text.lower(), text.lower())
     if name not in DTYPES.values():
         known = ", ".join(f"{short} ({long})" for short, long in DTYPES.items())
-        raise typer.BadParameter(f"{text!r} is no dtype for weights. Known: {known}.")
+        raise typer.BadParameter(f"{text!r} is not a dtype of weights. Known: {known}.")
     return name

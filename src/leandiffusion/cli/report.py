@@ -1,4 +1,4 @@
-"""What the command says beside its result: notes, failures in one line. All of it on standard error.
+"""What a command prints: its result on standard output; notes, and errors in one line, on standard error.
 
 What is printed holds names from files and folders, so that control characters in it are written out.
 """
@@ -25,7 +25,7 @@ _POLITE_ENDS = ("SIGTERM", "SIGHUP")  # from a system that shuts down, a termina
 
 
 class Ended(KeyboardInterrupt):
-    """The process was asked to end by a signal: everything is put away as after Ctrl-C."""
+    """A signal asked the process to end: it cleans up as after Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -33,18 +33,18 @@ class Ended(KeyboardInterrupt):
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, kept out of standard output."""
+    """Print a line for the user on standard error."""
     typer.echo(printable(text), err=True)
 
 
 def give(result: object) -> None:
-    """A line of the result, on standard output: as it is for a program, fit to be seen on a terminal."""
+    """Print a line of the result on standard output; on a terminal with control characters written out."""
     text = str(result)
     typer.echo(printable(text) if sys.stdout.isatty() else text)
 
 
 def print_whatever_comes() -> None:
-    """Let no character end the command: what a console's encoding lacks is written out, or on standard error as '?'."""
+    """Make printing never fail: characters that the console's encoding lacks are escaped, or '?' on standard error."""
     streams: list[tuple[TextIO, str]] = [(sys.stdout, "backslashreplace"), (sys.stderr, "replace")]
     for stream, errors in streams:
         if hasattr(stream, "reconfigure"):

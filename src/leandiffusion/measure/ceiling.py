@@ -1,4 +1,4 @@
-"""What this machine can do at most now: speed of one large matrix product, one large convolution, one large copy.
+"""The highest speed that this machine reaches now: of one large matrix product, one large convolution, one large copy.
 
 A UNet is products and convolutions, so its own FLOP/s are a share of these. They are measured beside it, since clock
 rates and neighbours on a shared machine change from minute to minute.
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-Work = tuple[float, Callable[[], object]]
-"""An amount (floating-point operations, or bytes) and what does that much."""
+Kernel = tuple[float, Callable[[], object]]
+"""How much it does (floating-point operations, or bytes), and a function that does it once."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def _compute(device: torch.device, dtype: torch.dtype, seconds: float) -> dict[s
 
 
 def _best(
-    make: Callable[[int, torch.device, torch.dtype], Work],
+    make: Callable[[int, torch.device, torch.dtype], Kernel],
     sizes: Sequence[int],
     device: torch.device,
     dtype: torch.dtype,
     seconds: float,
 ) -> float:
-    """Most work per second. Sizes grow until the next would take more than half the time that is left."""
+    """The highest rate. Sizes grow until the next would take more than half the time that is left."""
     amount, run = make(sizes[0], device, dtype)
     if not is_host(device):  # what loading libraries and trying algorithms takes is not the device's speed
         _timed(run, device)
@@ -126,7 +126,7 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
     return seconds_between(begin, tick(device))
 
 
-def _matmul(side: int, device: torch.device, dtype: torch.dtype) -> Work:
+def _matmul(side: int, device: torch.device, dtype: torch.dtype) -> Kernel:
     import torch
 
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -134,7 +134,7 @@ def _matmul(side: int, device: torch.device, dtype: torch.dtype) -> Work:
     return 2.0 * side**3, lambda: torch.mm(a, b, out=out)
 
 
-def _conv(side: int, device: torch.device, dtype: torch.dtype) -> Work:
+def _conv(side: int, device: torch.device, dtype: torch.dtype) -> Kernel:
     import torch
 
     like: Any = {"dtype": dtype, "memory_format": torch.channels_last}
@@ -145,7 +145,7 @@ def _conv(side: int, device: torch.device, dtype: torch.dtype) -> Work:
     return amount, lambda: torch.nn.functional.conv2d(x, weight, padding=1)
 
 
-def _copy(mebibytes: int, device: torch.device, dtype: torch.dtype) -> Work:
+def _copy(mebibytes: int, device: torch.device, dtype: torch.dtype) -> Kernel:
     import torch
 
     source = torch.ones(mebibytes << 20 >> 2, dtype=dtype, device=device)  # 4 bytes each

@@ -33,7 +33,7 @@ VARIABLES = (
 
 
 def describe_environment() -> dict[str, dict[str, Any]]:
-    """Sections of named facts about this machine, all plain JSON values; a fact that can not be had is None.
+    """Sections of named facts about this machine, all plain JSON values; a fact that cannot be determined is None.
 
     Imports torch, and asks the driver of its accelerator for devices.
     """

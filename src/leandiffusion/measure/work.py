@@ -1,4 +1,4 @@
-"""Work instead of time: operations and bytes, the same in every run and nearly the same on every machine."""
+"""Counts of operations and bytes, which unlike time are the same in every run and nearly so on every machine."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def allocated_bytes(function: Callable[[], object]) -> Allocations:
 def _summed(events: Iterable[Mapping[str, Any]]) -> Allocations:
     """Of a trace's allocator events, matched by address.
 
-    They can not simply be added up: the end of a block is told with the size that an earlier trace saw at its address,
+    They cannot simply be added up: the end of a block is told with the size that an earlier trace saw at its address,
     and is not told at all where another thread frees it.
     """
     memory = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]

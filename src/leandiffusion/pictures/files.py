@@ -1,4 +1,4 @@
-"""Putting a picture on disk: whole or not at all, and never over one that was not named."""
+"""Writing pictures: complete or not at all, and never over a file that the user did not name."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Destination:
         self._count = count
 
     def prepare(self, expected_bytes: int = 0) -> None:
-        """Make the folder and find out whether it can be written to and has room for `expected_bytes`, so that no
-        work is lost. LeanError with the reason if not."""
+        """Make the folder and check, before any work is done, that it can be written to and has room for
+        `expected_bytes`. LeanError with the reason if not."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -47,7 +47,7 @@ class Destination:
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise LeanError(
-                f"can not write to {self.folder}: {error.strerror or error}. Choose another --out."
+                f"cannot write to {self.folder}: {error.strerror or error}. Choose another --out."
             ) from error
         if free < expected_bytes:
             raise LeanError(

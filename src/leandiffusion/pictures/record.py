@@ -1,4 +1,4 @@
-"""What a picture says about itself: how to draw it again, and what drawing it took.
+"""The record in a picture: how to draw it again, how long drawing took and how much memory.
 
 Two texts travel in the PNG. `leandiffusion` is our own JSON, from which the same picture can be drawn again.
 `parameters` is the text that AUTOMATIC1111's web UI writes and that galleries and prompt readers understand.
@@ -56,7 +56,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PictureRecord:
-    """A recipe, and what following it took.
+    """A recipe, and the time and memory that drawing took.
 
     `sampler` is the scheduler class that ran, with `karras` or not; `seconds` per stage; `peak_memory` in bytes by
     where it was ('process', 'cuda:0'); `techniques` that were on, with their settings, by name; `versions` of the
@@ -135,7 +135,7 @@ def read_record(path: Path) -> PictureRecord:
     try:
         return PictureRecord.from_json(text)
     except ConfigError as error:
-        raise ConfigError(f"{path} can not be drawn again: {error}.") from error
+        raise ConfigError(f"{path} cannot be drawn again: {error}.") from error
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -1,4 +1,4 @@
-"""The gate: what counts as worse, what as noise, and what can not be compared."""
+"""The gate: what counts as worse, what as noise, and what cannot be compared."""
 
 from __future__ import annotations
 

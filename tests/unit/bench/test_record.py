@@ -113,7 +113,7 @@ def test_fields_of_a_later_version_are_passed_over(path: Path, published: Record
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "can not be read"), (b"", "is empty"), (b"\xff\xfe\x00", "no UTF-8 text")]
+    ("content", "reason"), [(None, "cannot be read"), (b"", "is empty"), (b"\xff\xfe\x00", "no UTF-8 text")]
 )
 def test_files_that_hold_nothing(content: bytes | None, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"

@@ -87,11 +87,11 @@ def test_a_slower_row_fails_the_comparison(run: tuple[Path, str], tmp_path: Path
         ("published --model ./nowhere", "nowhere"),
         ("published --model demo --size 100", "the nearest that is, is 96"),
         ("published --out records.txt", "ends in .jsonl"),
-        ("published --out /proc/nothing/x.jsonl", "can not be written"),
+        ("published --out /proc/nothing/x.jsonl", "cannot be written"),
         ("published --work /proc/nothing", "--work /proc/nothing: nothing can be written there"),
         ("published --work /proc", "--work /proc: nothing can be written there"),
         ("published --device cuda:77", "cuda:77"),
-        ("compare nothing.jsonl nothing.jsonl", "nothing.jsonl can not be read"),
+        ("compare nothing.jsonl nothing.jsonl", "nothing.jsonl cannot be read"),
     ],
 )
 def test_what_can_not_be_is_said_before_anything_runs(

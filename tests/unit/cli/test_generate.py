@@ -175,7 +175,7 @@ def test_an_unwritable_place_is_found_before_the_model_opens(studio):
     Path("file").write_text("")
     result = studio.run("generate", "a ring", "--out", "file/below/")
     assert result.exit_code == 1
-    assert "can not write to" in result.stderr
+    assert "cannot write to" in result.stderr
     assert studio.opened == []
 
 

@@ -215,7 +215,7 @@ def test_same_colour_is_matched_by_shape():
     ],
 )
 def test_what_is_no_picture_is_refused(picture):
-    with pytest.raises(ConfigError, match="can not be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         read(picture)
 
 

@@ -98,14 +98,14 @@ def test_an_interrupted_write_leaves_nothing_and_spoils_nothing(tmp_path, error,
 
 def test_places_that_can_not_be_written_are_found_before_drawing(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LeanError, match="can not write to"):
+    with pytest.raises(LeanError, match="cannot write to"):
         Destination(tmp_path / "file" / "below").prepare()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_of_others_is_found_before_drawing(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(LeanError, match="can not write to"):
+    with pytest.raises(LeanError, match="cannot write to"):
         Destination(tmp_path).prepare()
 
 

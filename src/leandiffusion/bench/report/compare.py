@@ -1,4 +1,4 @@
-"""One run held against an earlier one: by ratios within each run, so that a machine's mood does not count."""
+"""One run compared with an earlier one, by ratios within each run: how fast the machine was that day cancels out."""
 
 from __future__ import annotations
 
@@ -110,12 +110,12 @@ def _common_base(old: Records, new: Records) -> str:
     pairs = {"suite": (old.run.suite, new.run.suite)}
     pairs |= {name: (old.run.workload.get(name), new.run.workload.get(name)) for name in SAME}
     if differ := [f"{name} {then} and {now}" for name, (then, now) in pairs.items() if then != now]:
-        raise ConfigError(f"the runs can not be compared, they differ in {'; '.join(differ)}: measure the same work.")
+        raise ConfigError(f"the runs cannot be compared, they differ in {'; '.join(differ)}: measure the same work.")
     if old.base is None or new.base is None:
         raise ConfigError(f"the {'old' if old.base is None else 'new'} run holds no measured row: run it again.")
     if old.base != new.base:
         raise ConfigError(
-            f"the runs can not be compared, their first measured rows differ: {old.base} and {new.base}. "
+            f"the runs cannot be compared, their first measured rows differ: {old.base} and {new.base}. "
             "Measure with the same --rows."
         )
     return old.base

@@ -12,7 +12,7 @@ from ..record import Measurement, Records
 from ..suites import Suite, suites
 from .statistics import Spread
 
-INTERRUPTED = "The run was interrupted: rows and rounds that it did not come to are missing."
+INTERRUPTED = "The run was interrupted: the rows and rounds that were left are missing."
 
 
 def suite_of(records: Records) -> Suite:

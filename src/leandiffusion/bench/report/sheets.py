@@ -1,4 +1,4 @@
-"""What stands in a table, before it is drawn for a terminal or a page."""
+"""Tables as headings, cells and legend, before they are drawn for a terminal or a page."""
 
 from __future__ import annotations
 
@@ -133,18 +133,18 @@ def _columns(records: Records) -> dict[str, Cell]:
 def _legend(records: Records) -> dict[str, str]:
     base = title_of(records, records.base) if records.base else NOTHING
     return {
-        "step": "step: one denoising step, a UNet call with and one without the words; it/s: steps per second; text, "
+        "step": "step: one denoising step, a conditional and an unconditional UNet call; it/s: steps per second; text, "
         "decode: encoding the prompt, decoding the picture. Medians of the rounds; a step's with its range.",
         "× faster": f"× faster: step time of '{base}' over the row's, within each round: median (least–greatest).",
-        "prepare": "prepare: what the first call takes beyond a later one, reading weights in, compiling and tracing "
-        "included; the most of the rounds, of which later ones find compiled code in torch's cache.",
+        "prepare": "prepare: how much longer the first call takes than a later one: reading weights in, compiling, "
+        "tracing. The longest of the rounds, since later rounds find compiled code in torch's cache.",
         "peak": "peak: most memory at any time, loading included, "
         + ("of the process" if is_host(str(records.run.workload.get("device"))) else "reserved on the GPU")
         + f"; × peak: over that of '{base}'.",
         f"{PEAK_OF}{STAGES[0]}": "at load, text, denoise, decode: the peak of each stage alone, what is held then "
         "included; load: opening the model and switching techniques on.",
         "% of limit": "% of limit: operations per second in a step over the most that matrix products or convolutions "
-        "reached on this machine in that round, in the dtype of the row's weights. Beyond 100% where products are "
+        "reached on this machine in that round, in the dtype of the row's weights. Above 100% where products are "
         "computed in a faster dtype than that.",
         "PSNR / SSIM": "PSNR / SSIM: the picture against the plain float32 one; the worst of the rounds.",
         f"{STEPS} steps": f"{STEPS} steps: text + {STEPS} × step + decode, computed. × whole: that of '{base}' over "

@@ -52,7 +52,7 @@ class Own:
         if reasons := self._pipe.why_not(technique):
             if name == self._job.row.adds or not technique.optional:
                 raise BackendUnavailable("; ".join(reasons))
-            warnings.warn(f"without {name}", stacklevel=2)
+            warnings.warn(f"left out {name}: {'; '.join(reasons)}", stacklevel=2)
         else:
             self._pipe.enable(technique, why="the row asks for it")
 

@@ -1,4 +1,4 @@
-"""One process per job, so that its peak of memory is its own, and its crash only its own."""
+"""One process per job: its peak memory is its own, and a crash ends that job alone."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Rounds:
     def run(self, number: int) -> None:
         """Measure the machine, then every row that is still in, once."""
         workload, self._started = self._plan.workload, True
-        self._say(f"round {number + 1}/{workload.repeat}: the machine itself")
+        self._say(f"round {number + 1}/{workload.repeat}: measuring the machine")
         ceiling = process.run_task("ceiling", device=workload.device, dtypes=self._dtypes).get("result", {})
         # Every other round backwards: a machine that slows down within a round does so for other rows each time.
         for row in list(self._rows if number % 2 == 0 else reversed(self._rows)):

@@ -174,7 +174,7 @@ TASKS = {"survey": survey, "model": make_model, "flops": count, "ceiling": ceili
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Do what is asked: {'result': …}, {'absent': reason} where this machine can not, or {'error': text}."""
+    """Do what is asked: {'result': …}, {'absent': reason} where this machine cannot do it, or {'error': text}."""
     from ...core.errors import BackendUnavailable, ConfigError, LeanError
 
     try:

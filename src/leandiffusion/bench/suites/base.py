@@ -11,7 +11,7 @@ from ..workload import Row, Workload
 Enabled = tuple[tuple[str, Mapping[str, Any]], ...]
 
 SCORES: Enabled = (("attention_backend", {"backend": "plain"}),)
-"""Attention that keeps its scores, as every pipeline's was when the tables were published."""
+"""Attention that holds all its scores in memory, as every pipeline's did when the tables were published."""
 
 EFFICIENT: Enabled = (("attention_backend", {"backend": "memory_efficient"}),)
 
