@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import trange
 
 from leandiffusion import AutoencoderKL
-from leandiffusion.pipelines.assembly import packaged
+from leandiffusion.pipelines.from_folder import packaged
 from tools.demo_world.render import render
 from tools.demo_world.scenes import Scene, sample_scene
 

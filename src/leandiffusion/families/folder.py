@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile
 from ..core.notices import warn
 from ..core.registry import did_you_mean
 from ..core.replacing import finish
 from ..core.wording import show
-from ..weights.locate import INDEX_FILE
+from ..weights.locate import INDEX_FILE, described_in
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +71,7 @@ def read_index(folder: str | Path) -> ModelIndex:
         raise CheckpointNotFound(_not_a_pipeline(folder))
     components: dict[str, str | None] = {}
     settings: dict[str, Any] = {}
-    values = read_json(path)
+    values = described_in(path)
     for name, value in values.items():
         if name.startswith("_"):
             continue

@@ -12,6 +12,7 @@ import torch
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, TensorMismatch
 from ..core.notices import warn
+from ..core.once import once
 from ..modules.base import openers
 from ..weights.check import named_for
 from ..weights.convert import Tensors, under
@@ -23,6 +24,12 @@ from .folder import UNNEEDED, component_class
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _SD2_BASE_STEPS = 875_000  # training steps noted in the 512 px model's files
+
+
+@once
+def detect_file(path: Path) -> Family:
+    """The family that a single file belongs to, told from its header. Raises what `detect` and `read_header` raise."""
+    return detect(read_header(path).tensors, path)
 
 
 def open_single_file(
@@ -52,7 +59,7 @@ def open_single_file(
     """
     path = Path(path).expanduser()
     tensors = read_header(path).tensors
-    kind = families.get(family) if family else detect(tensors, path)
+    kind = families.get(family) if family else detect_file(path)
     settled = False
     if config is not None:
         kind, settled = _configured(kind, Path(config).expanduser())
@@ -131,7 +138,7 @@ def family_of_file(path: Path) -> Family:
     Raises as `open_single_file` does.
     """
     tensors = read_header(path).tensors
-    return _predicting(detect(tensors, path), tensors, path, None, settled=False)
+    return _predicting(detect_file(path), tensors, path, None, settled=False)
 
 
 def _configured(kind: Family, folder: Path) -> tuple[Family, bool]:

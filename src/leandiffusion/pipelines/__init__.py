@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..core.once import opening
 
+
+@opening()
 def open_pipeline(
     name_or_path: str | Path,
     *,
@@ -22,15 +25,14 @@ def open_pipeline(
     from ..core.errors import ConfigError
     from ..core.hub import settings_folder
     from ..families.folder import INDEX_FILE, read_index
-    from .assembly import packaged
+    from .from_folder import packaged
 
     known = classes()
     path = Path(name_or_path).expanduser()
     if path.is_file():
-        from ..families.base import detect
-        from ..weights.header import read_header
+        from ..families.single_file import detect_file
 
-        cls = known[detect(read_header(path).tensors, path).pipeline]
+        cls = known[detect_file(path).pipeline]
         return cls.from_single_file(path, dtype=dtype, device=device, **options)
     hub = {key: options[key] for key in ("revision", "cache_dir", "token") if key in options}
     folder = settings_folder(packaged(name_or_path), [INDEX_FILE], local_files_only=local_files_only, **hub)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile, UnsafeFormat, VariantNotFound
+from ..core.once import once
 from ..core.wording import show
 from .header import CONVERT_PICKLE, PICKLE_SUFFIXES
 
@@ -26,6 +27,7 @@ _STYLES = ("new", "old")
 _PICKLE_STEMS = ("pytorch_model", "diffusion_pytorch_model", "model")
 
 
+@once
 def weight_files(
     folder: Path, stem: str, *, variant: str | None = None, use_safetensors: bool | None = None
 ) -> list[Path]:

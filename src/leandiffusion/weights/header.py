@@ -31,6 +31,7 @@ import torch
 
 from ..core.errors import CheckpointNotFound, MalformedFile, UnsafeFormat
 from ..core.jsons import BadJSON, parse_json
+from ..core.once import once
 from ..core.wording import show
 from .recognize import AGAIN, what_it_is
 
@@ -117,6 +118,7 @@ def read_headers(files: list[Path]) -> dict[str, TensorEntry]:
     return together
 
 
+@once
 def read_header(file: Path) -> Header:
     """The header of one safetensors file; no tensor data is read.
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core.aside import is_aside
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat, VariantNotFound
 from ..core.hub import HubRepository, check_hub_id, local_path
+from ..core.once import once
 from ..core.replacing import finish
 from .files import choose_weights, variants_of
 from .header import CONVERT_PICKLE, PICKLE_SUFFIXES
@@ -106,9 +108,15 @@ def variant_files(names: list[str], variant: str | None) -> list[str]:
     return next((found for stem in _STEMS if (found := choose_weights(names, stem, variant))), [])
 
 
+@once
+def described_in(index: Path) -> Mapping[str, Any]:
+    """What a model_index.json says. MalformedFile when it is no JSON object."""
+    return read_json(index)
+
+
 def index_components(index: Path) -> list[str]:
     """The components that a model_index.json names, without those that are null."""
-    described = read_json(index)
+    described = described_in(index)
     named = {key: value for key, value in described.items() if re.fullmatch(r"[^\W_]\w{0,99}", key)}
     return [k for k, v in named.items() if isinstance(v, list) and len(v) == 2 and isinstance(v[1], str) and v[1]]
 

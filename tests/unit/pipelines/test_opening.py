@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from leandiffusion import (
     AutoencoderKL,
@@ -22,15 +24,22 @@ from leandiffusion import (
     NotSupported,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    TensorMismatch,
     UNet2DConditionModel,
     VariantNotFound,
 )
-from leandiffusion.pipelines import assembly, open_pipeline
+from leandiffusion.families import single_file
+from leandiffusion.pipelines import from_folder, open_pipeline
 from leandiffusion.weights.stored import StoredTensor
 
 Draw = Callable[..., torch.Tensor]
 Folders = dict[str, Path]
 STEM = "diffusion_pytorch_model"
+SD1_NAMES = {
+    "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
+    "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768),
+}
+"""What an SD1 checkpoint in one file is recognised by."""
 CLASSES = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 
 
@@ -51,7 +60,7 @@ def test_the_folder_says_which_class(folders: Folders, build: Any, draw: Draw, f
 def test_the_wrong_class_reads_no_weights(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, opened: str, cls: Any
 ) -> None:
-    monkeypatch.setattr(assembly, "open_folder", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(from_folder, "open_folder", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ConfigError, match=rf"{CLASSES[opened].__name__}.* (has|lacks) text_encoder_2.*open_pipeline"):
         cls.from_pretrained(folders[opened])
 
@@ -74,12 +83,7 @@ def test_an_inpainting_folder_opens_and_says_why_it_can_not_draw(build: Any, tmp
 
 def test_a_single_file_goes_to_the_class_it_was_made_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Told from the names and shapes of its tensors; nothing else of the file is read for that."""
-    from safetensors.torch import save_file
-
-    prefix = "model.diffusion_model."
-    tensors = {f"{prefix}input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)}
-    tensors[f"{prefix}input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"] = torch.zeros(320, 768)
-    save_file(tensors, tmp_path / "sd1.safetensors")
+    save_file(SD1_NAMES, tmp_path / "sd1.safetensors")
     called: list[Any] = []
     for cls in CLASSES.values():
         monkeypatch.setattr(
@@ -94,6 +98,53 @@ def test_a_single_file_goes_to_the_class_it_was_made_for(monkeypatch: pytest.Mon
         StableDiffusionXLPipeline.from_single_file(tmp_path / "sd1.safetensors")
     with pytest.raises(ConfigError, match=r"'vea'\. Did you mean 'vae'"):
         StableDiffusionPipeline.from_single_file(tmp_path / "sd1.safetensors", vea=None)
+
+
+# -- what is read ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file is opened to be described: JSON as a whole, safetensors for their headers."""
+    counted: Counter[str] = Counter()
+    plain = Path.open
+
+    def counting(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.suffix in (".json", ".safetensors"):
+            counted[f"{path.parent.name}/{path.name}"] += 1
+        return plain(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", counting)
+    return counted
+
+
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("shards", [False, True])
+def test_opening_a_folder_reads_each_description_once(
+    build: Any, tmp_path: Path, reads: Counter[str], family: str, shards: bool
+) -> None:
+    build[family]().save_pretrained(tmp_path, max_shard_size="20KB" if shards else "1GB")
+    for _ in range(2):  # nothing is remembered from one opening to the next
+        reads.clear()
+        open_pipeline(tmp_path)
+        assert reads[f"{tmp_path.name}/model_index.json"] == 1
+        headers = {name: count for name, count in reads.items() if name.endswith((".safetensors", ".index.json"))}
+        assert len(headers) == len([*tmp_path.rglob("*.safetensors"), *tmp_path.rglob("*.safetensors.index.json")])
+        assert set(headers.values()) == {1}
+
+
+def test_opening_a_file_reads_its_header_and_tells_its_family_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reads: Counter[str]
+) -> None:
+    """As far as a file gets that has nothing but a UNet's first names: until its text encoder is missed."""
+    file, told = tmp_path / "sd1.safetensors", []
+    detected = single_file.detect
+    monkeypatch.setattr(single_file, "detect", lambda *args: told.append(args) or detected(*args))
+    save_file(SD1_NAMES, file)
+    with pytest.raises(TensorMismatch, match="has no text_encoder"):
+        open_pipeline(file)
+    assert reads == {f"{tmp_path.name}/sd1.safetensors": 1}
+    assert len(told) == 1
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ...families.base import Family, families
 from ...families.folder import INDEX_FILE, component_class
 from ...families.single_file import family_of_file
 from ...modules.tokenizer import CLIPTokenizer
-from ...pipelines.assembly import packaged
+from ...pipelines.from_folder import packaged
 from ...weights.build import build_empty
 from ...weights.locate import find_checkpoint
 

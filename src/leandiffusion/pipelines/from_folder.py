@@ -1,0 +1,100 @@
+"""A pipeline from a folder or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from ..core.once import opening
+from ..device.host import is_host
+from ..device.names import check_device
+from ..families.folder import open_folder, read_index
+from ..modules.base import either_dtype
+from ..techniques import Technique
+from ..techniques.offloading import opening_offload
+from ..weights.locate import find_checkpoint
+from .given import open_given
+from .opening import Opening
+from .options import take_neutral
+
+
+class FromFolder(Opening):
+    """Mixin of the pipelines."""
+
+    @classmethod
+    @opening()
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: Any = None,
+        dtype: Any = None,
+        device: str | torch.device | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        use_safetensors: bool | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        low_cpu_mem_usage: bool = True,
+        offload: str | Technique | None = None,
+        **components: Any,
+    ) -> Self:
+        """Open a local folder, a hub id, or 'demo', the small model in this package.
+
+        `dtype` (older name `torch_dtype`) is the type weights get on their way from the file: float32 unless given.
+        `device` is where they go, without a copy on the CPU. `variant="fp16"` chooses files; `revision` a branch, tag
+        or commit of a hub id. A component by name replaces the checkpoint's, None leaves it out; `vae` may also be a
+        path, of a .safetensors file or a folder. Loading never takes much more memory than the weights, whatever
+        `low_cpu_mem_usage` says. `offload` is 'model', 'sequential' or such
+        a technique: on a CPU weights then stay on disk until they are used, so that the model is never in memory as a
+        whole. `DiffusionPipeline.from_pretrained` opens with the class that the checkpoint was made for.
+
+        Raises ConfigError for wrong arguments, WeightsError's kinds for what is wrong with the files.
+        """
+        name = pretrained_model_name_or_path
+        if not cls.component_names:
+            from . import open_pipeline
+
+            options = {
+                "torch_dtype": torch_dtype, "dtype": dtype, "device": device, "variant": variant, "revision": revision,
+                "use_safetensors": use_safetensors, "cache_dir": cache_dir, "token": token, "offload": offload,
+            }  # fmt: skip
+            given = {key: value for key, value in options.items() if value is not None}
+            return open_pipeline(name, local_files_only=local_files_only, **given, **components)
+        device = take_neutral(components, device)
+        settings = cls._take_settings(components, cls.from_pretrained)
+        chosen = either_dtype(dtype, torch_dtype)
+        travel, device = opening_offload(offload, None if device is None else check_device(device))
+        on_disk = travel is not None and is_host(travel.compute_device)
+        found = find_checkpoint(
+            packaged(name), revision=revision, variant=variant, use_safetensors=use_safetensors,
+            local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
+        )  # fmt: skip
+        index = read_index(found.folder)
+        cls._check_fit(f"{name}, a {index.pipeline or 'pipeline'},", index.components, components)
+        components = open_given(components, cls.__name__, found.folder, dtype=chosen, device=device, on_disk=on_disk)
+        opened = open_folder(
+            found.folder, dtype=chosen, device=device, variant=found.variant, use_safetensors=use_safetensors,
+            components=components, on_disk=on_disk,
+        )  # fmt: skip
+        stored = {key: value for key, value in index.settings.items() if key in cls._setting_names()}
+        parts: dict[str, Any] = {part: opened.get(part) for part in cls.component_names}
+        pipe = cls(**parts, **{**stored, **settings})
+        pipe._opened_from = str(name)
+        if packaged(name) != name:
+            from ..demo import notice
+
+            pipe.notice = notice
+        return pipe._opened(travel)
+
+
+def packaged(path_or_id: str | Path) -> str | Path:
+    """'demo' -> the folder of the packaged model, unless a folder of that name lies here; all else as it is."""
+    if str(path_or_id) != "demo" or Path("demo", "model_index.json").exists():
+        return path_or_id
+    from ..demo import model_folder
+
+    return model_folder()

@@ -1,0 +1,68 @@
+"""What opening a pipeline has in common, wherever its components come from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+from ..core.errors import ConfigError
+from ..core.notices import warn
+from ..core.registry import did_you_mean
+from ..device.capabilities import why_slow
+from ..techniques import Technique
+from ..techniques.stack import Stack
+from .given import check_given
+
+
+class Opening:
+    """Mixin of the pipelines: which components and settings a class takes, and what is done once they are there."""
+
+    component_names: ClassVar[tuple[str, ...]] = ()
+    device: Any
+    dtype: Any
+    notice: Callable[[str], str | None] | None
+    """What to tell a user about a prompt before drawing it, if anything."""
+    _opened_from: str | None
+    _stack: Stack
+
+    def _opened(self, offload: Technique | None) -> Self:
+        """This pipeline, just opened, with its weights travelling if that was asked for."""
+        if offload is not None:
+            self._stack.enable(offload, "asked for when opening")
+        if reason := why_slow(self.dtype, self.device):
+            warn(reason)
+        return self
+
+    @classmethod
+    def _check_fit(cls, source: str, there: Mapping[str, str | None], given: Mapping[str, Any]) -> None:
+        """ConfigError when the components that are there, by name, are more or less than this class runs."""
+        parameters = inspect.signature(cls.__init__).parameters
+        needed = [name for name in cls.component_names if parameters[name].default is inspect.Parameter.empty]
+        surplus = [name for name, part in there.items() if part is not None and name not in cls.component_names]
+        missing = [name for name in needed if name not in there and name not in given]
+        if surplus or missing:
+            wrong = f"has {', '.join(surplus)}" if surplus else f"lacks {', '.join(missing)}"
+            raise ConfigError(
+                f"{source} {wrong}, so {cls.__name__} cannot run it: open it with leandiffusion.pipelines."
+                "open_pipeline, which picks the class, or pass the components by name."
+            )
+
+    @classmethod
+    def _setting_names(cls) -> list[str]:
+        parameters = list(inspect.signature(cls.__init__).parameters)
+        return [name for name in parameters if name != "self" and name not in cls.component_names]
+
+    @classmethod
+    def _take_settings(cls, components: dict[str, Any], opening: Callable[..., Any]) -> dict[str, Any]:
+        """The plain settings, taken out of the keywords that `opening` got. ConfigError unless components remain."""
+        settings = {name: components.pop(name) for name in cls._setting_names() if name in components}
+        known = [*cls.component_names, *inspect.signature(opening).parameters, *cls._setting_names()]
+        for name in components:
+            if name not in cls.component_names:
+                raise ConfigError(
+                    f"{cls.__name__} does not know the argument {name!r}.{did_you_mean(name, known)} "
+                    f"Its components: {', '.join(cls.component_names)}."
+                )
+        check_given(cls.__name__, components, paths=("vae",))
+        return settings
