@@ -49,7 +49,7 @@ def open_single_file(
     """Every component of a Stable Diffusion 1, 2 or XL checkpoint by name, straight from one file.
 
     `family` ('sd1', 'sd2', 'sdxl') wins over detection. `prediction_type` ('epsilon', 'v_prediction', 'sample') says
-    what the UNet predicts where the file can not: SD2 at 512 px predicts noise, at 768 px velocity. `config` is a local
+    what the UNet predicts where the file cannot: SD2 at 512 px predicts noise, at 768 px velocity. `config` is a local
     pipeline folder whose config.json files replace the built-in ones. Of `original_config`, a local .yaml of the
     training code, the `parameterization` is read. `dtype`, `device`, `components`, `task`, `progress`, `on_disk`: as
     in `open_folder`.

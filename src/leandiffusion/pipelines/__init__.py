@@ -1,4 +1,4 @@
-"""Pipelines: from words to pictures. `open_pipeline` picks the class that a checkpoint asks for."""
+"""Pipelines: from text to pictures. `open_pipeline` picks the class that a checkpoint asks for."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ INVERSION = (
     "textual inversion is not supported yet: encode the prompt with diffusers and pass prompt_embeds and "
     "negative_prompt_embeds."
 )
-IP_ADAPTER = "IP-Adapters are not supported yet: draw from words alone, or with diffusers."
+IP_ADAPTER = "IP-Adapters are not supported yet: draw from text alone, or with diffusers."
 FREEU = "FreeU is not supported yet: leave it out, or draw with diffusers."
 FUSED_QKV = "fused projections are not supported yet, and the picture is the same without: leave the call out."
 GROUPS = (

@@ -156,10 +156,11 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
         inputs.check_latents(request.latents, shape)
         self._check_width(request.prompt_embeds)
         with self._call(**request.settings) as call:
-            timesteps = set_timesteps(
+            laid_out = set_timesteps(
                 call.scheduler, request.num_inference_steps, self.device,
                 timesteps=request.timesteps, sigmas=request.sigmas, end=request.denoising_end,
             )  # fmt: skip
+            timesteps = task.timesteps(call.scheduler, laid_out)
             call._num_timesteps = len(timesteps)
             function = request.callback_on_step_end
             yield call, Run(

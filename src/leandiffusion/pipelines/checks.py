@@ -10,6 +10,7 @@ from ..families.one_encoder import Prompt
 from ..families.two_encoders import PromptPair
 from ..run import inputs
 from .absent import no_ip_adapter
+from .request import Request, RequestXL, arguments_of
 
 
 class Checks:
@@ -29,13 +30,7 @@ class Checks:
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> None:
         """ConfigError where a call with these arguments would raise it."""
-        _check_common(self, height, width, callback_steps, callback_on_step_end_tensor_inputs)
-        no_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
-        given = Prompt(
-            prompt=prompt, negative_prompt=negative_prompt, prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-        )  # fmt: skip
-        _check_prompt(self, given)
+        _check(self, Prompt(**arguments_of(locals(), Request.PROMPT)), locals())
 
 
 class ChecksXL:
@@ -59,31 +54,21 @@ class ChecksXL:
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> None:
         """ConfigError where a call with these arguments would raise it."""
-        _check_common(self, height, width, callback_steps, callback_on_step_end_tensor_inputs)
-        no_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
-        given = PromptPair(
-            prompt=prompt, prompt_2=prompt_2, negative_prompt=negative_prompt, negative_prompt_2=negative_prompt_2,
-            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds, negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-            zeros=self.config.force_zeros_for_empty_prompt,
-        )  # fmt: skip
-        _check_prompt(self, given)
+        zeros: bool = self.config.force_zeros_for_empty_prompt
+        _check(self, PromptPair(**arguments_of(locals(), RequestXL.PROMPT), zeros=zeros), locals())
 
 
-def _check_common(
-    pipe: Any, height: int | None, width: int | None, callback_steps: int | None, tensor_inputs: list[str] | None
-) -> None:
-    """What both share; sizes may be None."""
-    for name, side in (("height", height), ("width", width)):
-        if side is not None:
-            inputs.check_side(name, side, pipe.vae_scale_factor)
-    if callback_steps is not None:
-        inputs.check_count("callback_steps", callback_steps)
-    inputs.check_names("callback_on_step_end_tensor_inputs", tensor_inputs or [], pipe.callback_tensors)
-
-
-def _check_prompt(pipe: Any, given: Prompt | PromptPair) -> None:
-    given.check()
-    embeds, negative = given.prompt_embeds, given.negative_prompt_embeds
+def _check(pipe: Any, prompt: Prompt | PromptPair, arguments: dict[str, Any]) -> None:
+    """The checks of both, given the arguments by name; sizes may be None."""
+    for name in ("height", "width"):
+        if arguments[name] is not None:
+            inputs.check_side(name, arguments[name], pipe.vae_scale_factor)
+    if arguments["callback_steps"] is not None:
+        inputs.check_count("callback_steps", arguments["callback_steps"])
+    name = "callback_on_step_end_tensor_inputs"
+    inputs.check_names(name, arguments[name] or [], pipe.callback_tensors)
+    no_ip_adapter(arguments["ip_adapter_image"], arguments["ip_adapter_image_embeds"])
+    prompt.check()
+    embeds, negative = prompt.prompt_embeds, prompt.negative_prompt_embeds
     pipe._check_width(embeds)
     inputs.check_same_shape("prompt_embeds", embeds, "negative_prompt_embeds", negative)

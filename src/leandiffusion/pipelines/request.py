@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -109,10 +109,6 @@ class RequestXL(Request):
     PROMPT: ClassVar[tuple[str, ...]] = (
         *Request.PROMPT, "prompt_2", "negative_prompt_2", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
     )  # fmt: skip
-    SIZES: ClassVar[tuple[str, ...]] = (
-        "original_size", "crops_coords_top_left", "target_size",
-        "negative_original_size", "negative_crops_coords_top_left", "negative_target_size",
-    )  # fmt: skip
 
     prompt_2: Any
     negative_prompt_2: Any
@@ -128,9 +124,9 @@ class RequestXL(Request):
     @property
     def sizes(self) -> Sizes:
         """The sizes that the UNet is told."""
-        return Sizes(**{name: getattr(self, name) for name in self.SIZES})
+        return Sizes(**{size.name: getattr(self, size.name) for size in fields(Sizes)})
 
 
-def arguments_of(frame: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a method that passes its `locals()` before it sets any."""
-    return {name: value for name, value in frame.items() if name != "self"}
+def arguments_of(frame: dict[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
+    """The arguments of a method that passes its `locals()` before it sets any: all, or those of these names."""
+    return {name: value for name, value in frame.items() if name != "self" and (names is None or name in names)}

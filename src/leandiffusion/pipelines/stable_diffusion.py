@@ -151,11 +151,8 @@ class StableDiffusionPipeline(DiffusionPipeline, SafetyChecking, Checks):
 
         The negative embeddings are None without guidance, and always the last layer's, whatever `clip_skip`.
         """
+        given = Prompt(**arguments_of(locals(), Request.PROMPT))
         unsupported({"lora_scale": lora_scale}, LORA)
-        given = Prompt(
-            prompt=prompt, negative_prompt=negative_prompt, prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-        )  # fmt: skip
         return self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)  # type: ignore[return-value]
 
     @undisturbed

@@ -173,13 +173,9 @@ class StableDiffusionXLPipeline(DiffusionPipeline, ChecksXL):
 
         B counts `num_images_per_prompt` pictures for each prompt; the negative prompt's are None without guidance.
         """
+        zeros: bool = self.config.force_zeros_for_empty_prompt
+        given = PromptPair(**arguments_of(locals(), RequestXL.PROMPT), zeros=zeros)
         unsupported({"lora_scale": lora_scale}, LORA)
-        given = PromptPair(
-            prompt=prompt, prompt_2=prompt_2, negative_prompt=negative_prompt, negative_prompt_2=negative_prompt_2,
-            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds, negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-            zeros=self.config.force_zeros_for_empty_prompt,
-        )  # fmt: skip
         return self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)  # type: ignore[return-value]
 
     def _conditions_besides_text(self, request: RequestXL, run: Run) -> tuple[Tensor, ...]:

@@ -26,6 +26,7 @@ class Model(Protocol):
     """
 
     unet: Any
+    vae: Any
     scheduler: Any
 
     @property
@@ -70,6 +71,8 @@ class Run:
         self.times = self.timesteps.unbind()
         self.order: int = getattr(self.model.scheduler, "order", 1)
         self.guidance_embedding = self._embed_guidance()
+        self._stepped: Any = None
+        self._accepted: dict[str, Any] = {}
 
     @property
     def length(self) -> int:
@@ -128,8 +131,9 @@ class Run:
 
     def _step(self, prediction: Tensor, x: Tensor, i: int) -> Tensor:
         scheduler = self.model.scheduler
-        options = accepted_by(scheduler.step, self.step_options)
-        return scheduler.step(prediction, self.times[i], x, **options, return_dict=False)[0].to(x.dtype)
+        if scheduler is not self._stepped:  # the first step, or a callback has replaced it
+            self._stepped, self._accepted = scheduler, accepted_by(scheduler.step, self.step_options)
+        return scheduler.step(prediction, self.times[i], x, **self._accepted, return_dict=False)[0].to(x.dtype)
 
     def _call_back(self, callback: Callback, x: Tensor, i: int) -> Tensor:
         """Show the callback this step's tensors, and go on with what it changed."""

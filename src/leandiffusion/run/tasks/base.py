@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -16,6 +16,10 @@ class Task(ABC):
 
     extra_channels: ClassVar[int] = 0
     """Channels of the UNet's input that `unet_input` adds to those of the latents."""
+
+    def timesteps(self, scheduler: Any, laid_out: Tensor) -> Tensor:
+        """Those of the schedule's timesteps `laid_out` (N,) that are run; a scheduler begins where it is told."""
+        return laid_out
 
     @abstractmethod
     def first_latents(self, run: Run) -> Tensor:
