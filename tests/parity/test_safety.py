@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from leandiffusion.modules.safety import CLIPImageProcessor, StableDiffusionSafetyChecker
+from leandiffusion.modules.image_features import CLIPImageProcessor
+from leandiffusion.modules.safety import StableDiffusionSafetyChecker
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

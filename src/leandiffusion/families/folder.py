@@ -27,7 +27,7 @@ _CLASSES = {
     "CLIPTextModelWithProjection": "modules.text",
     "CLIPTokenizer": "modules.tokenizer",
     "StableDiffusionSafetyChecker": "modules.safety",
-    "CLIPImageProcessor": "modules.safety",
+    "CLIPImageProcessor": "modules.image_features",
 }
 _OTHER_NAMES = {
     "CLIPFeatureExtractor": "CLIPImageProcessor",  # before transformers 4.26

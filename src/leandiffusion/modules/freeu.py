@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,3 +30,24 @@ class FreeU:
         gain[H // 2 - 1 : H // 2 + 1, W // 2 - 1 : W // 2 + 1] = self.s
         softened = torch.fft.ifftn(torch.fft.ifftshift(waves * gain, dim=(-2, -1)), dim=(-2, -1))
         return softened.real.to(skip.dtype)
+
+
+class Freeing:
+    """Mixin of UNets: FreeU under diffusers' names."""
+
+    up_blocks: Any
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """FreeU (Si et al. 2023) on the way up's two lowest levels: `b1`, `b2` times half of what comes from below,
+        `s1`, `s2` times the lowest frequencies of the skips."""
+        self._set_freeu(FreeU(b1, s1), FreeU(b2, s2), s1=s1, s2=s2, b1=b1, b2=b2)
+
+    def disable_freeu(self) -> None:
+        """Undo `enable_freeu`."""
+        self._set_freeu(None, None, s1=None, s2=None, b1=None, b2=None)
+
+    def _set_freeu(self, *levels: FreeU | None, **told: float | None) -> None:
+        for block, freeu in zip_longest(self.up_blocks, levels[: len(self.up_blocks)]):
+            block.freeu = freeu
+            for name, value in told.items():
+                setattr(block, name, value)

@@ -5,11 +5,10 @@ Parameter names are those of diffusers checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,51 +20,11 @@ from ..core.output import Output
 from .base import Network, either_dtype, openers
 from .blocks import TimestepEmbedding, refuse_unsupported, silu, sinusoid
 from .features import ATTENTION_WEIGHTS, Attending, absent
-from .freeu import FreeU
+from .freeu import Freeing
 from .processors import check_arguments
 from .transformer import set_attention_slice
-from .unet_blocks import (
-    CrossAttnDownBlock2D,
-    CrossAttnUpBlock2D,
-    DownBlock2D,
-    Level,
-    Shared,
-    UNetMidBlock2DCrossAttn,
-    UpBlock2D,
-)
-from .unet_levels import crosses, depths_of, levels_of
-
-# Keys of config.json that other architectures vary and this one does not.
-_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "center_input_sample": (False,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
-    "only_cross_attention": (False,),
-    "downsample_padding": (1,),
-    "mid_block_scale_factor": (1, 1.0),
-    "dropout": (0, 0.0),
-    "act_fn": ("silu", "swish"),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "num_attention_heads": (None,),
-    "dual_cross_attention": (False,),
-    "class_embed_type": (None,),
-    "addition_embed_type": (None, "text_time"),
-    "num_class_embeds": (None,),
-    "resnet_time_scale_shift": ("default",),
-    "resnet_skip_time_act": (False,),
-    "resnet_out_scale_factor": (1, 1.0),
-    "time_embedding_type": ("positional",),
-    "time_embedding_act_fn": (None,),
-    "timestep_post_act": (None,),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "attention_type": ("default",),
-    "class_embeddings_concat": (False,),
-    "mid_block_only_cross_attention": (None, False),
-    "cross_attention_norm": (None,),
-    "addition_embed_type_num_heads": (64,),
-}
-
+from .unet_blocks import Shared, UNetMidBlock2DCrossAttn
+from .unet_levels import SUPPORTED, build_down, build_up, levels_of
 
 PIECES = (
     "the UNet's forward is not in diffusers' pieces here: embed_time(sample, timestep, …) gives all that the resnets "
@@ -85,7 +44,7 @@ class UNet2DConditionOutput(Output):
     sample: Tensor
 
 
-class UNet2DConditionModel(Attending, Network):
+class UNet2DConditionModel(Freeing, Attending, Network):
     """Noisy latents, timestep and text -> prediction. Keywords are the keys of the UNet's config.json.
 
     `attention_head_dim` is, for historic reasons, the *number* of heads, one for all levels or one per level.
@@ -160,7 +119,7 @@ class UNet2DConditionModel(Attending, Network):
         addition_embed_type_num_heads: int = 64,
     ) -> None:
         super().__init__()
-        refuse_unsupported(self, _SUPPORTED, self.config)
+        refuse_unsupported(self, SUPPORTED, self.config)
         channels = list(block_out_channels)
         levels = levels_of(self.config)
         temb_channels = time_embedding_dim or 4 * channels[0]
@@ -169,9 +128,9 @@ class UNet2DConditionModel(Attending, Network):
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels, time_cond_proj_dim)
         self.add_embedding = self._build_added_embedding(temb_channels)
-        self.down_blocks, skip_channels = self._build_down(levels, shared)
+        self.down_blocks, skip_channels = build_down(self.config, levels, shared)
         self.mid_block = UNetMidBlock2DCrossAttn(levels[-1], shared) if mid_block_type is not None else None
-        self.up_blocks = self._build_up(levels, skip_channels, shared)
+        self.up_blocks = build_up(self.config, levels, skip_channels, shared)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
@@ -189,21 +148,6 @@ class UNet2DConditionModel(Attending, Network):
     def set_attention_slice(self, slice_size: str | int | list[int] | None = "auto") -> None:
         """Compute attention so many heads at a time: 'auto' half, 'max' one, a number, one per layer; None all."""
         set_attention_slice(self, slice_size)
-
-    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """FreeU (Si et al. 2023) on the way up's two lowest levels: `b1`, `b2` times half of what comes from below,
-        `s1`, `s2` times the lowest frequencies of the skips."""
-        self._set_freeu(FreeU(b1, s1), FreeU(b2, s2), s1=s1, s2=s2, b1=b1, b2=b2)
-
-    def disable_freeu(self) -> None:
-        """Undo `enable_freeu`."""
-        self._set_freeu(None, None, s1=None, s2=None, b1=None, b2=None)
-
-    def _set_freeu(self, *levels: FreeU | None, **told: float | None) -> None:
-        for block, freeu in zip_longest(cast("Iterable[UpBlock2D]", self.up_blocks), levels[: len(self.up_blocks)]):
-            block.freeu = freeu
-            for name, value in told.items():
-                setattr(block, name, value)
 
     load_attn_procs = save_attn_procs = absent(ATTENTION_WEIGHTS)
     get_time_embed = get_aug_embed = get_class_embed = process_encoder_hidden_states = absent(PIECES)
@@ -240,37 +184,6 @@ class UNet2DConditionModel(Attending, Network):
                 "projection_class_embeddings_input_dim (SDXL: 256 and 2816)."
             )
         return TimestepEmbedding(in_channels, temb_channels)
-
-    def _build_down(self, levels: list[Level], shared: Shared) -> tuple[nn.ModuleList, list[int]]:
-        """The way down, and the channels of every skip it leaves, conv_in's first."""
-        crossing = crosses(self.config, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")
-        blocks, skip_channels, in_channels = nn.ModuleList(), [levels[0].channels], levels[0].channels
-        for i, (level, cross) in enumerate(zip(levels, crossing, strict=True)):
-            last = i == len(levels) - 1
-            kind = CrossAttnDownBlock2D if cross else DownBlock2D
-            blocks.append(kind(in_channels, level, shared, last=last))
-            skip_channels += [level.channels] * (level.layers + (not last))
-            in_channels = level.channels
-        return blocks, skip_channels
-
-    def _build_up(self, levels: list[Level], skip_channels: list[int], shared: Shared) -> nn.ModuleList:
-        crossing = crosses(self.config, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")
-        layers = [level.layers + 1 for level in reversed(levels)]
-        key = "transformer_layers_per_block"
-        if self.config[f"reverse_{key}"] is not None:
-            depths = depths_of(self.config, f"reverse_{key}", layers)
-        elif isinstance(self.config[key], Sequence) and not all(isinstance(n, int) for n in self.config[key]):
-            raise ConfigError(f"{key}={self.config[key]!r} differs within a level: give reverse_{key} for the way up.")
-        else:
-            depths = [level.depths[:1] * (level.layers + 1) for level in reversed(levels)]
-        blocks, in_channels, skips = nn.ModuleList(), levels[-1].channels, list(skip_channels)
-        for i, (level, cross, deep) in enumerate(zip(reversed(levels), crossing, depths, strict=True)):
-            up = Level(level.channels, level.heads, deep, level.context_dim, level.layers + 1)
-            kind = CrossAttnUpBlock2D if cross else UpBlock2D
-            own_skips = [skips.pop() for _ in range(up.layers)]
-            blocks.append(kind(in_channels, up, own_skips, shared, last=i == len(levels) - 1))
-            in_channels = level.channels
-        return blocks
 
     # -- forward -----------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,46 @@
-"""A UNet's config, read level by level."""
+"""A UNet's config, read level by level, and the blocks that it asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
 
 from ..core.config import Config
 from ..core.errors import ConfigError
-from .unet_blocks import Level
+from .unet_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, Level, Shared, UpBlock2D
+
+# Keys of config.json that other architectures vary and this one does not.
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "center_input_sample": (False,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
+    "only_cross_attention": (False,),
+    "downsample_padding": (1,),
+    "mid_block_scale_factor": (1, 1.0),
+    "dropout": (0, 0.0),
+    "act_fn": ("silu", "swish"),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "num_attention_heads": (None,),
+    "dual_cross_attention": (False,),
+    "class_embed_type": (None,),
+    "addition_embed_type": (None, "text_time"),
+    "num_class_embeds": (None,),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1, 1.0),
+    "time_embedding_type": ("positional",),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "attention_type": ("default",),
+    "class_embeddings_concat": (False,),
+    "mid_block_only_cross_attention": (None, False),
+    "cross_attention_norm": (None,),
+    "addition_embed_type_num_heads": (64,),
+}
 
 MOST_BLOCKS = 512  # on one side of the UNet
 
@@ -68,3 +102,37 @@ def crosses(config: Config, key: str, plain: str, cross: str) -> list[bool]:
             f"UNet2DConditionModel does not support {key}={types!r}: expected {count} of {plain!r} or {cross!r}."
         )
     return [name == cross for name in types]
+
+
+def build_down(config: Config, levels: list[Level], shared: Shared) -> tuple[nn.ModuleList, list[int]]:
+    """The way down, and the channels of every skip it leaves, conv_in's first."""
+    crossing = crosses(config, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")
+    blocks, skip_channels, in_channels = nn.ModuleList(), [levels[0].channels], levels[0].channels
+    for i, (level, cross) in enumerate(zip(levels, crossing, strict=True)):
+        last = i == len(levels) - 1
+        kind = CrossAttnDownBlock2D if cross else DownBlock2D
+        blocks.append(kind(in_channels, level, shared, last=last))
+        skip_channels += [level.channels] * (level.layers + (not last))
+        in_channels = level.channels
+    return blocks, skip_channels
+
+
+def build_up(config: Config, levels: list[Level], skip_channels: list[int], shared: Shared) -> nn.ModuleList:
+    """The way up, which takes the skips of the way down, last first."""
+    crossing = crosses(config, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")
+    layers = [level.layers + 1 for level in reversed(levels)]
+    key = "transformer_layers_per_block"
+    if config[f"reverse_{key}"] is not None:
+        depths = depths_of(config, f"reverse_{key}", layers)
+    elif isinstance(config[key], Sequence) and not all(isinstance(n, int) for n in config[key]):
+        raise ConfigError(f"{key}={config[key]!r} differs within a level: give reverse_{key} for the way up.")
+    else:
+        depths = [level.depths[:1] * (level.layers + 1) for level in reversed(levels)]
+    blocks, in_channels, skips = nn.ModuleList(), levels[-1].channels, list(skip_channels)
+    for i, (level, cross, deep) in enumerate(zip(reversed(levels), crossing, depths, strict=True)):
+        up = Level(level.channels, level.heads, deep, level.context_dim, level.layers + 1)
+        kind = CrossAttnUpBlock2D if cross else UpBlock2D
+        own_skips = [skips.pop() for _ in range(up.layers)]
+        blocks.append(kind(in_channels, up, own_skips, shared, last=i == len(levels) - 1))
+        in_channels = level.channels
+    return blocks

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import io
-import json
 import os
 import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary, WeakSet, finalize, ref
+from weakref import finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +23,7 @@ from ..core.notices import warn
 from ..modules.processors import Own
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
 from ..weights.load import origin_of
-from . import techniques
+from . import graphs, techniques
 from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
 from .subject import Subject
@@ -34,9 +31,7 @@ from .subject import Subject
 MOST_KEPT = 4
 """Graphs of one UNet that are kept while none of them is in use."""
 
-_KEY = "leandiffusion.json"
 _TRACING = Lock()  # torch.jit.trace keeps its state in a global, and writing a graph empties its weights
-_TRACER_WARNING: Any = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 
 
 @techniques.register("traced_unet")
@@ -97,7 +92,7 @@ class Traced(nn.Module):
         self._key: str | None = None
         self._finalizer: finalize[..., Any] | None = None
         self._fits: object = None  # what the last call that the graph fitted was like
-        self._switched = _switched(unet)
+        self._switched = graphs.switched(unet)
         self._warned: set[str] = set()
         self.train(unet.training)
 
@@ -136,7 +131,7 @@ class Traced(nn.Module):
         if not others and self._have_graph(inputs):
             x = self._graph(*inputs.values())
         else:
-            x = _run(self.unet, inputs, **others)
+            x = graphs.run(self.unet, inputs, **others)
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
 
     def _have_graph(self, inputs: Mapping[str, Tensor]) -> bool:
@@ -153,7 +148,7 @@ class Traced(nn.Module):
                 "calls run untraced. set_default_attn_processor() gives the network its kernel back."
             )
             return False
-        key = _describe(self.unet, inputs)
+        key = graphs.describe(self.unet, inputs)
         with _TRACING:
             if self._key is None:
                 self._graph = self._take_up(key, inputs)
@@ -161,9 +156,10 @@ class Traced(nn.Module):
         if key == self._key:
             self._fits = call
         else:
+            made_for, called = graphs.shapes_of(self._key), graphs.shapes_of(key)
             self._warn_once(
-                f"the UNet was traced for {_shapes(self._key)} and is called with {_shapes(key)}: such calls run "
-                "untraced. Switch traced_unet on anew to trace for them instead."
+                f"the UNet was traced for {made_for} and is called with {called}: such "
+                "calls run untraced. Switch traced_unet on anew to trace for them instead."
             )
         return key == self._key
 
@@ -174,22 +170,22 @@ class Traced(nn.Module):
 
     def _take_up(self, key: str, inputs: Mapping[str, Tensor]) -> Any:
         """The graph for this key with the UNet's own weights: kept from before, read, or recorded now."""
-        kept = _kept.setdefault(self.unet, {})
+        kept = graphs.kept_graphs.setdefault(self.unet, {})
         if key not in kept:
             graph = self._read(key)
             if graph is None:
-                recorded = _record(self.unet, key, inputs)
-                graph = _load(io.BytesIO(recorded), self.device)[0]
+                recorded = graphs.record(self.unet, key, inputs)
+                graph = graphs.load(io.BytesIO(recorded), self.device)[0]
                 self._write(recorded)
             for old in [k for k, each in kept.items() if not list(each.users)][: max(len(kept) - MOST_KEPT + 1, 0)]:
                 del kept[old]
-            kept[key] = Kept(graph)
+            kept[key] = graphs.Kept(graph)
         elif self.path is not None and self._read(key) is None:
-            self._write(_record(self.unet, key, inputs))
+            self._write(graphs.record(self.unet, key, inputs))
         own = dict(self.unet.named_parameters(remove_duplicate=False))
-        _give_weights(kept[key].graph, own)
+        graphs.give_weights(kept[key].graph, own)
         kept[key].users.add(self)
-        self._finalizer = finalize(self, _let_go, kept[key], ref(self))
+        self._finalizer = finalize(self, graphs.let_go, kept[key], ref(self))
         self._finalizer.atexit = False
         return kept[key].graph
 
@@ -217,133 +213,12 @@ class Traced(nn.Module):
         if self.path is None or not self.path.exists():
             return None
         try:
-            graph, stored = _load(str(self.path), self.device)
+            graph, stored = graphs.load(str(self.path), self.device)
             if stored == key:
-                _check_weights(graph, self.unet)
+                graphs.check_weights(graph, self.unet)
                 return graph
             reason = "was made for another network, shape, dtype or torch"
         except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
             reason = f"is no traced UNet ({str(error).strip().splitlines()[0]})"
         warn(f"{self.path} {reason}: tracing anew, and replacing it.")
         return None
-
-
-class _Flat(nn.Module):
-    """The UNet as a function of tensors alone, named in order, as a trace needs it."""
-
-    def __init__(self, unet: UNet2DConditionModel, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.unet = unet
-        self.names = names
-        self.train(unet.training)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return _run(self.unet, dict(zip(self.names, inputs, strict=True)))
-
-
-def _run(unet: nn.Module, inputs: Mapping[str, Tensor], **others: Any) -> Tensor:
-    own = ("sample", "timestep", "encoder_hidden_states", "timestep_cond")
-    direct = {name: value for name, value in inputs.items() if name in own}
-    added = {name: value for name, value in inputs.items() if name not in own}
-    return unet(**direct, added_cond_kwargs=added or None, return_dict=False, **others)[0]
-
-
-def _describe(unet: UNet2DConditionModel, inputs: Mapping[str, Tensor]) -> str:
-    """Everything that a graph depends on, as JSON. Not the weights: it has none of its own."""
-    layers = [str(getattr(module, name)) for module, name in _switched(unet)]
-    return json.dumps(
-        {
-            "inputs": {name: [list(x.shape), str(x.dtype)] for name, x in inputs.items()},
-            "weights": [str(unet.dtype), unet.device.type],
-            "network": _digest([sorted((k, str(v)) for k, v in dict(unet.config).items()), layers]),
-            "torch": str(torch.__version__),
-        }
-    )
-
-
-def _switched(unet: nn.Module) -> list[tuple[nn.Module, str]]:
-    """What can be switched on the UNet, and changes what a trace records: kernels of attention, and FreeU."""
-    return [(module, name) for module in unet.modules() for name in ("backend", "freeu") if hasattr(module, name)]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _shapes(key: str) -> str:
-    inputs: dict[str, Any] = json.loads(key)["inputs"]
-    return ", ".join(f"{name} {tuple(shape)} {dtype.removeprefix('torch.')}" for name, (shape, dtype) in inputs.items())
-
-
-# -- graphs ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class Kept:
-    """A graph without weights, but for as long as one of `users` runs it."""
-
-    graph: Any
-    users: WeakSet[Any] = field(default_factory=WeakSet)
-
-
-_kept: WeakKeyDictionary[nn.Module, dict[str, Kept]] = WeakKeyDictionary()
-"""Graphs of each UNet by what they were made for. torch.jit never frees all of what tracing and running took, so that
-what was made once is used again."""
-
-
-def _record(unet: UNet2DConditionModel, key: str, inputs: Mapping[str, Tensor]) -> bytes:
-    """Trace the UNet for inputs like these; the graph as torch.jit writes it, without weights.
-
-    What runs is a twin whose weights are one number each, stretched: torch.jit holds on to what it traced, and other
-    threads go on using the UNet.
-    """
-    stretched = {
-        id(p): nn.Parameter(p.detach().new_zeros(1).expand(p.shape), requires_grad=False) for p in unet.parameters()
-    }
-    flat = _Flat(copy.deepcopy(unet, stretched), tuple(inputs))
-    memory = io.BytesIO()  # writing to a full disk itself, torch ends the process
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", _TRACER_WARNING)
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
-        graph = torch.jit.trace(flat, tuple(inputs.values()), check_trace=False)
-        torch.jit.save(graph, memory, _extra_files={_KEY: key})
-    return memory.getvalue()
-
-
-def _load(source: Any, device: torch.device) -> tuple[Any, str]:
-    """A graph and the key that it was made for. RuntimeError and others where `source` holds none."""
-    found: dict[str, Any] = {_KEY: ""}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        graph = torch.jit.load(source, map_location=device, _extra_files=found)
-    return graph, found[_KEY].decode() if isinstance(found[_KEY], bytes) else found[_KEY]
-
-
-def _check_weights(graph: Any, unet: nn.Module) -> None:
-    """RuntimeError when the graph is of another network."""
-    own = {f"unet.{name}" for name, _ in unet.named_parameters(remove_duplicate=False)}
-    if lacking := dict(graph.named_parameters()).keys() - own:
-        raise RuntimeError(f"it has a weight {min(lacking)!r} that this UNet lacks")
-
-
-def _give_weights(graph: Any, own: Mapping[str, nn.Parameter]) -> None:
-    """Let the graph hold these very parameters, so that it sees what becomes of them."""
-    for name, _ in list(graph.named_parameters()):
-        *path, leaf = name.split(".")
-        holder = graph._c
-        for part in path:
-            holder = holder.getattr(part)
-        holder.setattr(leaf, own[name.removeprefix("unet.")])
-
-
-def _let_go(kept: Kept, user: ref[Any]) -> None:
-    if (traced := user()) is not None:
-        kept.users.discard(traced)
-    if not list(kept.users):  # its length may still count one that is just going
-        empty = {
-            name.removeprefix("unet."): nn.Parameter(p.detach().new_zeros(1).expand(p.shape), requires_grad=False)
-            for name, p in kept.graph.named_parameters()
-        }
-        _give_weights(kept.graph, empty)

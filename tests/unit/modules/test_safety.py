@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError
-from leandiffusion.modules.safety import CLIPImageProcessor, StableDiffusionSafetyChecker
+from leandiffusion.modules.image_features import CLIPImageProcessor
+from leandiffusion.modules.safety import StableDiffusionSafetyChecker
 
 VISION = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
