@@ -146,7 +146,7 @@ def generate(
     with in_one_line(verbose):
         from . import generate as command
         from .generate_options import GenerateOptions
-        from .techniques import Choices
+        from .techniques import TechniqueOptions
 
         width, height = size or (None, None)
         options = GenerateOptions(
@@ -163,7 +163,7 @@ def generate(
             dtype=dtype,
             device=device,
         )
-        choices = Choices(
+        technique_options = TechniqueOptions(
             attention=attention,
             attention_slicing=attention_slicing,
             vae_slicing=vae_slicing,
@@ -175,7 +175,7 @@ def generate(
             compile=compile_,
             enable=tuple(enable),
         )
-        command.run(options, out, count=count, like=like, show=show, choices=choices)
+        command.run(options, out, count=count, like=like, show=show, technique_options=technique_options)
 
 
 @app.command()

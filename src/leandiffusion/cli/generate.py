@@ -16,7 +16,7 @@ from ..pictures.files import Destination
 from ..pictures.record import PictureRecord, Recipe
 from .generate_options import GenerateOptions, ResolvedOptions, resolve
 from .report import describe_cost, give, say
-from .techniques import Choices
+from .techniques import TechniqueOptions
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def run(
     count: int = 1,
     like: Path | None = None,
     show: bool = False,
-    choices: Choices = Choices(),  # noqa: B008 - frozen
+    technique_options: TechniqueOptions = TechniqueOptions(),  # noqa: B008 - frozen
 ) -> list[Path]:
     """Draw `count` pictures and save each; returns their paths, which are also printed.
 
@@ -47,7 +47,7 @@ def run(
         raise typer.BadParameter(str(error), param_hint="--out") from error
     resolved = resolve(options, like)
     try:
-        choices.check()
+        technique_options.check()
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     destination.prepare(expected_bytes=count * 4 * (resolved.width or 1024) * (resolved.height or 1024))
@@ -55,7 +55,7 @@ def run(
     last = resolved.seed + count - 1
     say(f"Drawing with {resolved.model}, seed {resolved.seed}" + (f" to {last}" if count > 1 else ""))
     paths: list[Path] = []
-    for drawn in draw(resolved, count, choices):
+    for drawn in draw(resolved, count, technique_options):
         start = time.perf_counter()
         path = destination.save(drawn.image, drawn.record, index=len(paths))
         saving = time.perf_counter() - start
@@ -69,10 +69,10 @@ def run(
     return paths
 
 
-def draw(options: ResolvedOptions, count: int, choices: Choices) -> Iterator[Drawn]:
+def draw(options: ResolvedOptions, count: int, technique_options: TechniqueOptions) -> Iterator[Drawn]:
     """Open the model, then draw picture after picture. The first one's seconds include opening the model."""
     start = time.perf_counter()
-    pipe = open_model(options, choices)
+    pipe = open_model(options, technique_options)
     seconds = {"load": time.perf_counter() - start}
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"
@@ -81,7 +81,7 @@ def draw(options: ResolvedOptions, count: int, choices: Choices) -> Iterator[Dra
         seconds = {}
 
 
-def open_model(options: ResolvedOptions, choices: Choices = Choices()) -> Any:  # noqa: B008 - frozen
+def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = TechniqueOptions()) -> Any:  # noqa: B008 - frozen
     """The pipeline of the chosen model, at its dtype, on its device, with its scheduler and the chosen techniques."""
     import torch
 
@@ -93,8 +93,8 @@ def open_model(options: ResolvedOptions, choices: Choices = Choices()) -> Any:  
     device = options.device or str(default_device())
     dtype = usual_dtype(torch.device(device)) if options.dtype is None else getattr(torch, options.dtype)
     components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
-    pipe = open_pipeline(options.model, dtype=dtype, device=device, offload=choices.offloading, **components)
-    choices.apply(pipe)
+    pipe = open_pipeline(options.model, dtype=dtype, device=device, offload=technique_options.offloading, **components)
+    technique_options.apply(pipe)
     if options.scheduler is not None:
         pipe.scheduler = build(options.scheduler, pipe.scheduler.config)
     return pipe

@@ -13,8 +13,8 @@ OFFLOAD = "_offload"
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What was asked for on the command line, by the names of the options."""
+class TechniqueOptions:
+    """The options of `generate` that are about techniques."""
 
     attention: str | None = None
     attention_slicing: str | int | None = None
@@ -28,8 +28,8 @@ class Choices:
     enable: tuple[tuple[str, dict[str, Any]], ...] = ()
 
     @property
-    def techniques(self) -> dict[str, dict[str, Any]]:
-        """Techniques to switch on once the model is open, with their settings; offloading begins with opening."""
+    def to_enable(self) -> dict[str, dict[str, Any]]:
+        """Techniques to enable once the model is open, with their settings; offloading begins with opening."""
         asked: dict[str, tuple[bool, dict[str, Any]]] = {
             "tf32": (self.tf32, {}),
             "channels_last": (self.channels_last, {}),
@@ -52,20 +52,20 @@ class Choices:
         return _made(*named[0]) if named else self.offload
 
     def check(self) -> None:
-        """ConfigError for unknown names and settings, and choices that refuse each other, before any model opens."""
+        """ConfigError for unknown names and settings, and techniques that refuse each other, before any model opens."""
         offload = self.offloading
-        if not self.techniques and offload is None:
+        if not self.to_enable and offload is None:
             return
         from ..techniques.stack import check_together
 
-        wanted = [_made(name, settings) for name, settings in self.techniques.items()]
+        wanted = [_made(name, settings) for name, settings in self.to_enable.items()]
         if offload is not None:
             wanted.append(_made(offload + OFFLOAD, {}) if isinstance(offload, str) else offload)
         check_together(wanted, fix="Leave one of the two options out.")
 
     def apply(self, pipe: Any) -> None:
-        """Switch on what was asked for."""
-        for name, settings in self.techniques.items():
+        """Enable the techniques."""
+        for name, settings in self.to_enable.items():
             pipe.enable(_made(name, settings), why="asked for on the command line")
 
 

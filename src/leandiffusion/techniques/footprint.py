@@ -26,8 +26,8 @@ CONV_COPIES = 3
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is asked for: pixels, pictures per call, and whether each step predicts with and without the words."""
+class CallSize:
+    """Pixels and pictures of a call; with `guidance` each step makes a conditional and an unconditional prediction."""
 
     height: int
     width: int
@@ -61,7 +61,7 @@ class Stage:
 class Footprint:
     """Every stage by name: encode, denoise, decode."""
 
-    work: Work
+    call: CallSize
     stages: Mapping[str, Stage]
 
     @property
@@ -76,8 +76,8 @@ class Footprint:
         return replace(self, stages=stages)
 
 
-def plain_footprint(subject: Subject, work: Work) -> Footprint:
-    """What `work` takes on this pipeline with its present dtypes and attention kernels and nothing else switched on."""
+def plain_footprint(subject: Subject, call: CallSize) -> Footprint:
+    """What `call` takes on this pipeline with its present dtypes and attention kernels and nothing else switched on."""
     networks: dict[str, nn.Module] = subject.networks
     vae = {name: network for name, network in networks.items() if name == "vae"}
     unet = {name: network for name, network in networks.items() if name == "unet"}
@@ -91,14 +91,14 @@ def plain_footprint(subject: Subject, work: Work) -> Footprint:
 
     network = getattr(subject.denoiser, "unet", subject.denoiser)  # what a traced one stands for
     size = subject.pipe.vae_scale_factor
-    latent = (work.height // size, work.width // size)
-    rows = work.batch * (1 + work.guidance)
+    latent = (call.height // size, call.width // size)
+    rows = call.batch * (1 + call.guidance)
     return Footprint(
-        work,
+        call,
         {
             "encode": stage(texts, 0, 0),
             "denoise": stage(unet, *_unet_memory(network, rows, *latent)),
-            "decode": stage(vae, *_vae_memory(subject.vae, work)),
+            "decode": stage(vae, *_vae_memory(subject.vae, call)),
         },
     )
 
@@ -135,11 +135,11 @@ def _workspace(block: nn.Module, rows: int, tokens: int, itemsize: int) -> int:
     return 0 if layer is None else layer.backend.workspace_bytes(rows, layer.heads, tokens, tokens, itemsize)
 
 
-def _vae_memory(vae: Any, work: Work) -> tuple[int, int]:
-    """Activations and attention workspace of decoding `work`: the map that enters the last level is the largest."""
+def _vae_memory(vae: Any, call: CallSize) -> tuple[int, int]:
+    """Activations and attention workspace of decoding `call`: the map that enters the last level is the largest."""
     channels, itemsize = list(vae.config.block_out_channels), vae.dtype.itemsize
     widest = max(channels[0], channels[1] if len(channels) > 1 else 0)
     size = 2 ** (len(channels) - 1)
-    tokens = (work.height // size) * (work.width // size)
-    attention = _workspace(vae.decoder.mid_block, work.batch, tokens, itemsize)
-    return CONV_COPIES * work.batch * widest * work.height * work.width * itemsize, attention
+    tokens = (call.height // size) * (call.width // size)
+    attention = _workspace(vae.decoder.mid_block, call.batch, tokens, itemsize)
+    return CONV_COPIES * call.batch * widest * call.height * call.width * itemsize, attention

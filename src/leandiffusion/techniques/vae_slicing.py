@@ -36,7 +36,7 @@ class VaeSlicing(Technique):
         return why_not_switched(subject, "use_slicing")
 
     def estimate(self, footprint: Footprint) -> Footprint:
-        n = footprint.work.batch
+        n = footprint.call.batch
         return footprint.change(
             lambda s: replace(s, activations=s.activations // n, attention=s.attention // n), "decode"
         )

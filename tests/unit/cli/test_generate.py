@@ -151,7 +151,7 @@ def test_wrong_usage_is_code_2_and_opens_nothing(studio, arguments, complaint):
 
 
 def test_a_failure_is_code_1_and_one_line(studio, monkeypatch):
-    def fail(options, choices):
+    def fail(options, technique_options):
         raise CheckpointNotFound(f"no model\nat {options.model}")
 
     monkeypatch.setattr(generate, "open_model", fail)
@@ -164,7 +164,7 @@ def test_a_failure_is_code_1_and_one_line(studio, monkeypatch):
 
 
 def test_unexpected_errors_keep_their_name(studio, monkeypatch):
-    def fail(options, choices):
+    def fail(options, technique_options):
         raise MemoryError
 
     monkeypatch.setattr(generate, "open_model", fail)
@@ -187,9 +187,9 @@ def test_a_device_that_is_not_here_is_a_failure(studio):
 
 
 def test_warnings_are_notes_without_a_file_name(studio, monkeypatch):
-    def warn(options, choices):
+    def warn(options, technique_options):
         warnings.warn("the prompt was cut after 'ring'", UserWarning)
-        return studio.open(options, choices)
+        return studio.open(options, technique_options)
 
     monkeypatch.setattr(generate, "open_model", warn)
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ from typer.main import get_command
 from leandiffusion.cli import generate
 from leandiffusion.cli.app import PANEL, app
 from leandiffusion.cli.options import parse_enable, parse_offload, parse_slicing
-from leandiffusion.cli.techniques import Choices
+from leandiffusion.cli.techniques import TechniqueOptions
 from leandiffusion.pictures.record import PictureRecord, read_record
 from leandiffusion.techniques import techniques
 
@@ -37,7 +37,7 @@ def test_slices(text: str, value: str | int) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "half", "1.5", ""])
 def test_wrong_slices(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="auto, max and numbers of heads"):
+    with pytest.raises(typer.BadParameter, match="auto, max, or a number of heads"):
         parse_slicing(text)
 
 
@@ -64,10 +64,10 @@ def test_techniques_written_wrongly(text: str) -> None:
 def test_every_technique_can_be_named() -> None:
     """One that is registered is reached without an option of its own."""
     for name in techniques:
-        choices = Choices(enable=((name, {}),))
-        made = choices.offloading or name
+        technique_options = TechniqueOptions(enable=((name, {}),))
+        made = technique_options.offloading or name
         assert str(made).startswith(name)
-        assert (name in choices.techniques) == (choices.offloading is None)
+        assert (name in technique_options.to_enable) == (technique_options.offloading is None)
 
 
 def test_ways_of_offloading() -> None:
@@ -77,14 +77,14 @@ def test_ways_of_offloading() -> None:
 
 
 def test_each_choice_is_a_technique() -> None:
-    everything = Choices("plain", "auto", True, True, True, True, "model", True, True)
-    assert set(everything.techniques) | {
+    everything = TechniqueOptions("plain", "auto", True, True, True, True, "model", True, True)
+    assert set(everything.to_enable) | {
         "model_offload",
         "half_precision",
         "cudnn_autotune",
         "sequential_offload",
     } == set(techniques)
-    assert Choices().techniques == {}
+    assert TechniqueOptions().to_enable == {}
 
 
 def draw(run: Any, tmp_path: Path, *arguments: str) -> Any:

@@ -23,7 +23,7 @@ def test_every_dtype_has_both_figures_and_memory_one() -> None:
 
 
 def test_a_dtype_that_is_not_computed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def product(side: int, device: torch.device, dtype: torch.dtype) -> ceiling.Work:
+    def product(side: int, device: torch.device, dtype: torch.dtype) -> ceiling.Kernel:
         if dtype == torch.float16:
             raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'")
         return 1.0, lambda: None
@@ -33,7 +33,7 @@ def test_a_dtype_that_is_not_computed_is_left_out(monkeypatch: pytest.MonkeyPatc
 
 
 def test_running_out_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def product(side: int, device: torch.device, dtype: torch.dtype) -> ceiling.Work:
+    def product(side: int, device: torch.device, dtype: torch.dtype) -> ceiling.Kernel:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(ceiling, "_matmul", product)
@@ -45,7 +45,7 @@ def test_the_largest_size_that_fits_the_time_counts(monkeypatch: pytest.MonkeyPa
     """By a clock of the test's own: work of `size` takes `size` seconds, but for a first run, which takes ten more."""
     now, runs = [0.0], []
 
-    def make(size: int, device: torch.device, dtype: torch.dtype) -> ceiling.Work:
+    def make(size: int, device: torch.device, dtype: torch.dtype) -> ceiling.Kernel:
         def run() -> None:
             now[0] += size + (0 if size in runs else 10)
             runs.append(size)

@@ -11,7 +11,7 @@ import torch
 from leandiffusion.families.base import families
 from leandiffusion.families.folder import component_class
 from leandiffusion.techniques import techniques
-from leandiffusion.techniques.footprint import Footprint, Work, plain_footprint
+from leandiffusion.techniques.footprint import CallSize, Footprint, plain_footprint
 from leandiffusion.techniques.subject import Subject
 from leandiffusion.weights.build import build_empty
 
@@ -48,7 +48,7 @@ def with_techniques(footprint: Footprint, *names: str) -> Footprint:
 
 @pytest.mark.parametrize("size", [512, 768, 1024])
 def test_the_order_of_peaks(sd15: Shape, size: int) -> None:
-    plain = plain_footprint(Subject(sd15), Work(size, size))
+    plain = plain_footprint(Subject(sd15), CallSize(size, size))
     peaks = [
         with_techniques(plain, "half_precision", "attention_slicing", "vae_tiling", "sequential_offload").peak,
         with_techniques(plain, "half_precision", "vae_tiling", "sequential_offload").peak,
@@ -62,21 +62,21 @@ def test_the_order_of_peaks(sd15: Shape, size: int) -> None:
 
 def test_weights_are_counted_exactly(sd15: Shape) -> None:
     parameters = sum(p.numel() for network in sd15.components.values() for p in network.parameters())
-    for stage in plain_footprint(Subject(sd15), Work(512, 512)).stages.values():
+    for stage in plain_footprint(Subject(sd15), CallSize(512, 512)).stages.values():
         assert stage.own + stage.others == 4 * parameters
 
 
 def test_near_what_was_measured(sd15: Shape) -> None:
     """Peaks of full-size float32 networks in MiB, as VmHWM during a decode and a guided step of 512 px."""
     for size, measured in ((512, 807), (1024, 3088)):
-        decode = plain_footprint(Subject(sd15), Work(size, size)).stages["decode"]
+        decode = plain_footprint(Subject(sd15), CallSize(size, size)).stages["decode"]
         assert 0.5 < (decode.activations + decode.attention) / 2**20 / measured < 2
-    denoise = plain_footprint(Subject(sd15), Work(512, 512)).stages["denoise"]
+    denoise = plain_footprint(Subject(sd15), CallSize(512, 512)).stages["denoise"]
     assert 0.5 < (denoise.activations + denoise.attention) / 2**20 / 412 < 2
 
 
 def test_slicing_makes_a_batch_as_cheap_as_one(sd15: Shape) -> None:
-    one, many = (plain_footprint(Subject(sd15), Work(512, 512, batch=n)) for n in (1, 8))
+    one, many = (plain_footprint(Subject(sd15), CallSize(512, 512, batch=n)) for n in (1, 8))
     assert many.stages["decode"].activations == 8 * one.stages["decode"].activations
     assert with_techniques(many, "vae_slicing").stages["decode"] == one.stages["decode"]
 
@@ -86,9 +86,11 @@ def test_slicing_cuts_kernels_that_keep_their_scores(sd15: Shape) -> None:
     from leandiffusion.modules.transformer import set_attention_backend
 
     set_attention_backend(sd15.unet, backends.get("plain"))
-    plain = plain_footprint(Subject(sd15), Work(1024, 1024)).stages["denoise"]
+    plain = plain_footprint(Subject(sd15), CallSize(1024, 1024)).stages["denoise"]
     assert plain.attention == 2 * 2 * 8 * 128**4 * 4  # two matrices for two rows of eight heads
-    sliced = with_techniques(plain_footprint(Subject(sd15), Work(1024, 1024)), "attention_slicing").stages["denoise"]
+    sliced = with_techniques(plain_footprint(Subject(sd15), CallSize(1024, 1024)), "attention_slicing").stages[
+        "denoise"
+    ]
     assert sliced.attention == plain.attention // 2
     set_attention_backend(sd15.unet, backends.get("sdpa"))
     assert torch.get_default_dtype() == torch.float32

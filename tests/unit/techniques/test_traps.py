@@ -37,7 +37,7 @@ from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.demo import model_folder
 from leandiffusion.families.base import families
 from leandiffusion.modules.transformer import attention_layers
-from leandiffusion.techniques.footprint import Work, plain_footprint
+from leandiffusion.techniques.footprint import CallSize, plain_footprint
 from leandiffusion.techniques.subject import Subject
 from leandiffusion.weights.build import build_empty
 
@@ -186,7 +186,7 @@ def test_trap_10_tiling_shows_no_seams_and_keeps_colours(pipe: Any, rows: int | 
 
 def test_trap_11_the_decode_that_sets_the_peak_is_seen(pipe: Any) -> None:
     """The VAE's decode, not the UNet, needs most at large sizes: the estimate says so, and what helps."""
-    plain = plain_footprint(Subject(pipe), Work(1024, 1024))
+    plain = plain_footprint(Subject(pipe), CallSize(1024, 1024))
     assert plain.peak == plain.stages["decode"].peak
     from leandiffusion.techniques import techniques
 

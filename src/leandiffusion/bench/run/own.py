@@ -13,7 +13,7 @@ from ...core.units import format_bytes
 from ...device.host import is_host
 from ...device.memory import free_memory
 from ...measure.environment import available_memory
-from ...techniques.footprint import Work, plain_footprint
+from ...techniques.footprint import CallSize, plain_footprint
 from ...techniques.stack import make
 from ...techniques.subject import Subject
 from ..drawer import Meter
@@ -62,7 +62,7 @@ class Own:
         device = torch.device(workload.device)
         told = None if is_host(device) else free_memory(device)
         free = available_memory() if told is None else told[0]
-        stages = plain_footprint(Subject(self._pipe), Work(size, size, workload.batch)).stages
+        stages = plain_footprint(Subject(self._pipe), CallSize(size, size, workload.batch)).stages
         needed = max(stage.attention for stage in stages.values())
         if free is not None and needed > free:
             raise BackendUnavailable(
