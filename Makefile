@@ -3,7 +3,7 @@
 # make peer-tests DIFFUSERS=…  run diffusers' own test files, from a checkout of its sources, on our classes
 # make fuzz     open 20,000 damaged headers, configs, tokenizers and pictures; a quarter of an hour
 # make check    ruff, pyright, import-linter, and that types of devices are named in device/ only
-# make docs     draw docs/techniques.md from the techniques' declarations
+# make docs     draw docs/techniques.md from the techniques' declarations, and build the site into site/
 # make bench    measure this CPU with the full-size SD1.5 network, beside diffusers and OpenVINO; half an hour
 # make bench-compiled  the same with torch.compile, ours and diffusers'; a quarter of an hour more
 # make bench-gpu  the same on one CUDA GPU, with what PYTHON has installed; nine minutes
@@ -26,6 +26,7 @@ BASE := $(VENV)/.base-installed
 RUN := $(VENV)/.run-installed
 TEST := $(VENV)/.test-installed
 DEV := $(VENV)/.dev-installed
+DOCS := $(VENV)/.docs-installed
 PEERS := $(VENV)/.peers-installed
 PEER_TESTS := $(VENV)/.peer-tests-installed
 
@@ -56,8 +57,9 @@ check: $(DEV)
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.device_names
 
-docs: $(RUN)
+docs: $(DOCS)
 	@$(BIN)/python -m tools.price_list
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The runs share one folder for the network's 2 GB of random weights, and what peers convert.
 WORK ?= /tmp/leandiffusion-bench
@@ -95,7 +97,7 @@ wheel: $(BASE)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BASE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -122,4 +124,8 @@ $(PEER_TESTS): $(TEST) $(SPEC)
 
 $(DEV): $(RUN) $(SPEC)
 	$(PIP) -e '.[bench,dev]'
+	@touch $@
+
+$(DOCS): $(RUN) $(SPEC)
+	$(PIP) -e '.[docs]'
 	@touch $@

@@ -23,7 +23,7 @@ OTHER_KERNELS = (
     "this kernel is not supported: set_attention_backend(name) takes those that are, and its error lists them."
 )
 GROUPS = (
-    "enable_group_offload is not here: the pipeline's enable_sequential_cpu_offload(granularity='blocks') does the "
+    "enable_group_offload is not here: the pipeline's enable_sequential_cpu_offload(granularity='block') does the "
     "same, and diffusers.hooks.apply_group_offloading(network, …) works on this network too."
 )
 CASTING = (

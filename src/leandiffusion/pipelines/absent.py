@@ -18,7 +18,7 @@ IP_ADAPTER = "IP-Adapters are not supported yet: draw from text alone, or with d
 FREEU = "FreeU is not supported yet: leave it out, or draw with diffusers."
 FUSED_QKV = "fused projections are not supported yet, and the picture is the same without: leave the call out."
 GROUPS = (
-    "diffusers' group offloading is not supported yet: enable_sequential_cpu_offload(granularity='blocks') or "
+    "diffusers' group offloading is not supported yet: enable_sequential_cpu_offload(granularity='block') or "
     "enable_model_cpu_offload() save as much."
 )
 WATERMARK = "watermarks are not supported: leave it out."
