@@ -245,6 +245,19 @@ def test_while_drawing_nothing_changes(pipe: Any, kind: str) -> None:
     assert said[:2] == [0, 1]
 
 
+def test_after_an_interrupted_call(pipe: Any, kind: str, expected: np.ndarray) -> None:
+    def stop(pipe: Any, i: int, t: Any, tensors: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with attach(pipe) as lean:
+        lean.enable("sequential_offload")
+        with pytest.raises(KeyboardInterrupt):
+            draw(pipe, kind, callback_on_step_end=stop)
+        assert np.array_equal(draw(pipe, kind), expected)
+        lean.disable("sequential_offload")
+        assert np.array_equal(draw(pipe, kind), expected)
+
+
 def test_what_cannot_be_attached(pipe: Any) -> None:
     with pytest.raises(ConfigError, match="no pipeline that draws"):
         attach(pipe.vae)
@@ -280,6 +293,9 @@ def test_detached_it_is_freed(folders: dict[str, Path]) -> None:
     lean.enable("sequential_offload")
     lean.detach()
     lean.detach()
+    with pytest.raises(ConfigError, match="was detached"):
+        lean.enable("model_offload")
+    assert lean.techniques == ()
     gone = weakref.ref(pipe.unet)
     del pipe, lean
     gc.collect()

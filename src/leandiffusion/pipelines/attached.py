@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..techniques.attach import Undo, nothing, together
+from ..techniques import Technique
+from ..techniques.attach import Undo, together
 from ..techniques.offloading import check_movable
 from ..techniques.stack import Stack
 from ..techniques.subject import DENOISERS, Subject
@@ -69,14 +70,24 @@ class Attached(Techniques):
         pipe.__class__ = type(own.__name__, (Guarded, own), names)
         yield lambda: setattr(pipe, "__class__", own)
 
+    def enable(self, technique: Technique | str, *, why: str = "asked for", **settings: Any) -> None:
+        """As on this library's pipelines. ConfigError once detached."""
+        if not self._is_attached:
+            raise ConfigError("this was detached from its pipeline: attach(pipe) again, and enable on what it returns.")
+        super().enable(technique, why=why, **settings)
+
     def detach(self) -> None:
         """Switch everything off and leave the pipeline as it was. A second time it does nothing.
 
         ConfigError while a picture is being drawn.
         """
-        self._stack.clear()
-        self._undo()
-        self._undo = nothing
+        if self._is_attached:
+            self._stack.clear()
+            self._undo()
+
+    @property
+    def _is_attached(self) -> bool:
+        return self.pipe.__dict__.get("_lean") is self
 
     def __enter__(self) -> Self:
         return self
