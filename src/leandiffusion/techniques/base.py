@@ -68,7 +68,7 @@ class Technique(ABC):
     flag: ClassVar[str | None] = None
     """How `leandiffusion generate` switches it on."""
 
-    bench: ClassVar[tuple[str, str] | None] = None
+    bench_row: ClassVar[tuple[str, str] | None] = None
     """The benchmark suite that has a row of this technique alone, and the row's title; its name is the technique's."""
 
     group: ClassVar[str] = ""

@@ -21,7 +21,7 @@ class ModelOffload(Offload):
     title: ClassVar[str] = "Model offload"
     calls: ClassVar[tuple[str, ...]] = ("enable_model_cpu_offload()", 'from_pretrained(…, offload="model")')
     flag: ClassVar[str] = "--offload model"
-    bench: ClassVar[tuple[str, str]] = ("memory", "model offload")
+    bench_row: ClassVar[tuple[str, str]] = ("memory", "model offload")
     refuses: ClassVar[tuple[str, ...]] = ("traced_unet", "compile")
     price: ClassVar[Price] = Price(
         saves="The weights of all components but the one that runs, mostly the text encoders' and the VAE's.",

@@ -31,7 +31,7 @@ class SequentialOffload(Offload):
     title: ClassVar[str] = "Sequential offload"
     calls: ClassVar[tuple[str, ...]] = ("enable_sequential_cpu_offload()", 'from_pretrained(…, offload="sequential")')
     flag: ClassVar[str] = "--offload sequential"
-    bench: ClassVar[tuple[str, str]] = ("memory", "sequential offload")
+    bench_row: ClassVar[tuple[str, str]] = ("memory", "sequential offload")
     refuses: ClassVar[tuple[str, ...]] = ("traced_unet", "compile")
     price: ClassVar[Price] = Price(
         saves="Nearly all memory of weights: the device holds a few layers at a time, while the next ones come.",

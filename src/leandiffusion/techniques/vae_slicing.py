@@ -23,7 +23,7 @@ class VaeSlicing(Technique):
     exactness: ClassVar[Exactness] = Exactness.EXACT
     calls: ClassVar[tuple[str, ...]] = ("enable_vae_slicing()", "vae.enable_slicing()")
     flag: ClassVar[str] = "--vae-slicing"
-    bench: ClassVar[tuple[str, str]] = ("memory", "VAE slicing")
+    bench_row: ClassVar[tuple[str, str]] = ("memory", "VAE slicing")
     price: ClassVar[Price] = Price(
         saves="Working memory of decoding a batch: that of one picture, whatever the batch.",
         costs="On large GPUs a little speed in batches of small pictures; on CPUs with glibc a few percent of the "

@@ -31,7 +31,7 @@ class VaeTiling(Technique):
     exactness: ClassVar[Exactness] = Exactness.EXACT
     calls: ClassVar[tuple[str, ...]] = ("enable_vae_tiling()", "vae.enable_tiling()")
     flag: ClassVar[str] = "--vae-tiling"
-    bench: ClassVar[tuple[str, str]] = ("memory", "VAE tiling")
+    bench_row: ClassVar[tuple[str, str]] = ("memory", "VAE tiling")
     price: ClassVar[Price] = Price(
         saves="Most of the decoder's working memory, which is what large pictures need most.",
         costs="Some time: borders of strips and the widest layer are computed more than once.",

@@ -35,7 +35,7 @@ def test_rows_keep_the_names_and_the_order_that_records_have() -> None:
 
 
 def test_every_row_that_a_technique_declares_is_in_its_suite() -> None:
-    declared = {cls.name: cls.bench for cls in map(techniques.get, techniques) if cls.bench is not None}
+    declared = {cls.name: cls.bench_row for cls in map(techniques.get, techniques) if cls.bench_row is not None}
     assert {"vae_slicing", "vae_tiling", "model_offload", "sequential_offload"} <= set(declared)
     for name, (suite, title) in declared.items():
         assert [row.title for row in rows_of(suite) if row.name == name] == [title]
@@ -45,7 +45,7 @@ def test_a_new_technique_brings_its_row(monkeypatch: pytest.MonkeyPatch) -> None
     class New(Technique):
         name: ClassVar[str] = "new_one"
         phase: ClassVar[Phase] = Phase.GRAPH
-        bench: ClassVar[tuple[str, str]] = ("memory", "something new")
+        bench_row: ClassVar[tuple[str, str]] = ("memory", "something new")
 
         def apply(self, subject: Any) -> Any: ...
 

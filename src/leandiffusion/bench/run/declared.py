@@ -7,11 +7,11 @@ from ..workload import Row
 
 
 def declared_rows() -> dict[str, list[Row]]:
-    """By the name of the suite, the row of each technique that declares one (`Technique.bench`), in order of phases."""
+    """By suite, the row of each technique that declares one (`Technique.bench_row`), in order of phases."""
     found: dict[str, list[Row]] = {}
     for kind in sorted((techniques.get(name) for name in techniques), key=lambda kind: kind.phase):
-        if kind.bench is not None:
-            suite, title = kind.bench
+        if kind.bench_row is not None:
+            suite, title = kind.bench_row
             found.setdefault(suite, []).append(_row(kind, title))
     return found
 

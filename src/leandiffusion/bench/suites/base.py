@@ -31,9 +31,9 @@ class Suite:
 
     `title` heads its page, `about` is the command's help, `example` are names of rows for the help. `rows(workload,
     declared)` gives its rows in order: those that combine techniques, and among them `declared`, the rows of single
-    techniques that name this suite (`Technique.bench`). `columns` are headings known to `report.sheets`; those of one
-    group stand together in a terminal, which is narrower than a page. `legend` explains columns where that is special
-    to this suite. `plots` are names of `report.plots.PLOTS`.
+    techniques that name this suite (`Technique.bench_row`). `columns` are headings known to `report.sheets`; those of
+    one group stand together in a terminal, which is narrower than a page. `legend` explains columns where that is
+    special to this suite. `plots` are names of `report.plots.PLOTS`.
 
     `own_sizes`: rows bring sizes of their own, in pairs called SIZE_before and SIZE_after. Such a suite has no `--size`
     and no peers. `published`: seconds of a whole picture by row as published elsewhere, measured on `published_on`; the
