@@ -46,7 +46,7 @@ class ImageToImage(Task):
         vae = run.model.vae
         clean = vae.encode(self.picture).latent_dist.sample(self.generator) * vae.config.scaling_factor
         noise = randn(run.shape, generator=self.generator, device=run.model.device, dtype=run.model.dtype)
-        return run.model.scheduler.add_noise(clean, noise, run.timesteps[:1])
+        return run.scheduler.add_noise(clean, noise, run.timesteps[:1])
 
 
 ASKED: dict[str, Any] = {

@@ -126,8 +126,8 @@ class ForScripts:
         if not cls.component_names:  # type: ignore[attr-defined]
             from . import classes
 
-            fits = "StableDiffusionXLPipeline" if "text_encoder_2" in pipeline.components else "StableDiffusionPipeline"
-            return classes()[fits].from_pipe(pipeline, **changes)
+            fits = max(classes().values(), key=lambda cls: len(pipeline.components.keys() & {*cls.component_names}))
+            return fits.from_pipe(pipeline, **changes)
         casts = any(changes.get(name) is not None for name in ("dtype", "torch_dtype"))
         dtype = either_dtype(changes.pop("dtype", None), changes.pop("torch_dtype", None))
         made: Any = cls

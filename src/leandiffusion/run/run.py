@@ -69,10 +69,20 @@ class Run:
 
     def __post_init__(self) -> None:
         self.times = self.timesteps.unbind()
-        self.order: int = getattr(self.model.scheduler, "order", 1)
+        self.order: int = getattr(self.scheduler, "order", 1)
         self.guidance_embedding = self._embed_guidance()
         self._stepped: Any = None
         self._accepted: dict[str, Any] = {}
+
+    @property
+    def scheduler(self) -> Any:
+        """The call's own scheduler, as it is now."""
+        return self.model.scheduler
+
+    @property
+    def guidance(self) -> Guidance:
+        """Guidance as it is now."""
+        return Guidance.of(self.model)
 
     @property
     def length(self) -> int:
@@ -89,7 +99,7 @@ class Run:
 
         ConfigError when the conditioning is not for B pictures, twice that under guidance.
         """
-        guidance, conditioning = Guidance.of(self.model), self.conditioning
+        guidance, conditioning = self.guidance, self.conditioning
         _check_rows(conditioning.embeds, len(x) * (1 + guidance.doubles))
         given = self.task.unet_input(self, x, i)
         if guidance.doubles:
@@ -130,7 +140,7 @@ class Run:
         return {name: value for name, value in inputs.items() if value is not None}
 
     def _step(self, prediction: Tensor, x: Tensor, i: int) -> Tensor:
-        scheduler = self.model.scheduler
+        scheduler = self.scheduler
         if scheduler is not self._stepped:  # the first step, or a callback has replaced it
             self._stepped, self._accepted = scheduler, accepted_by(scheduler.step, self.step_options)
         return scheduler.step(prediction, self.times[i], x, **self._accepted, return_dict=False)[0].to(x.dtype)

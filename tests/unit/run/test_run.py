@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import leandiffusion
 from leandiffusion import ConfigError, DDIMScheduler, UNet2DConditionModel
 from leandiffusion.run.callback import Callback
 from leandiffusion.run.conditioning import Conditioning
@@ -80,6 +83,19 @@ def test_a_prediction_is_one_call_of_the_unet(make: Make, unet: UNet2DConditionM
     assert torch.equal(prediction, unconditional + 7.5 * (conditional - unconditional))
 
 
+def test_nothing_else_calls_the_unet() -> None:
+    """In the rooms that draw; techniques call it to trace it, benchmarks to count its operations."""
+    package = Path(leandiffusion.__file__).parent
+    calls = [
+        file.relative_to(package).as_posix()
+        for room in ("run", "pipelines", "families")
+        for file in (package / room).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "unet"
+    ]
+    assert calls == ["run/run.py"]
+
+
 @pytest.mark.parametrize(("steps", "calls"), [(3, 3), (1, 1)])
 def test_as_many_calls_as_steps(make: Make, steps: int, calls: int) -> None:
     run, done = make(steps=steps), []
@@ -146,7 +162,7 @@ class Inpainting(Task):
 
     def first_latents(self, run: Run) -> torch.Tensor:
         noise = torch.randn(run.shape, generator=torch.Generator().manual_seed(0))
-        return run.model.scheduler.add_noise(self.known, noise, run.timesteps[:1])
+        return run.scheduler.add_noise(self.known, noise, run.timesteps[:1])
 
     def unet_input(self, run: Run, x: torch.Tensor, i: int) -> torch.Tensor:
         return torch.cat([super().unet_input(run, x, i), self.mask, self.known * (1 - self.mask)], dim=1)

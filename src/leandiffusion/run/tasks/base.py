@@ -27,7 +27,7 @@ class Task(ABC):
 
     def unet_input(self, run: Run, x: Tensor, i: int) -> Tensor:
         """What the UNet is given (B, C, h, w) for latents x (B, c, h, w) at step i, once also under guidance."""
-        return run.model.scheduler.scale_model_input(x, run.times[i])
+        return run.scheduler.scale_model_input(x, run.times[i])
 
     def after_step(self, run: Run, x: Tensor, i: int) -> Tensor:
         """Latents x (B, c, h, w), after step i and before the callback sees them -> those to go on with."""

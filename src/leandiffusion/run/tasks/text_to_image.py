@@ -28,6 +28,6 @@ class TextToImage(Task):
         device, dtype, noise = run.model.device, run.model.dtype, self.latents
         if noise is None:
             noise = randn(run.shape, generator=self.generator, device=device, dtype=dtype)
-        scaled = noise.to(device, dtype) * run.model.scheduler.init_noise_sigma
+        scaled = noise.to(device, dtype) * run.scheduler.init_noise_sigma
         check_finite("the starting latents", scaled, "pass noise of variance 1, or leave latents out.")
         return scaled
