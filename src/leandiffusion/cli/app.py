@@ -67,7 +67,12 @@ def generate(
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep out of the picture.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[
-        Any, typer.Option(parser=parse_guidance, metavar="SCALE", help="How closely to follow the prompt; 1 is off.")
+        Any,
+        typer.Option(
+            parser=parse_guidance,
+            metavar="SCALE",
+            help="Classifier-free guidance: how closely to follow the prompt. 1 is off.",
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
@@ -96,7 +101,7 @@ def generate(
             parser=parse_offload,
             metavar="model|sequential",
             rich_help_panel=PANEL,
-            help="Weights lie below the device, in memory or on disk, and come in turn: whole networks, or layers.",
+            help="Keep weights in host memory, for a CPU on disk, until a network, or a layer, needs them.",
         ),
     ] = None,
     attention_slicing: Annotated[
@@ -105,7 +110,7 @@ def generate(
             parser=parse_slicing,
             metavar="auto|max|N",
             rich_help_panel=PANEL,
-            help="Attention for half the heads at a time, one, or N.",
+            help="Compute attention for half of the heads at a time, for one, or for N.",
         ),
     ] = None,
     attention: Annotated[
@@ -142,7 +147,7 @@ def generate(
     ] = [],  # noqa: B006 - typer's way to say: none
     verbose: Verbose = False,
 ) -> None:
-    """Draw pictures from words, and save each with the recipe to draw it again."""
+    """Draw pictures from a prompt, and save each with the record to draw it again."""
     with in_one_line(verbose):
         from . import generate as command
         from .generate_options import GenerateOptions

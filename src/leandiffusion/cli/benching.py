@@ -52,7 +52,7 @@ def run(options: BenchOptions, out: Path | None, work: Path | None) -> None:
 
 
 def rescue(folder: Path) -> None:
-    """Give the finished rows of runs that were killed the names that they would have got, where those are free."""
+    """Keep the finished rows of runs that were killed, under the names they were meant to have where those are free."""
     for place, name in left_over(folder):
         path = folder / name
         with suppress(ConfigError, OSError):

@@ -1,4 +1,4 @@
-"""Other programs against this library: who is faster, who is smaller, plainly."""
+"""Other programs compared with this library: which is faster, and which takes less memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Duel:
     peak: Spread | None
 
     def losses(self) -> list[tuple[str, Spread]]:
-        """'slower per step', 'slower to decode', 'bigger', each with theirs over ours, where that is below 1."""
+        """Where ours is behind: 'slower per step', 'slower to decode', 'bigger', each with theirs over ours."""
         figures = (("slower per step", self.step), ("slower to decode", self.decode), ("bigger", self.peak))
         return [(what, ratio) for what, ratio in figures if ratio is not None and ratio.median < 1]
 
@@ -84,7 +84,7 @@ def against_sheet(records: Records) -> Sheet | None:
 
 
 def verdict(duel: Duel) -> str:
-    """'12% slower per step; 3% bigger', or in what we are ahead in every round."""
+    """'12% slower per step; 3% bigger' where ours is worse; else the figures it is ahead in every round, or 'even'."""
     if losses := duel.losses():
         return "; ".join(in_words(what, ratio) for what, ratio in losses)
     figures = (("faster per step", duel.step), ("faster to decode", duel.decode), ("smaller", duel.peak))

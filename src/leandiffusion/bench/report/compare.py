@@ -45,7 +45,7 @@ class Change:
 
 
 def parse_share(text: str) -> float:
-    """'10%' or '0.1' -> 0.1. ConfigError for anything else: a number above 1 without its % may be meant either way."""
+    """'10%' or '0.1' -> 0.1. ConfigError for anything else: a number above 1 without % is ambiguous."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
     share = float(match[1]) / (100 if match[2] else 1) if match else math.nan
     if match is None or (not match[2] and share > 1):

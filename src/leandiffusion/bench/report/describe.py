@@ -1,4 +1,4 @@
-"""A run in words: its title, the machine, the work, and what was not measured."""
+"""Texts about a run: its headline, the machine, the work, and what was not measured."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PLOTS = {
     "timeline": "Memory over time, by stage",
     "attention": "Steps per second and memory, by size of the picture",
 }
-"""Ends of the files' names, and what each shows."""
+"""The plots by name, which is the end of the file's name, and what each shows."""
 
 
 def draw_plots(records: Records, stem: Path) -> list[Path]:

@@ -33,7 +33,7 @@ class Spread:
         return median if low == high else f"{median} ({low}–{high})"
 
     def overlaps(self, other: Spread) -> bool:
-        """Whether some value lies in both."""
+        """Whether the two ranges overlap."""
         return self.low <= other.high and other.low <= self.high
 
 

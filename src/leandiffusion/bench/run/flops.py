@@ -21,7 +21,7 @@ TOKENS = 77  # that CLIP reads, where the checkpoint does not say
 
 
 def count_flops_of(checkpoint: Path, size: int, batch: int) -> dict[str, float]:
-    """Operations of 'step', one UNet call for `batch` pictures under guidance, and of 'decode', the VAE's for them all.
+    """Operations of 'step', a UNet call for `batch` pictures with guidance, and of 'decode', the VAE's for them all.
 
     Pictures are `size` x `size` pixels. `checkpoint` is a pipeline folder, of which only JSON files are read, or a
     single file, of which only the header is; the networks are built on the meta device and take no memory. A

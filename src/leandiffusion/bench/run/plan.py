@@ -23,12 +23,12 @@ from ..workload import Row, Workload
 from . import process
 
 QUICK = 256
-"""Pixels at most in a first look."""
+"""Largest side of the pictures with `--quick`, in pixels."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What was asked for; None leaves the choice to the machine or the model.
+    """The options of `bench SUITE`; None leaves the choice to the machine or the model.
 
     `rows` are names, or 'all' for those too that only run when named; empty for the usual ones. `peers` are names.
     """
@@ -48,7 +48,7 @@ class BenchOptions:
 
 @dataclass
 class Plan:
-    """A run that can begin: everything that was asked for is known, and the model lies on disk."""
+    """A run that can begin: its options are checked, and the model lies on disk."""
 
     run: Run
     workload: Workload
@@ -56,7 +56,7 @@ class Plan:
     workdir: Path
     rows: list[Row]
     left_out: list[Row]
-    """Rows that are not run because nobody named them."""
+    """Rows that run only when they are named, and were not."""
 
 
 Progress = Callable[[str, int, int], None]

@@ -19,7 +19,8 @@ from typing import Any
 from ...device.host import is_host
 
 SHARE_OF_MEMORY = 0.95
-"""Of what is free a process on the CPU may take; beyond that allocating fails, before the system ends any process."""
+"""Share of the free memory that a process on the CPU may allocate. Beyond it allocating fails, which is an error of its
+row; without a limit the system might end some process."""
 
 
 def survey(device: str | None, half: str | None) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def count(checkpoint: str, size: int, batch: int) -> dict[str, Any]:
 
 
 def ceiling(device: str, dtypes: list[str]) -> dict[str, Any]:
-    """What the machine reaches now."""
+    """The machine's ceilings, measured now."""
     from ...measure.ceiling import measure_ceiling
 
     _choose(device, "float32")
@@ -67,7 +68,7 @@ def ceiling(device: str, dtypes: list[str]) -> dict[str, Any]:
 
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
-    """What a peer writes once for all rounds."""
+    """Let a peer write what it uses in every round."""
     from ..workload import Job
 
     asked = Job.from_json(job)
@@ -77,7 +78,7 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
-    """Draw once to warm up, once measured."""
+    """Draw once to warm up, then once measured."""
     import numpy as np
 
     from ..workload import Job
