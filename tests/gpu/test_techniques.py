@@ -17,7 +17,7 @@ from leandiffusion.families.base import families
 from leandiffusion.modules.transformer import Attention
 from leandiffusion.offload.engine import Engine, Policy
 from leandiffusion.techniques import techniques
-from leandiffusion.techniques.offloading import attach
+from leandiffusion.techniques.offloading import run_through
 
 pytestmark = pytest.mark.gpu
 
@@ -138,7 +138,7 @@ def peak_of(offload: str | None, device: torch.device) -> int:
     if offload is None:
         vae.to(device)
     else:
-        undo = attach(Engine(networks, Policy(device, offload)), device)
+        undo = run_through(Engine(networks, Policy(device, offload)), device)
     torch.cuda.reset_peak_memory_stats(device)
     with torch.no_grad():
         vae.decode(torch.randn(1, 4, 4, 4, dtype=torch.float16, device=device))

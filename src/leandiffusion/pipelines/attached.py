@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..techniques import Technique
-from ..techniques.attach import Undo, together
+from ..techniques.hooks import Undo, together
 from ..techniques.offloading import check_movable
 from ..techniques.stack import Stack
 from ..techniques.subject import DENOISERS, Subject

@@ -9,9 +9,9 @@ from ..attention import AttentionBackend, backends
 from ..attention.choose import memory_efficient
 from ..modules.transformer import set_attention_backend
 from . import techniques
-from .attach import Undo
 from .attention_slicing import networks_with_attention, switch_backends, why_no_attention
 from .base import Exactness, Phase, Price, Technique
+from .hooks import Undo
 from .subject import Subject
 
 

@@ -12,9 +12,9 @@ from ..attention import AttentionBackend
 from ..attention.sliced import Sliced
 from ..modules.transformer import attention_layers, set_attention_slice
 from . import techniques
-from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint
+from .hooks import Undo
 from .subject import Subject
 
 

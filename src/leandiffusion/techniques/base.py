@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from .attach import Undo
+from .hooks import Undo
 
 if TYPE_CHECKING:
     from .footprint import Footprint

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from . import techniques
-from .attach import Undo, together
 from .base import Exactness, Phase, Price, Technique
+from .hooks import Undo, together
 from .subject import Subject
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from ..core.errors import ConfigError
 from ..device.capabilities import why_no_inductor
 from . import techniques
-from .attach import Undo, compile_in_place, set_global, together
 from .base import Exactness, Phase, Price, Technique
+from .hooks import Undo, compile_in_place, set_global, together
 from .subject import Subject
 
 PARTS = ("unet", "vae")

@@ -9,8 +9,8 @@ import torch
 
 from ..device.capabilities import why_no_cudnn
 from . import techniques
-from .attach import Undo, set_global
 from .base import Exactness, Phase, Price, Technique
+from .hooks import Undo, set_global
 from .subject import Subject
 
 

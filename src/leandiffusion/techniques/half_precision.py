@@ -16,9 +16,9 @@ from ..weights.load import origin_of
 from ..weights.residence import bring_up, cast, put_down, same_bits
 from ..weights.stored import StoredTensor
 from . import techniques
-from .attach import Undo, together
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint, Stage
+from .hooks import Undo, together
 from .subject import Subject
 
 

@@ -22,8 +22,8 @@ from ..offload.engine import Engine, Policy, engine_of, moved
 from ..offload.units import weight_bytes
 from ..weights.load import origin_of
 from . import techniques
-from .attach import Undo, after_forward, around_forward, before_forward, nothing, own_forward, together
 from .base import Exactness, Phase, Technique
+from .hooks import Undo, after_forward, around_forward, before_forward, nothing, own_forward, together
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Offload(Technique):
         own = {name: network for name, network in networks.items() if engine_of(network) is None}
         if own:
             engine = self._start(own)
-            engine.detach = attach(engine, self.compute_device)
+            engine.detach = run_through(engine, self.compute_device)
             yield _use(engine, subject)
             yield subject.after_calls(engine.rest)
         release()
@@ -141,7 +141,7 @@ def travelling(subject: Subject) -> dict[str, nn.Module]:
     }
 
 
-def attach(engine: Engine, device: torch.device) -> Undo:
+def run_through(engine: Engine, device: torch.device) -> Undo:
     """Have the engine run its modules. Off the CPU embeddings are looked up below, and their rows follow."""
     _wrap(engine)
     me = ref(engine)  # what is attached to networks keeps the engine alive, not the other way round

@@ -22,8 +22,8 @@ from ..device.threads import in_forked_child
 from ..offload.engine import engine_of
 from ..weights.residence import bring_up
 from . import techniques
-from .attach import Undo
 from .base import Technique
+from .hooks import Undo
 from .subject import Subject
 from .traffic import traffic
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..offload.engine import engine_of
-from .attach import Undo
+from .hooks import Undo
 
 T = TypeVar("T", torch.device, torch.dtype)
 

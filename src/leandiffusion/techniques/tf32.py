@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from ..device.capabilities import fewer_bits, why_no_tf32
 from . import techniques
-from .attach import Undo, set_global, together
 from .base import Exactness, Phase, Price, Technique
+from .hooks import Undo, set_global, together
 from .subject import Subject
 
 

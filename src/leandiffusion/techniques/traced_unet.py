@@ -24,8 +24,8 @@ from ..modules.processors import Own
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
 from ..weights.load import origin_of
 from . import graphs, techniques
-from .attach import Undo
 from .base import Exactness, Phase, Price, Technique
+from .hooks import Undo
 from .subject import Subject
 
 MOST_KEPT = 4

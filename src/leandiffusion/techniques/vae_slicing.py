@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from . import techniques
-from .attach import Undo, set_attribute
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint
+from .hooks import Undo, set_attribute
 from .subject import Subject
 
 

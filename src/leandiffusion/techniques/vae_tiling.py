@@ -8,9 +8,9 @@ from typing import ClassVar
 from ..modules.vae import AutoencoderKL
 from ..modules.vae_tiles import STRIP_BYTES, check_tile_rows
 from . import techniques
-from .attach import Undo, set_attribute, together
 from .base import Exactness, Phase, Price, Technique
 from .footprint import CONV_COPIES, Footprint, Stage
+from .hooks import Undo, set_attribute, together
 from .subject import Subject
 from .vae_slicing import why_not_switched
 

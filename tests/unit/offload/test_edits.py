@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from leandiffusion import ConfigError, UNet2DConditionModel
 from leandiffusion.offload.engine import Engine, Policy, engine_of
-from leandiffusion.techniques.offloading import attach
+from leandiffusion.techniques.offloading import run_through
 from leandiffusion.weights.load import open_network
 from leandiffusion.weights.residence import bring_up, stored_names
 
@@ -222,7 +222,7 @@ Pair = tuple[nn.Module, nn.Module, Engine, Callable[[], None]]
 def both(folder: Path, **options: Any) -> Pair:
     plain, travelling = opened(folder), opened(folder, **options)
     engine = Engine({"unet": travelling}, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     assert torch.equal(compute(travelling), compute(plain))
     return plain, travelling, engine, undo
 
@@ -271,7 +271,7 @@ def test_an_edit_through_what_was_taken_hold_of_before(edit: Callable[[Any], Any
     plain, travelling = opened(folder), opened(folder)
     before = linear(travelling).weight
     engine = Engine({"unet": travelling}, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     assert linear(travelling).weight is before
     compute(travelling)
     edit(before)
@@ -303,7 +303,7 @@ def test_memory_that_somebody_shares_stays(folder: Path) -> None:
     plain, travelling = opened(folder), opened(folder)
     view, array = linear(travelling).weight.view(-1), travelling.conv_in.bias.detach().numpy()
     engine = Engine({"unet": travelling}, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     assert len(engine.kept) == 2
     view.mul_(2)
     array[:] = 1
@@ -405,7 +405,7 @@ def test_what_is_only_read_takes_no_memory(pair: Any) -> None:
 def test_a_network_goes_at_once_with_its_engine(folder: Path) -> None:
     unet = opened(folder)
     engine = Engine({"unet": unet}, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     compute(unet)
     gc.disable()
     try:

@@ -18,7 +18,7 @@ from leandiffusion.offload import host
 from leandiffusion.offload.engine import Engine, Policy
 from leandiffusion.offload.host import HostStore
 from leandiffusion.offload.units import GRANULARITIES, cut
-from leandiffusion.techniques.offloading import attach
+from leandiffusion.techniques.offloading import run_through
 from leandiffusion.weights.load import open_network
 from leandiffusion.weights.residence import stored_names
 from leandiffusion.weights.stored import StoredTensor
@@ -77,7 +77,7 @@ def test_the_same_numbers(folder: Path, granularity: str, fraction: float, slots
     expected = compute(open_both(folder))
     networks = open_both(folder, on_disk=on_disk)
     engine = Engine(networks, Policy(CPU, granularity, fraction, slots))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     for _ in range(3):
         assert same(compute(networks), expected)
     undo()
@@ -94,7 +94,7 @@ def test_other_dtypes_and_orders(folder: Path, dtype: torch.dtype) -> None:
     for network in (*plain.values(), *networks.values()):
         network.to(memory_format=torch.channels_last)
     engine = Engine(networks, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     assert same(compute(networks), compute(plain))
     undo()
     engine.close()
@@ -108,7 +108,7 @@ def test_a_file_that_breaks_and_is_mended(folder: Path, tmp_path: Path) -> None:
     networks["unet"] = open_network(UNet2DConditionModel, tmp_path / "unet", on_disk=True)
     file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     engine = Engine(networks, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     assert same(compute(networks), expected)
     times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     os.utime(file, ns=(1, 1))
@@ -129,7 +129,7 @@ def test_a_failure_between_two_layers(
     networks = open_both(folder)
     expected = compute(networks)
     engine = Engine(networks, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     seen, inner = 0, nn.functional.group_norm
 
     def fail(*args: Any) -> Any:
@@ -152,7 +152,7 @@ def test_a_failure_between_two_layers(
 def test_weights_are_there_between_forwards(folder: Path) -> None:
     networks = open_both(folder)
     engine = Engine(networks, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     compute(networks)
     engine.rest()
     exact = open_both(folder)["unet"]
@@ -169,7 +169,7 @@ def test_what_was_changed_in_memory_is_heeded(folder: Path) -> None:
         networks["unet"].conv_in.weight.mul_(1.5)
     expected = compute(networks)
     engine = Engine(networks, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     assert engine.kept == ["unet.conv_in.weight"]
     assert same(compute(networks), expected)
     undo()
@@ -185,7 +185,7 @@ def test_masters_are_back_whatever_happens_in_a_layer(
     """Outside a layer's own forward nobody sees anything else."""
     networks = open_both(folder)
     engine = Engine(networks, Policy(CPU))
-    undo = attach(engine, CPU)
+    undo = run_through(engine, CPU)
     layer = networks["unet"].conv_in
     masters = dict(layer.named_parameters())
     seen: list[bool] = []

@@ -12,8 +12,8 @@ from torch import nn
 
 from leandiffusion import ConfigError, StableDiffusionPipeline
 from leandiffusion.core.errors import BackendUnavailable
-from leandiffusion.techniques.attach import set_attribute, set_global, together
 from leandiffusion.techniques.base import Exactness, Phase, Price, Technique
+from leandiffusion.techniques.hooks import set_attribute, set_global, together
 from leandiffusion.techniques.stack import Stack, make
 from leandiffusion.techniques.subject import Subject
 
@@ -157,7 +157,7 @@ def test_what_can_not_be_used_with_the_new_component_is_off_and_says_so() -> Non
     pipe.enable_attention_slicing()
     pipe.vae = nn.Linear(1, 1)
     with (
-        pytest.warns(UserWarning, match=r"vae_slicing is switched off: its VAE is a Linear, expected"),
+        pytest.warns(UserWarning, match=r"vae_slicing is switched off: its VAE is a Linear, which has no use_slicing"),
         pipe._stack.call(),
     ):
         assert [entry.name for entry in pipe.techniques] == ["attention_slicing"]

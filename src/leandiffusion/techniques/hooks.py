@@ -1,4 +1,4 @@
-"""Attaching to networks and taking off again. The only file that hooks modules or rebinds their attributes."""
+"""Hooking networks, and how to undo it. The only file that hooks modules or rebinds their attributes."""
 
 from __future__ import annotations
 
