@@ -44,6 +44,8 @@ class Scheduler(SchedulerSettings):
 
     order: ClassVar[int] = 1
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Names that the command line takes, each with the settings that it implies."""
 
     def __init__(self) -> None:
         config = self.config

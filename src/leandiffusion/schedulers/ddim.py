@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,6 +17,8 @@ from .settings import schedulers
 
 class DDIMScheduler(Scheduler):
     """DDIM; `step(..., eta=1)` makes it as stochastic as DDPM. Settings and defaults as in diffusers' class."""
+
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {"ddim": {}}
 
     def __init__(
         self,

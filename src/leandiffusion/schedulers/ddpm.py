@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class DDPMScheduler(Chain):
     The `_log` variances name the same numbers as those without: they only differ in how training computed them. None,
     which configs of DPM-Solver say, is 'fixed_small'.
     """
+
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {"ddpm": {}}
 
     def __init__(
         self,

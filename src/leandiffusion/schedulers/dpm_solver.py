@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,13 @@ class Weights(NamedTuple):
 
 class DPMSolverMultistepScheduler(LogSNRScheduler):
     """DPM-Solver of order 1 to 3. Settings and defaults as in diffusers' class, without its flow-matching ones."""
+
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {
+        "dpm++": {"algorithm_type": "dpmsolver++"},
+        "dpm++-karras": {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+        "dpm++-sde": {"algorithm_type": "sde-dpmsolver++"},
+        "dpm++-sde-karras": {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+    }
 
     def __init__(
         self,

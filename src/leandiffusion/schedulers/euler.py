@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from .sigma import UNSCALED, SigmaScheduler
 
 class EulerDiscreteScheduler(SigmaScheduler):
     """Euler, optionally with churned noise. Settings and defaults as in diffusers' class."""
+
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {"euler": {}, "euler-karras": {"use_karras_sigmas": True}}
 
     prediction_types = ("epsilon", "v_prediction", "sample", "original_sample")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from .sigma import UNSCALED, SigmaScheduler
 
 class EulerAncestralDiscreteScheduler(SigmaScheduler):
     """Ancestral Euler. Settings and defaults as in diffusers' class; 'sample' predictions work here too."""
+
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {"euler-a": {}}
 
     def __init__(
         self,

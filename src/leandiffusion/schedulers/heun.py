@@ -17,6 +17,8 @@ from .sigma import SigmaScheduler
 class HeunDiscreteScheduler(SigmaScheduler):
     """Heun: two model calls a step, one for the last. Settings and defaults as in diffusers' class."""
 
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {"heun": {}}
+
     order: ClassVar[int] = 2
 
     def __init__(

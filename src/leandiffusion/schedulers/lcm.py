@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class LCMSchedulerOutput(Output):
 
 class LCMScheduler(Chain):
     """LCM: each step predicts x_0 outright and noises it again for the next. Settings as in diffusers' class."""
+
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {"lcm": {}}
 
     def __init__(
         self,

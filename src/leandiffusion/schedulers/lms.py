@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ class LMSDiscreteScheduler(SigmaScheduler):
     image-to-image does. diffusers there weights the few slopes it has as if the earlier ones were zero, which leaves
     part of the noise in, so pictures of runs that start part-way differ from its.
     """
+
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {"lms": {}, "lms-karras": {"use_karras_sigmas": True}}
 
     def __init__(
         self,

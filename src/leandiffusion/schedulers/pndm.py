@@ -32,6 +32,8 @@ class PNDMScheduler(Scheduler):
     Runge-Kutta warm-up, nine more with it.
     """
 
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {"pndm": {}}
+
     pndm_order: ClassVar[int] = 4
 
     def __init__(

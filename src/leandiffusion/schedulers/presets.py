@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..core.errors import ConfigError
@@ -20,25 +21,29 @@ class Preset:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-_DPM = "DPMSolverMultistepScheduler"
+class _Presets(Mapping[str, Preset]):
+    """What the scheduler classes declare as `short_names`; read on the first look, since that imports them all."""
 
-PRESETS: Mapping[str, Preset] = {
-    "ddim": Preset("DDIMScheduler"),
-    "ddpm": Preset("DDPMScheduler"),
-    "pndm": Preset("PNDMScheduler"),
-    "lms": Preset("LMSDiscreteScheduler"),
-    "lms-karras": Preset("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
-    "euler": Preset("EulerDiscreteScheduler"),
-    "euler-karras": Preset("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
-    "euler-a": Preset("EulerAncestralDiscreteScheduler"),
-    "heun": Preset("HeunDiscreteScheduler"),
-    "dpm++": Preset(_DPM, {"algorithm_type": "dpmsolver++"}),
-    "dpm++-karras": Preset(_DPM, {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
-    "dpm++-sde": Preset(_DPM, {"algorithm_type": "sde-dpmsolver++"}),
-    "dpm++-sde-karras": Preset(_DPM, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
-    "unipc": Preset("UniPCMultistepScheduler"),
-    "lcm": Preset("LCMScheduler"),
-}
+    @cached_property
+    def _all(self) -> dict[str, Preset]:
+        classes = [schedulers.get(name) for name in schedulers]
+        return {
+            short: Preset(cls.__name__, overrides)
+            for cls in classes
+            for short, overrides in vars(cls).get("short_names", {}).items()
+        }
+
+    def __getitem__(self, name: str) -> Preset:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+
+PRESETS: Mapping[str, Preset] = _Presets()
 
 
 def build(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:

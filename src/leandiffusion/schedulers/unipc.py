@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from .sigma import LogSNRScheduler
 
 class UniPCMultistepScheduler(LogSNRScheduler):
     """UniPC of any order. Settings and defaults as in diffusers' class, without its flow-matching ones."""
+
+    short_names: ClassVar[dict[str, dict[str, Any]]] = {"unipc": {}}
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import leandiffusion
 import leandiffusion.schedulers as room
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError, MalformedFile
 from leandiffusion.schedulers import (
@@ -45,6 +46,7 @@ def test_every_class_is_importable_by_name() -> None:
     for name in schedulers:
         assert getattr(room, name).__name__ == name
         assert name in dir(room)
+        assert name in leandiffusion.__all__
     with pytest.raises(AttributeError, match="NoSuchScheduler"):
         _ = room.NoSuchScheduler
 
