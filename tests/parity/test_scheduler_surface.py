@@ -19,7 +19,9 @@ from leandiffusion.schedulers import schedulers
 
 diffusers = pytest.importorskip("diffusers")
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*", "ignore::FutureWarning:diffusers.*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:diffusers.*", "ignore::FutureWarning:diffusers.*", "ignore:__array_wrap__ must accept"
+)
 
 NAMES = sorted(schedulers)
 SHAPE = (2, 4, 4, 4)

@@ -20,7 +20,9 @@ import leandiffusion.schedulers as ours
 from leandiffusion.schedulers import PRESETS, build, schedulers
 
 # diffusers hands tensors to numpy.array, which numpy 2 warns about, and has deprecations of its own
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*", "ignore::FutureWarning:diffusers.*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:diffusers.*", "ignore::FutureWarning:diffusers.*", "ignore:__array_wrap__ must accept"
+)
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 STEPS = (1, 2, 5, 20, 50)

@@ -147,10 +147,10 @@ def test_impossible_step_counts(name: str, steps: Any) -> None:
         make(name).set_timesteps(steps)
 
 
-WITHOUT_A_SCHEDULE = {name for name in schedulers if name.startswith(("DDPM", "Euler", "Heun", "LMS"))}
+NEEDS_A_SCHEDULE = ("DDIM", "DPMSolver", "LCM", "PNDM", "UniPC")  # as there; the others step through training
 
 
-@pytest.mark.parametrize("name", sorted(set(schedulers) - WITHOUT_A_SCHEDULE))
+@pytest.mark.parametrize("name", [name for name in schedulers if name.startswith(NEEDS_A_SCHEDULE)])
 def test_step_before_set_timesteps(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}.step before set_timesteps"):
         make(name).step(torch.zeros(SHAPE), 999, torch.zeros(SHAPE))
