@@ -128,7 +128,7 @@ class Conveyor:
             load.ticket = self._prefetcher.start(lambda: self._read(unit, memory), self._used)
             self._used = []  # fills run in order, so what one waits for all later ones do
         except BaseException:
-            self._evict_all()
+            self._give_up()
             raise
         return load
 
@@ -138,11 +138,7 @@ class Conveyor:
             self._prefetcher.wait(load.ticket)
         except BaseException:  # Ctrl-C too: what was being read may be half there
             load.is_filled = False
-            try:
-                self._leave()  # another place may be using it
-            finally:
-                self._current = None
-                self._evict_all()  # everything, since memory only comes back in order
+            self._give_up()
             raise
         load.is_filled = True
 
@@ -157,6 +153,14 @@ class Conveyor:
         if not self._loads:
             self._arena.reset()  # Ctrl-C between taking memory and noting it may have left some out
         return self._arena.take(unit.nbytes)
+
+    def _give_up(self) -> None:
+        """Let everything leave, since memory only comes back in order; other places may be using what is current."""
+        try:
+            self._leave()
+        finally:
+            self._current = None
+            self._evict_all()
 
     def _evict_all(self) -> None:
         while self._loads:
