@@ -215,4 +215,4 @@ def test_footprints_are_the_published_sizes() -> None:
         "text_encoder": 2 * 123_060_480, "unet": 2 * 859_520_964, "vae": 2 * 83_653_863
     }  # fmt: skip
     assert families.get("sdxl").footprint(torch.float32)["unet"] == 4 * 2_567_463_684
-    assert families.names() == ["sd1", "sd2", "sdxl"]
+    assert {"sd1", "sd2", "sdxl"} <= set(families)
