@@ -89,3 +89,17 @@ def test_public_names_are_listed_and_reachable():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="NoSuchPipeline"):
         leandiffusion.NoSuchPipeline  # noqa: B018
+
+
+@pytest.mark.parametrize("offload", [None, "sequential", "model"])
+def test_drawing_loads_no_compiler(offload):
+    """Symbolic algebra, which torch's compiler and its distributed tensors need, takes 40 MB."""
+    code = f"""
+import sys, warnings
+from leandiffusion import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained("demo", offload={offload!r})
+pipe.set_progress_bar_config(disable=True)
+pipe("a large red circle on a white background", height=64, width=64, num_inference_steps=1)
+print([name for name in ("sympy", "torch._dynamo", "torch.distributed.tensor") if name in sys.modules])
+"""
+    assert run(code).splitlines()[-1] == "[]"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -138,6 +139,8 @@ class StoredTensor(Tensor):
             return _assign(*args)
         if getattr(func, "__name__", "") in _CHANGE_MEMORY[:2]:
             _refuse(func.__name__)
+        if func is F.embedding and (found := _looked_up(*args, **(kwargs or {}))) is not None:
+            return found
         if func in _REACH_MEMORY and isinstance(args[0], StoredTensor):
             args = (args[0].hold(), *args[1:])
         with torch._C.DisableTorchFunctionSubclass():
@@ -162,6 +165,18 @@ class StoredTensor(Tensor):
             return _through(func, args, kwargs)
         args, kwargs = tree_map(_in_memory, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _looked_up(indices: Tensor, weight: Tensor, *settings: Any, max_norm: float | None = None, **named: Any) -> Any:
+    """The rows of an embedding that no gradient is asked of; None where torch itself has to look them up.
+
+    Torch's own way here would load its compiler's algebra, 40 MB of memory for a process that needs none of it.
+    """
+    asks_gradient = torch.is_grad_enabled() and weight.requires_grad
+    norm = settings[1] if len(settings) > 1 else max_norm
+    if not isinstance(weight, StoredTensor) or type(indices) is not Tensor or norm is not None or asks_gradient:
+        return None
+    return weight.rows(indices)
 
 
 def _alias(stored: StoredTensor) -> StoredTensor:

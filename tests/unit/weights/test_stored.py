@@ -279,3 +279,19 @@ def test_saving_and_loading(folder: Path, tmp_path: Path) -> None:
     fresh.load_state_dict(vae.state_dict())
     vae.load_state_dict(fresh.state_dict())
     assert torch.equal(fresh.decoder.conv_in.weight, vae.decoder.conv_in.weight + 0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"padding_idx": 1}, {"max_norm": 0.5}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize("grad", [False, True])
+def test_embeddings_looked_up_in_every_way(stored: Make, settings: dict[str, Any], grad: bool) -> None:
+    indices = torch.tensor([[1, 4], [4, 5]])
+    on_disk, plain = (torch.nn.Parameter(each, requires_grad=grad) for each in (stored(), MATRIX.clone()))
+    results = []
+    for each in (on_disk, plain):
+        with torch.set_grad_enabled(grad):
+            found = torch.nn.functional.embedding(indices, each, **settings)
+        if grad:
+            found.sum().backward()
+            found = (found.detach(), each.grad)
+        results.append(found)
+    torch.testing.assert_close(results[0], results[1], atol=0, rtol=0)
