@@ -1,6 +1,6 @@
 """Counts the work that the demo model takes: `python -m tools.count_work` records it in tests/unit/bench/work.json.
 
-A test counts again and compares, so that an optimisation can not get lost unnoticed, on whatever machine it runs.
+A test counts again and compares, so that no optimisation is lost unnoticed, on whatever machine it runs.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ pipe.disable("vae_tiling")  # exactly as it was before
 ```
 
 Techniques can be switched on in any order; they are applied by phase, so that layout is settled before weights travel
-and weights before graphs are recorded. Switching one on again replaces it. What can not work is refused, with the
-reason, before anything changes; a technique that only saves time and that this machine can not run warns and is left
+and weights before graphs are recorded. Switching one on again replaces it. What cannot work is refused, with the
+reason, before anything changes; a technique that only saves time and that this machine cannot run warns and is left
 out.
 
 *Exact* means the same algebra: in float32 within 1e-5 of the plain result. *Rounding* means numbers of lower precision.

@@ -117,7 +117,7 @@ def unet_inputs(unet: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def residuals(unet: Any, height: int, width: int) -> dict[str, Any]:
-    """What a ControlNet adds: one tensor for each skip on the way down, and one for the middle."""
+    """What a ControlNet adds: one tensor for each skip connection, and one for the middle block."""
     torch.manual_seed(2)
     channels, layers = unet.config.block_out_channels, unet.config.layers_per_block
     shapes = [(channels[0], height, width)]

@@ -8,11 +8,11 @@ import torch
 
 
 class AttentionBackend(Protocol):
-    """softmax(q k^T / sqrt(hs)) v (Vaswani et al. 2017, eq. 1) under some trade of memory and speed."""
+    """softmax(q k^T / sqrt(hs)) v (Vaswani et al. 2017, eq. 1) under some trade-off between memory and speed."""
 
     @property
     def name(self) -> str:
-        """As it is registered."""
+        """The name under which it is registered."""
         ...
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -20,7 +20,7 @@ class AttentionBackend(Protocol):
         ...
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
-        """Reasons this backend can not run there, in words for the user; empty when it can."""
+        """Reasons why this backend cannot run there, worded for the user; empty when it can."""
         ...
 
     def workspace_bytes(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:

@@ -1,4 +1,4 @@
-"""Attention written out: two products and a softmax. The reference that other backends are held against."""
+"""Attention written out: two products and a softmax. The reference for the other backends."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .base import AttentionBackend
 class Sliced:
     """Runs `inner` on `heads_at_a_time` heads: 'auto' is half of them, 'max' (the most saving) one, or a number.
 
-    What `inner` needs beyond its result shrinks in proportion; nothing else is computed, and by no other kernel.
+    What `inner` needs beyond its result shrinks in proportion; the computation and its kernel stay the same.
     """
 
     inner: AttentionBackend

@@ -1,7 +1,7 @@
-"""Files and folders that are written aside, under hidden names that tell whose they are, until they are complete.
+"""Files and folders written under hidden temporary names until they are complete.
 
-A name aside is `.NAME.HOST-PID-NUMBER.part`. What killed processes leave behind under such names is taken away by the
-next one that writes into the same folder. What other hosts left is not touched: nobody here knows whether they live.
+A temporary name is `.NAME.HOST-PID-NUMBER.part`. What killed processes leave behind is removed by the next process that
+writes into the same folder. Files of other hosts are not touched: whether their processes still run cannot be told.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-(?P
 _LONGEST = 200  # characters of the name itself: file systems take 255 bytes
 
 _numbers = itertools.count()
-_own: set[str] = set()  # names that this process gave: an earlier one may have had its number, as in containers
+_own: set[str] = set()  # names made by this process: an earlier one may have had its pid, as in containers
 
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """Inside, a free path beside `path` for what will get that name; what is left there at the end is taken away."""
+    """A temporary path beside `path`, for what will be renamed to it; removed at the end if it is still there."""
     place = new_place(path)
     try:
         yield place
@@ -35,7 +35,7 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def new_place(path: Path) -> Path:
-    """A free path beside `path` for what will get that name, until `give_up`. Sweeps the folder first."""
+    """Reserve a temporary path beside `path` until `give_up`, after removing what dead processes left in the folder."""
     sweep(path.parent)
     place = path.with_name(f".{path.name[:_LONGEST]}.{_host()}-{os.getpid()}-{next(_numbers)}.part")
     _own.add(place.name)
@@ -43,28 +43,28 @@ def new_place(path: Path) -> Path:
 
 
 def give_up(place: Path) -> None:
-    """Take away what is left at a path of `new_place`."""
+    """Remove what is left at a path of `new_place`."""
     _own.discard(place.name)
     with suppress(OSError):
         remove(place)
 
 
 def is_aside(name: str) -> bool:
-    """Whether a file or folder of this name is somebody's unfinished work."""
+    """Whether this is such a temporary name."""
     return _NAME.fullmatch(name) is not None
 
 
 def has_dead_owner(name: str) -> bool:
-    """Whether a name aside was given by a process of this host that is no more."""
+    """Whether a temporary name belongs to a process of this host that no longer runs."""
     match = _NAME.fullmatch(name)
-    if match is None or match["host"] != _host() or os.name != "posix":  # elsewhere asking might end a process
+    if match is None or match["host"] != _host() or os.name != "posix":  # on Windows os.kill would end the process
         return False
     pid = int(match["pid"])
     return name not in _own if pid == os.getpid() else not _is_running(pid)
 
 
 def left_over(folder: Path) -> list[tuple[Path, str]]:
-    """What processes that are no more left aside in `folder`, and the name that each would have got."""
+    """What dead processes left in `folder` under temporary names, each with its final name."""
     with suppress(OSError):
         names = [name for name in sorted(os.listdir(folder)) if has_dead_owner(name)]
         return [(folder / name, match["name"]) for name in names if (match := _NAME.fullmatch(name))]
@@ -72,14 +72,14 @@ def left_over(folder: Path) -> list[tuple[Path, str]]:
 
 
 def sweep(folder: Path) -> None:
-    """Take away what processes that are no more left aside in `folder`; what cannot be taken away stays."""
+    """Remove what dead processes left in `folder` under temporary names; what cannot be removed stays."""
     for path, _ in left_over(folder):
         with suppress(OSError):
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Take away a file or a folder with all that it holds, if it is there."""
+    """Remove a file, or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -87,9 +87,9 @@ def remove(path: Path) -> None:
 
 
 def publish(place: Path, path: Path) -> None:
-    """Give the file at `place` the name `path`, unless that is taken: FileExistsError then. `place` may stay too."""
+    """Rename the file at `place` to `path`; FileExistsError if that exists. `place` may stay as a second link."""
     try:
-        os.link(place, path)  # fails where the name is taken, so that programs at once do not replace each other's
+        os.link(place, path)  # fails where `path` exists, so that concurrent programs do not replace each other's
     except FileExistsError:
         raise
     except OSError:  # a file system without links: an existence test has to do
@@ -99,7 +99,7 @@ def publish(place: Path, path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, reach the disk. OSError when a file's cannot."""
+    """fsync a file, or a folder's list of names. OSError when a file cannot be synced."""
     try:
         opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:
@@ -109,7 +109,7 @@ def flush(path: Path) -> None:
     try:
         os.fsync(opened)
     except OSError:
-        if not path.is_dir():  # some network file systems do not know how for folders
+        if not path.is_dir():  # some network file systems cannot sync folders
             raise
     finally:
         os.close(opened)
@@ -120,14 +120,14 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # somebody else's
+    except (OSError, OverflowError):  # another user's
         return True
     return True
 
 
 @functools.cache
 def _host() -> str:
-    """This host, and on Linux this container: process numbers mean something within one only."""
+    """This host, and on Linux this container: a pid only has a meaning within one."""
     container = ""
     with suppress(OSError):
         container = os.readlink("/proc/self/ns/pid")

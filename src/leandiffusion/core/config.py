@@ -30,8 +30,8 @@ WRITER_VERSION = "_diffusers_version"  # the note in a config that says which di
 class Config(dict[str, Any]):
     """Read-only settings, reachable as `config["key"]`, `config.key` and `config.get("key")`.
 
-    A dict to everybody who asks: `json.dumps(config)`, `{**config}`, other libraries' `from_config`. What would change
-    it raises TypeError, and assigning an attribute AttributeError.
+    A real dict: `json.dumps(config)`, `{**config}` and other libraries' `from_config` work. Changing an entry raises
+    TypeError, assigning an attribute AttributeError.
     """
 
     def __getattr__(self, key: str) -> Any:
@@ -81,13 +81,13 @@ class Configurable:
         return self._config
 
     def register_to_config(self, **settings: Any) -> None:
-        """Add settings to `config`, or change them there: what was built by them stays as it is."""
+        """Add settings to `config`, or change them there; the object itself is not rebuilt."""
         object.__setattr__(self, "_config", Config({**self._config, **settings}))
 
     def __getattr__(self, name: str) -> Any:
         """A setting under its own name, with a FutureWarning, as diffusers has it for scripts of its first year."""
         try:
-            return super().__getattr__(name)  # type: ignore[misc]  # a network's layers, in words that torch compiles
+            return super().__getattr__(name)  # type: ignore[misc]  # a network's layers; in a form that torch compiles
         except AttributeError:
             pass
         config = self.__dict__.get("_config", ())
@@ -114,7 +114,7 @@ class Configurable:
     ) -> dict[str, Any]:
         """The settings in a local folder or at a hub id, or in a `subfolder` of one, for `from_config`.
 
-        Raises CheckpointNotFound when there are none, MalformedFile when they are no JSON object.
+        Raises CheckpointNotFound when there are none, MalformedFile when they are not a JSON object.
         """
         folder = settings_folder(
             pretrained_model_name_or_path,
@@ -135,8 +135,8 @@ class Configurable:
     def from_config(cls, config: Mapping[str, Any] | str | Path, **overrides: Any) -> Self:
         """Build from a config mapping, or from that of a folder or hub id, which is deprecated.
 
-        Of the writer's notes, keys that start with '_', the version is kept.
-        Raises ConfigError for keys this class does not understand: a setting is never ignored in silence.
+        Of keys that start with '_', which the writing library adds, its version is kept. Raises ConfigError for keys
+        this class does not understand: a setting is never silently ignored.
         """
         config = take_config(cls, config, overrides)
         values = {**config, **overrides}
@@ -225,9 +225,9 @@ _MOST_BYTES = 16_000_000  # of a JSON file. The largest that belongs to a model 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; MalformedFile naming the file and place when it is none (see `jsons.parse_json`).
+    """A JSON object from a file; MalformedFile with the file and position of what is wrong (see `jsons.parse_json`).
 
-    Saving into its folder that was cut short is finished first.
+    An interrupted save into its folder is completed first.
     """
     finish(path.parent)
     with path.open("rb") as stream:
@@ -244,7 +244,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, sorted, with a final newline: whole or not at all."""
+    """Write a JSON object, sorted, with a final newline, atomically."""
     with aside(path) as place:
         place.write_text(json_text(value), encoding="utf-8")
         flush(place)

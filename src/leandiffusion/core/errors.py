@@ -3,7 +3,7 @@
 LeanError
 ├── ConfigError             a wrong argument or config value (also a ValueError)
 │   └── NotSupported        a feature of diffusers that is not there (also a NotImplementedError)
-├── WeightsError            a checkpoint that can not be opened (also an OSError)
+├── WeightsError            a checkpoint that cannot be opened (also an OSError)
 │   ├── CheckpointNotFound  no such folder, file or hub id, or offline and not cached
 │   │   └── VariantNotFound  weights are there, but not in that variant (also a ValueError)
 │   ├── MalformedFile       broken JSON, bad safetensors header, truncated data
@@ -25,7 +25,7 @@ from .wording import readable
 class LeanError(Exception):
     """Root of the tree: `except LeanError` catches everything raised on purpose.
 
-    Messages are of a length that can be read, without control characters: names in them come from anybody's files.
+    Messages have bounded length and no control characters, since names in them come from untrusted files.
     """
 
     def __init__(self, *args: object) -> None:
@@ -37,11 +37,11 @@ class ConfigError(LeanError, ValueError):
 
 
 class NotSupported(ConfigError, NotImplementedError):
-    """A feature of diffusers that is not there yet. The message says what to do instead."""
+    """A feature of diffusers that is not supported yet. The message says what to do instead."""
 
 
 class WeightsError(LeanError, OSError):
-    """A checkpoint that can not be opened."""
+    """A checkpoint that cannot be opened."""
 
     def __str__(self) -> str:  # OSError would format (errno, text) pairs its own way
         return Exception.__str__(self)

@@ -1,4 +1,4 @@
-"""What a forked child process finds of its parent's threads: none of them, so locks that they held are never released.
+"""Locks in forked child processes: the parent's other threads do not exist there, and never release what they held.
 
 https://docs.python.org/3/library/os.html#os.fork: only the thread that forked goes on in the child.
 """
@@ -12,10 +12,10 @@ from weakref import WeakSet
 
 
 class Renewed(Protocol):
-    """Something that takes up work again in a forked child."""
+    """Something that is reset in a forked child."""
 
     def renew(self) -> None:
-        """Forget what only the parent's other threads could have finished."""
+        """Reset state that only the parent's other threads could have completed."""
         ...
 
 
@@ -24,7 +24,7 @@ _parent = os.getpid()
 
 
 def renew_in_child(thing: Renewed) -> None:
-    """Have `thing.renew()` called in every forked child, for as long as it lives. Nothing where there is no fork."""
+    """Have `thing.renew()` called in every forked child, for as long as it lives. No-op where there is no fork."""
     _renewed.add(thing)
 
 
@@ -47,7 +47,7 @@ class Lock:
         self._lock.release()
 
     def renew(self) -> None:
-        """Be free, if another thread of the parent held it."""
+        """Become free, if another thread of the parent held it."""
         if not self._lock._is_owned():  # type: ignore[attr-defined]  # what threading.Condition asks
             self._lock = threading.RLock()
 

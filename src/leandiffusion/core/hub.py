@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def check_hub_id(name: str) -> None:
-    """CheckpointNotFound for a name that is no local folder (which is for the caller to see) and can be no hub id."""
+    """CheckpointNotFound for a name that cannot be a hub id. That it is not a local folder, the caller has checked."""
     if re.match(r"(https?:/|(www\.)?(huggingface\.co|hf\.co)/)", name):
         raise CheckpointNotFound(_about_address(name))
     if len(name) > 200 or not _HUB_ID.fullmatch(name):
@@ -29,11 +29,11 @@ def check_hub_id(name: str) -> None:
 
 
 def local_path(path_or_id: str | Path) -> Path:
-    """What is given as a path, with ~ for the home folder; a path where nothing is for what no system takes as one."""
+    """The argument as a path with ~ expanded; a path that does not exist for what no file system accepts."""
     try:
         path = Path(path_or_id).expanduser()
         path.is_dir()
-    except (OSError, RuntimeError, ValueError):  # too long, the home of nobody
+    except (OSError, RuntimeError, ValueError):  # too long, or ~ of an unknown user
         return Path("no such path")
     return path
 
@@ -62,7 +62,7 @@ def settings_folder(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """The folder with a component's small files: a local one as it is; of a hub id, those of `files` that it has.
+    """The folder with a component's small files: a local one as it is; for a hub id, those of `files` that it has.
 
     Raises CheckpointNotFound and WeightsError for ids; whether the files are there is left to the caller.
     """
@@ -107,7 +107,7 @@ class HubRepository:
         return folder, self._cached(folder) if self.offline else names
 
     def fetch(self, folder: Path, files: list[str]) -> None:
-        """Bring files of the commit that `folder` is of into it. What is there already is not asked for again."""
+        """Fetch files of a commit into its cache `folder`. Files that are there are not fetched again."""
         if self.offline or all((folder / name).is_file() for name in files):
             return
         from huggingface_hub import snapshot_download
@@ -118,7 +118,7 @@ class HubRepository:
             raise self._explained(error, folder.name) from error
 
     def _listed(self, revision: str | None) -> tuple[str | None, list[str]]:
-        """Commit and file names of a revision; nothing, and offline from now on, when the hub can not be reached."""
+        """Commit and file names of a revision; nothing, and offline from now on, when the hub cannot be reached."""
         from huggingface_hub import HfApi, errors
 
         if self.offline:
@@ -130,7 +130,7 @@ class HubRepository:
         except known as error:
             raise self._explained(error, revision) from error
         except Exception as error:  # of whichever HTTP library the installed huggingface_hub uses
-            log.warning("%s: the hub can not be reached (%s): using what is cached.", self.name, type(error).__name__)
+            log.warning("%s: the hub cannot be reached (%s): using what is cached.", self.name, type(error).__name__)
             self.offline = self._unreachable = True
             return None, []
         return info.sha, [sibling.rfilename for sibling in info.siblings or []]
@@ -170,7 +170,7 @@ class HubRepository:
         at = f" at revision {revision!r}" if revision else ""
         match error:
             case errors.LocalEntryNotFoundError():
-                why = "the hub can not be reached" if self._unreachable else "offline"
+                why = "the hub cannot be reached" if self._unreachable else "offline"
                 return CheckpointNotFound(
                     f"{self.name!r}{at} is not a local folder, and {why} and not cached: searched {self.cache}. Go "
                     "online once (local_files_only=False, HF_HUB_OFFLINE=0), give cache_dir, or give a folder's path."

@@ -1,4 +1,4 @@
-"""JSON from files that anyone may have written: bounded before it is built, and every defect one kind of error.
+"""JSON from untrusted files: limits are checked before values are built, and every defect is one kind of error.
 
 Python's parser takes more than the standard: NaN and Infinity, names that are given twice, halves of surrogate pairs.
 It ends in errors of its own for deep nesting and for integers of thousands of digits.
@@ -23,7 +23,7 @@ _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class BadJSON(ValueError):
-    """A text that is no JSON, or more than is taken. The message says what is wrong and where, not in which file."""
+    """A text that is not JSON, or exceeds a limit. The message says what is wrong and where, not in which file."""
 
 
 def parse_json(
@@ -31,16 +31,16 @@ def parse_json(
 ) -> Any:
     """The value that a JSON text stands for. Raises BadJSON.
 
-    Refused are: bytes that are no UTF-8, halves of surrogate pairs, integers of more than 40 digits, floats out of
+    Refused are: bytes that are not UTF-8, halves of surrogate pairs, integers of more than 40 digits, floats out of
     range, lists and objects nested deeper than MAX_DEPTH or more than `most` of them, and a name that is given two
-    different values in one object. `half_pairs` lets halves of
-    surrogate pairs pass. `strict` also refuses names given twice with equal values, NaN and Infinity.
+    different values in one object. `half_pairs` lets halves of surrogate pairs pass. `strict` also refuses names given
+    twice with equal values, NaN and Infinity.
     """
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise BadJSON(f"byte {error.start} is no UTF-8") from None
+            raise BadJSON(f"byte {error.start} is not UTF-8") from None
     lists = text.count("[")  # those inside strings too: an upper bound, and a coarse one is enough
     if lists > most:
         raise BadJSON(f"it holds {lists} lists, the limit is {most}")
@@ -105,7 +105,7 @@ def _number(text: str) -> float:
 
 
 def _no_constant(text: str) -> float:
-    raise BadJSON(f"it holds {text}, which is no JSON")
+    raise BadJSON(f"it holds {text}, which is not JSON")
 
 
 def _check_depth_and_text(value: Any, texts: bool) -> None:

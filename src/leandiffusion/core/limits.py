@@ -1,8 +1,8 @@
-"""Settings of constructors, checked before anything is built: of the kind that is annotated, of a size that can be.
+"""Constructor settings, checked before anything is built: types against the annotations, sizes against limits.
 
 A config.json may come from anywhere. What is annotated `int` must be a whole number, and where the name says what it
-counts, within the limits below: far above every published model, and low enough that building takes no more memory or
-time than the largest of those would.
+counts, within the limits below: far above every published model, and low enough to bound the memory and time of
+building.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ FLOAT_LIMITS: Mapping[str, tuple[float, float]] = {
 
 
 def check_settings(init: Callable[..., Any], name: str, values: Mapping[str, Any]) -> None:
-    """ConfigError unless each of `values` is of the kind that the constructor `init` annotates, and within LIMITS.
+    """ConfigError unless each of `values` has the type that the constructor `init` annotates, within LIMITS.
 
     Whole numbers pass as floats, None and 0 and 1 as switches, lists and arrays as sequences. Floats must be finite,
-    unless the default is not. What is annotated with other classes is not looked at.
+    unless the default is not. What is annotated with other classes is not checked.
     """
     hints, defaults = _annotations(init)
     for key, value in values.items():

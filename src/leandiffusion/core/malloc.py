@@ -2,7 +2,7 @@
 
 glibc serves large blocks straight from the system and gives them back when they are freed, but every one that is freed
 raises the size from which it does so, up to 32 MiB (mallopt(3), "dynamic mmap threshold"). Blocks below that stay with
-the process, and work that allocates and frees maps of many sizes then peaks higher than it needs.
+the process, and work that allocates and frees buffers of many sizes then peaks higher than it needs.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _users = 0
 def freed_at_once() -> Iterator[None]:
     """Until this ends, in every thread, freed blocks of LARGE bytes or more go back to the system at once.
 
-    Afterwards the thresholds are those that glibc comes to by itself once it has seen blocks of that size; they can not
-    be asked for, nor made to rise by themselves again. Nothing happens on other C libraries, or where the user chose a
+    Afterwards the thresholds are those that glibc comes to by itself once it has seen blocks of that size; glibc cannot
+    report the previous ones, nor adapt them again. Nothing happens on other C libraries, or where the user chose a
     threshold in the environment.
     """
     global _users
@@ -61,19 +61,18 @@ def trim() -> None:
 
 
 def keep_fewer_kernels() -> None:
-    """Let oneDNN keep KERNELS compiled kernels, instead of the 1024 of its own, before it compiles the first.
+    """Limit oneDNN's cache to KERNELS compiled kernels instead of its 1024; to be called before it compiles the first.
 
-    It compiles one for every shape, so that drawing in ever other sizes fills memory with them. Nothing happens where
-    the user chose a number in the environment.
+    It compiles one for every shape, so that pictures of many sizes fill memory with them. Nothing happens where the
+    user chose a number in the environment.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 class TrimsAtEnd:
-    """Held by what takes much memory, in its last attribute: when that is freed, what it took goes to the system.
+    """The last attribute of an object that takes much memory: returns it to the system when the object is freed.
 
-    An object lets go of its attributes in the order in which it was given them. A copy of the object has one of its
-    own.
+    Attributes are freed in the order in which they were set. A copy of the object has its own.
     """
 
     def __copy__(self) -> TrimsAtEnd:

@@ -1,4 +1,4 @@
-"""Warnings whose text carries names from outside: from checkpoints, configs, folders, words to draw."""
+"""Warnings whose text holds names from outside: from checkpoints, configs, folders, prompts."""
 
 from __future__ import annotations
 

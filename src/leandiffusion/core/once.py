@@ -16,7 +16,7 @@ _read: ContextVar[dict[Any, Any] | None] = ContextVar("what was read since openi
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """Around what opens one checkpoint, also as a decorator: inside of it `once` remembers."""
+    """Context manager or decorator for what opens one checkpoint: within it, `once` caches."""
     if _read.get() is not None:  # already inside
         yield
         return
@@ -28,9 +28,9 @@ def opening() -> Iterator[None]:
 
 
 def once(read: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of functions that read files: during `opening`, one result for the same arguments.
+    """Decorator of functions that read files: during `opening`, results are cached by their arguments.
 
-    Arguments must be hashable, and nobody may change what is returned. An error is not remembered.
+    Arguments must be hashable, and nobody may change what is returned. Errors are not cached.
     """
 
     @wraps(read)

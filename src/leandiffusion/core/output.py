@@ -68,7 +68,7 @@ class Output(OrderedDict[str, Any]):
             self._fill()
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"the fields of a {type(self).__name__} stay: take a copy with dict(output).")
+        raise TypeError(f"the fields of a {type(self).__name__} are fixed: take a copy with dict(output).")
 
     __delitem__ = __delattr__ = _refuse  # type: ignore[assignment]
     clear = pop = popitem = setdefault = update = move_to_end = _refuse  # type: ignore[assignment]

@@ -1,10 +1,10 @@
 """Replacing files of a folder, and of folders in it, all at once as far as a file system can.
 
 The new files are written aside, inside the folders where they belong, and flushed to the disk. Then a journal appears
-in the outer folder, the files get their names one by one, and the journal goes. A process that is killed before the
+in the outer folder, the files are renamed one by one, and the journal is removed. A process that is killed before the
 journal is there leaves the old files; afterwards, opening the folder finishes what the journal says (`finish`). A
-part's folder has a journal of its own while its files are a mixture, so that it may be opened by itself, also through
-a link.
+component's folder has its own journal while it holds old and new files, so that it may be opened by itself, also
+through a link.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .jsons import BadJSON, parse_json
 
 JOURNAL = ".leandiffusion-saving.json"
 _REMOVABLE = (".safetensors", ".json")
-_PATIENCE = 5.0  # seconds for a process that is giving files their names, which takes milliseconds
+_PATIENCE = 5.0  # seconds for a process that is renaming its files, which takes milliseconds
 _PUTTING = Lock()
 
 Stale = Callable[[Sequence[str], Sequence[str]], Sequence[str]]
-"""From the names in a folder and those that come into it: which of the former are to go."""
+"""From the names in a folder and those that are added: which of the former to delete."""
 
 
 @dataclass(frozen=True)
 class _Journal:
-    """`files` are those in the folder `aside`, by name with their sizes; `parts` the asides of folders, by name."""
+    """`files` in the temporary folder `aside`, name -> size; `parts`: folder name -> its temporary folder."""
 
     aside: str
     files: dict[str, int]
@@ -81,7 +81,7 @@ class Replacement:
                 self._commit()
                 finish(self._folder)
         finally:
-            if not self._is_under_way():  # or else what is aside is needed by who opens the folder next
+            if not self._is_under_way():  # else the temporary files complete the save when the folder is next opened
                 self._clear()
 
     def _is_under_way(self) -> bool:
@@ -133,10 +133,10 @@ class Replacement:
 
 
 def finish(folder: Path) -> None:
-    """Bring a folder to its new state whose replacement was cut short; nothing where none was.
+    """Complete an interrupted replacement of a folder's files; no-op where there is none.
 
-    Waits a little for a process that is at it. MalformedFile when what the journal names is gone, WeightsError when the
-    folder cannot be written to.
+    Waits a few seconds for a process that is completing it. MalformedFile when what the journal names is gone,
+    WeightsError when the folder cannot be written to.
     """
     if not os.path.lexists(folder / JOURNAL):
         return
@@ -197,7 +197,7 @@ def _put(source: Path, target: Path, size: int) -> None:
 
 
 def _read(folder: Path) -> _Journal | None:
-    """The journal of a folder, None when it is gone. It may be anybody's: names that lead elsewhere are refused."""
+    """The journal of a folder, None when it is gone. It is not trusted: names that lead elsewhere are refused."""
     try:
         text = (folder / JOURNAL).read_bytes()
     except FileNotFoundError:
@@ -212,7 +212,7 @@ def _read(folder: Path) -> _Journal | None:
             return journal
     except (BadJSON, KeyError, TypeError, AttributeError):
         pass
-    raise _mixed(folder, f"{JOURNAL} makes no sense")
+    raise _mixed(folder, f"{JOURNAL} is invalid")
 
 
 def _is_inside(name: str) -> bool:

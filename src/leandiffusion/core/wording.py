@@ -1,4 +1,4 @@
-"""Values and messages as a person can read them: what a file holds may be of any size, and of any characters."""
+"""Values and messages made readable: what a file holds may be of any size and hold any characters."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def show(value: object) -> str:
 
 _CONTROLS = ("Cc", "Zl", "Zp", "Cs")  # C0 and C1 controls, line and paragraph separators, lone surrogates
 _TURNING = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
-"""Characters that turn the direction of writing: text can be made to look like another."""
+"""Bidirectional controls: with them a text can be made to look like another."""
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
     """`text` with its control characters written out (`\\x1b`), but for those of `keep`.
 
     Names from checkpoints, pictures and folders may hold sequences that move a terminal's cursor, change its title or
-    fill its clipboard (ECMA-48); like this they are only seen.
+    fill its clipboard (ECMA-48); written out they only show.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -58,7 +58,7 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
 
 def to_length(text: str, limit: int = LONGEST_MESSAGE) -> str:
-    """`text` in at most `limit` characters: first its long words lose their middles, then it does."""
+    """`text` in at most `limit` characters: first long words are shortened in the middle, then the whole."""
     if len(text) <= limit:
         return text
     if len(text) < 100_000:  # beyond that it is not worth a search

@@ -23,8 +23,8 @@ VAE_PREFIX = "first_stage_model."
 class Part:
     """One network of a family.
 
-    `prefix` is where its tensors lie in a single file, `elsewhere` where else in some;
-    `convert` turns their names there into its parameters'.
+    `prefix` is that of its tensors in a single file, `elsewhere` their prefixes in some; `convert` renames them to its
+    parameters.
     """
 
     class_name: str

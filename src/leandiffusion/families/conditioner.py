@@ -1,4 +1,4 @@
-"""From a prompt to what the UNet is conditioned on: what the families' ways have in common."""
+"""From a prompt to what the UNet is conditioned on: the base of the families' conditioners."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..run.conditioning import Conditioning, Tensors
 from ..run.finite import check_finite
 
 Notice = Callable[[list[str]], object]
-"""Told the texts that are about to be encoded."""
+"""Called with the texts that are about to be encoded."""
 
 
 class Conditioner(ABC):
@@ -26,7 +26,7 @@ class Conditioner(ABC):
 
     @classmethod
     def of(cls, components: Any) -> Self:
-        """With the components that an object, such as a pipeline, has as attributes now."""
+        """From the components that an object, such as a pipeline, has as attributes now."""
         return cls(*(getattr(components, part.name) for part in fields(cls)))  # type: ignore[arg-type]
 
     @abstractmethod
@@ -40,12 +40,12 @@ class Conditioner(ABC):
     @staticmethod
     @abstractmethod
     def tensors(*conditions: Any) -> dict[str, Tensor | None]:
-        """What `encode_prompt` returned, and the conditions besides text if there are any, by callbacks' names."""
+        """The result of `encode_prompt`, and conditions besides text if any, under the names that callbacks use."""
 
     @staticmethod
     @abstractmethod
     def conditioning(tensors: Tensors) -> Conditioning:
-        """What the UNet is given of these tensors."""
+        """The UNet's inputs among these tensors."""
 
     def require(self, *names: str, otherwise: str) -> None:
         """ConfigError unless these components are there. `otherwise` says how to do without."""
@@ -67,7 +67,7 @@ def for_each_picture(
 
     NonFiniteError, with their name, for those that hold NaN or infinity at that dtype.
     """
-    why = "the text encoder's numbers left the range of its dtype, its weights are damaged, or such embeddings were"
+    why = "the text encoder overflowed its dtype, its weights are damaged, or such embeddings were"
     repeated: list[Tensor | None] = []
     for name, given in embeddings.items():
         repeated.append(None if given is None else given.to(device, dtype).repeat_interleave(count, dim=0))

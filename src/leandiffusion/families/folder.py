@@ -62,7 +62,7 @@ class ModelIndex:
 def read_index(folder: str | Path) -> ModelIndex:
     """Read `folder`/model_index.json.
 
-    Raises CheckpointNotFound when `folder` is no pipeline folder, MalformedFile when the file makes no sense.
+    Raises CheckpointNotFound when `folder` is no pipeline folder, MalformedFile when the file is invalid.
     """
     folder = Path(folder)
     path = folder / INDEX_FILE
@@ -106,11 +106,11 @@ def open_folder(
 ) -> dict[str, Any]:
     """Every component that the folder's model_index.json names, by name; absent ones are None.
 
-    `components` holds objects to take as they are, and None for those to leave out: neither is looked for on disk.
-    `dtype` is for all networks, or by component name with "default" for the rest. `task` says what will be done, so
-    that halves it does not need stay on disk: for "text2img" the VAE's encoder; None loads all. `progress` is called
-    with each component's name before it is opened. `on_disk` leaves weights in their files until they are used. A
-    component without the variant asked for gets its plain weights, with a warning.
+    `components` holds objects to use as given, and None for those to leave out: neither is looked for on disk. `dtype`
+    is for all networks, or by component name with "default" for the rest. `task` says what will be done, so that
+    weights it does not need stay on disk: for "text2img" the VAE's encoder; None loads all. `progress` is called with
+    each component's name before it is opened. `on_disk` leaves weights in their files until they are used. A component
+    without the variant asked for gets its plain weights, with a warning.
 
     Raises ConfigError for classes and settings that are not supported, and the kinds of WeightsError. Everything that
     can be seen from names and configs is checked before the first weights are read.

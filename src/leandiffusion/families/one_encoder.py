@@ -62,10 +62,10 @@ class OneEncoder(Conditioner):
 
     @staticmethod
     def tensors(positive: Tensor, negative: Tensor | None) -> dict[str, Tensor | None]:  # type: ignore[override]
-        """Both halves as one, and the negative embeddings (B, T, C) alone."""
+        """Unconditional and conditional embeddings in one batch, and the negative ones (B, T, C) alone."""
         return {"prompt_embeds": both_halves(negative, positive), "negative_prompt_embeds": negative}
 
     @staticmethod
     def conditioning(tensors: Tensors) -> Conditioning:
-        """The embeddings of both halves."""
+        """The embeddings, unconditional and conditional."""
         return Conditioning(tensors["prompt_embeds"])  # type: ignore[arg-type]

@@ -102,7 +102,8 @@ class TwoEncoders(Conditioner):
         positive: Tensor, negative: Tensor | None, pooled: Tensor, negative_pooled: Tensor | None, time_ids: Tensor,
         negative_time_ids: Tensor,
     ) -> dict[str, Tensor | None]:  # fmt: skip
-        """Both halves of text, pooled text and sizes (B, 6) as one each, and the negative ones alone."""
+        """Text, pooled text and sizes (B, 6), unconditional and conditional in one batch, and the negative ones
+        alone."""
         return {
             "prompt_embeds": both_halves(negative, positive),
             "negative_prompt_embeds": negative,
@@ -114,7 +115,7 @@ class TwoEncoders(Conditioner):
 
     @staticmethod
     def conditioning(tensors: Tensors) -> Conditioning:
-        """Text, pooled text and sizes of both halves."""
+        """Text, pooled text and sizes, unconditional and conditional."""
         added = {"text_embeds": tensors["add_text_embeds"], "time_ids": tensors["add_time_ids"]}
         return Conditioning(tensors["prompt_embeds"], added)  # type: ignore[arg-type]
 
@@ -142,7 +143,7 @@ class TwoEncoders(Conditioner):
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the UNet is told of sizes in pixels (height, width) and crops (top, left), under a call's names.
+    """SDXL's size conditioning: sizes in pixels (height, width) and crops (top, left), under a call's names.
 
     None stands for the picture's own size; the `negative_` ones are those of the unconditional half.
     """

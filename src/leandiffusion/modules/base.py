@@ -24,7 +24,7 @@ def check_dtype(dtype: object) -> torch.dtype:
 def either_dtype(dtype: Any, torch_dtype: Any) -> Any:
     """The dtype to load at under its newer or older keyword, float32 unless given, as scripts expect.
 
-    A mapping of dtypes by component stays one. ConfigError for what is none, and for two that contradict each other.
+    A mapping of dtypes by component stays one. ConfigError for anything else, and for two that contradict each other.
     """
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} mean the same thing: give one of them.")
@@ -96,7 +96,7 @@ class Network(Configurable, Features):
     ) -> Self:
         """Open a checkpoint: a local folder or a hub id, or a `subfolder` of one, such as 'unet'.
 
-        `dtype` (or its older name `torch_dtype`) is the type the tensors get on their way from the file: float32
+        `dtype` (or its older name `torch_dtype`) is the type that tensors are cast to while they are read: float32
         unless given. The network comes back in eval mode. Loading never takes much more memory than the weights,
         whatever `low_cpu_mem_usage` says.
 

@@ -40,14 +40,14 @@ def sinusoid(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool = True, freq_
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean and variance (B, groups) of a map's groups of channels, in float32."""
+    """Mean and variance (B, groups) of a feature map's groups of channels, in float32."""
 
     mean: Tensor
     var: Tensor
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm (Wu & He 2018) that can be told the statistics of a map of which it sees a part."""
+    """Group norm (Wu & He 2018) that can be given the statistics of a feature map of which it sees a part."""
 
     def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
         """(B, C, H, W) -> the same shape; `statistics` are of x itself unless given."""
@@ -77,22 +77,22 @@ class TimestepEmbedding(nn.Module):
 
 
 def saves_memory() -> bool:
-    """Whether maps may be written over at all: not while gradients are recorded, nor in a trace, which is checked in
+    """Whether layers may work in place at all: not while gradients are recorded, nor while tracing, whose check runs in
     another mode."""
     return not (torch.is_grad_enabled() or torch.jit.is_tracing())  # type: ignore[reportPrivateImportUsage]
 
 
 def may_overwrite(maker: nn.Module) -> bool:
-    """Whether what `maker` returned may be written over: not either where a forward hook may have kept it."""
+    """Whether the output of the layer `maker` may be changed in place: not where a forward hook may have kept it."""
     return saves_memory() and not (maker._forward_hooks or nn.modules.module._global_forward_hooks)
 
 
 class Checkpointed(nn.Module):
-    """A module that can keep its layers' inputs only and compute them again for their gradients (Chen et al. 2016)."""
+    """Gradient checkpointing: keeps only layers' inputs, and computes layers again for gradients (Chen et al. 2016)."""
 
     gradient_checkpointing: bool = False
     checkpoint: Callable[..., Any] | None = None
-    """What runs a layer then: checkpoint(layer, *inputs); torch's own unless set."""
+    """Runs a layer that is checkpointed: checkpoint(layer, *inputs); torch's own unless set."""
 
     def layer(self, layer: nn.Module, *inputs: Any) -> Any:
         """layer(*inputs), checkpointed where that is on and gradients are recorded."""
@@ -104,12 +104,12 @@ class Checkpointed(nn.Module):
 
 
 def silu(x: Tensor, maker: nn.Module) -> Tensor:
-    """SiLU of what `maker` returned, in its memory if it may."""
+    """SiLU of x, the output of the layer `maker`, in place where allowed."""
     return F.silu(x, inplace=may_overwrite(maker))
 
 
 def add(x: Tensor, y: Tensor, maker: nn.Module) -> Tensor:
-    """x + y, in the memory of x, which `maker` returned, if it may."""
+    """x + y, in place where allowed; x is the output of the layer `maker`."""
     return x.add_(y) if may_overwrite(maker) else x + y
 
 
@@ -126,7 +126,7 @@ class ResnetBlock2D(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """x (B, C_in, H, W), temb (B, temb_channels) already through SiLU -> (B, C_out, H, W)."""
+        """x (B, C_in, H, W), temb (B, temb_channels) after SiLU -> (B, C_out, H, W)."""
         h = self.conv1(silu(self.norm1(x), self.norm1))
         if self.time_emb_proj is not None and temb is not None:
             h = add(h, self.time_emb_proj(temb)[:, :, None, None], self.conv1)
@@ -155,7 +155,7 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W), or (B, C, *size) when a skip of odd size has to be met."""
+        """(B, C, H, W) -> (B, C, 2H, 2W), or (B, C, *size) to fit a skip connection of odd size."""
         if size is None:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return self.conv(F.interpolate(x, size=size, mode="nearest"))

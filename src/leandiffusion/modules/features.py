@@ -1,4 +1,4 @@
-"""What diffusers' networks can be asked beside computing: kernels and processors of attention, gradients, sizes."""
+"""What diffusers' networks offer besides forward: attention kernels and processors, gradient checkpointing, sizes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ATTENTION_WEIGHTS = (
 
 
 def absent(why: str) -> Any:
-    """A method that raises NotSupported, for what a script may call and must not find missing."""
+    """A method that raises NotSupported, for what diffusers has and scripts may call."""
 
     def method(*_: Any, **__: Any) -> Any:
         raise NotSupported(why)
@@ -55,7 +55,7 @@ def absent(why: str) -> Any:
 
 
 class Features(nn.Module):
-    """Of every network: gradients at less memory, sizes, compiling; and what is not here, saying so."""
+    """Of every network: gradient checkpointing, sizes, compiling; what is not supported raises NotSupported."""
 
     repeated_blocks: ClassVar[tuple[str, ...]] = ()
     """Classes of the blocks that the network has most of."""
@@ -81,7 +81,7 @@ class Features(nn.Module):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether gradients are computed from the layers' inputs alone."""
+        """Whether gradient checkpointing is on."""
         return any(module.gradient_checkpointing for module in self.modules() if isinstance(module, Checkpointed))
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
@@ -92,7 +92,7 @@ class Features(nn.Module):
         self._checkpoint(True, gradient_checkpointing_func)
 
     def disable_gradient_checkpointing(self) -> None:
-        """Keep what gradients need, as at first."""
+        """Undo `enable_gradient_checkpointing`."""
         self._checkpoint(False, None)
 
     def _checkpoint(self, on: bool, function: Callable[..., Any] | None) -> None:
@@ -117,14 +117,14 @@ class Features(nn.Module):
 
 
 class Attending(Features):
-    """Of the networks whose attention can be switched. A pipeline's techniques switch it for UNet and VAE at once."""
+    """Of networks with attention layers. A pipeline's techniques switch the kernels of UNet and VAE at once."""
 
     set_use_npu_flash_attention = enable_npu_flash_attention = absent(OTHER_KERNELS)
     set_use_xla_flash_attention = enable_xla_flash_attention = absent(OTHER_KERNELS)
 
     def fuse_qkv_projections(self) -> None:
         """A warning: the three projections stay apart, which gives the same result."""
-        warnings.warn("fused projections are not there yet: going on without, with the same result.", stacklevel=2)
+        warnings.warn("fused projections are not supported yet: going on without, with the same result.", stacklevel=2)
 
     def unfuse_qkv_projections(self) -> None:
         """Nothing happens: projections are never fused."""
@@ -157,7 +157,7 @@ class Attending(Features):
         """Compute attention with the kernel of that name, sliced as before. ConfigError lists the names."""
         kernel = backends.get({"native": "sdpa"}.get(backend, backend))
         if reasons := kernel.why_not(self.device, self.dtype):  # type: ignore[arg-type]
-            raise ConfigError(f"attention backend {backend!r} can not run here: {'; '.join(reasons)}.")
+            raise ConfigError(f"attention backend {backend!r} cannot run here: {'; '.join(reasons)}.")
         set_attention_backend(self, kernel)
 
     def reset_attention_backend(self) -> None:
@@ -165,7 +165,8 @@ class Attending(Features):
         set_attention_backend(self, backends.get("sdpa"))
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
-        """xFormers' attention where it is installed and runs; elsewhere torch's own such kernel, with a warning."""
+        """xFormers' attention where it is installed and runs; elsewhere torch's memory-efficient one, with a
+        warning."""
         kernel, reason = memory_efficient(self.device, self.dtype, attention_op)  # type: ignore[arg-type]
         if reason is not None:
             warnings.warn(reason, stacklevel=2)

@@ -1,4 +1,4 @@
-"""FreeU: louder shapes and softer details on the way up, without training (Si et al. 2023)."""
+"""FreeU: scales backbone features and skip connections in the up path, without training (Si et al. 2023)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FreeU:
-    """`b` times half of the channels that come from below, `s` times the lowest frequencies of the skip."""
+    """Scales half of the backbone's channels by `b`, the lowest frequencies of the skip connection by `s`."""
 
     b: float
     s: float
 
     def __call__(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W), skip (B, C_skip, H, W) -> both, changed copies."""
+        """x (B, C, H, W), skip (B, C_skip, H, W) -> both scaled, as copies."""
         half = x.shape[1] // 2
         return torch.cat([x[:, :half] * self.b, x[:, half:]], dim=1), self._softened(skip)
 
     def _softened(self, skip: Tensor) -> Tensor:
-        """The skip, its frequencies of less than one wave per map scaled; in float32, as transforms need."""
+        """The skip connection with its lowest frequencies scaled; in float32, which the Fourier transform needs."""
         H, W = skip.shape[-2:]
         waves = torch.fft.fftshift(torch.fft.fftn(skip.float(), dim=(-2, -1)), dim=(-2, -1))
         gain = torch.ones(H, W, device=skip.device)
@@ -38,8 +38,8 @@ class Freeing:
     up_blocks: Any
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """FreeU (Si et al. 2023) on the way up's two lowest levels: `b1`, `b2` times half of what comes from below,
-        `s1`, `s2` times the lowest frequencies of the skips."""
+        """FreeU (Si et al. 2023) in the two lowest levels of the up path: `b1`, `b2` scale half of the backbone's
+        channels, `s1`, `s2` the lowest frequencies of the skip connections."""
         self._set_freeu(FreeU(b1, s1), FreeU(b2, s2), s1=s1, s2=s2, b1=b1, b2=b2)
 
     def disable_freeu(self) -> None:

@@ -65,7 +65,7 @@ class CLIPImageProcessor(Configurable):
 
     @classmethod
     def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:
-        """Files of some versions of transformers list every option of any processor: those that are off ask nothing."""
+        """Some versions of transformers write every option of any processor: those that are off are ignored."""
         asked = {key: value for key, value in foreign.items() if value is not None and value is not False}
         return super()._carry({key: value for key, value in asked.items() if key not in cls.notes})
 

@@ -1,4 +1,4 @@
-"""Attention processors: computing a layer's attention by a function of one's own, written for diffusers' layers.
+"""Attention processors: functions of the user that compute a layer's attention, written for diffusers' layers.
 
 A processor is called as `processor(layer, hidden_states, encoder_hidden_states=…, attention_mask=…, **arguments)`. What
 it reads from the layer beside its projections is here.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttnProcessor2_0:  # noqa: N801 - the name that scripts look for
-    """How a layer computes unless it was given a processor: with the kernel that it has."""
+    """The default processor: computes with the layer's own kernel."""
 
     backend: AttentionBackend
 
@@ -41,7 +41,7 @@ class AttnProcessor2_0:  # noqa: N801 - the name that scripts look for
 
 @dataclass(frozen=True, eq=False)
 class Own:
-    """Stands in a layer's `backend` for a processor that was set, so that what switches kernels restores it too."""
+    """Holds a user's processor in a layer's `backend`, so that what switches kernels restores it too."""
 
     processor: Callable[..., Tensor]
 
@@ -70,11 +70,11 @@ class Own:
         )
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
-        """Nothing is known about it."""
+        """No known reasons: the processor is not inspected."""
         return []
 
     def workspace_bytes(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
-        """Taken to keep all scores, as most of them do."""
+        """Assumed to keep the whole score matrix, as most do."""
         return backends.get("plain").workspace_bytes(batch, heads, queries, keys, itemsize)
 
 

@@ -36,7 +36,7 @@ class CLIPVisionModelOutput(Output):
 
 
 class CLIPVisionEmbeddings(nn.Module):
-    """A class token and one token per square patch, with a learned vector per place."""
+    """A class token and one token per square patch, with a learned vector per position."""
 
     def __init__(self, hidden_size: int, channels: int, image_size: int, patch_size: int) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ class CLIPTextModelOutput(Output):
 
 
 class CLIPTextEmbeddings(nn.Module):
-    """A learned vector per token plus a learned vector per place."""
+    """A learned vector per token plus a learned vector per position."""
 
     def __init__(self, vocab_size: int, max_positions: int, hidden_size: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class CLIPTextTransformer(nn.Module):
 
 
 def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """(B, T) with 1 for tokens and 0 for padding -> (B, 1, T, T) boolean: who may look at whom."""
+    """(B, T) with 1 for tokens and 0 for padding -> (B, 1, T, T) boolean: which token may attend to which."""
     length = attention_mask.shape[-1]
     past = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
     return past & attention_mask.bool()[:, None, None, :]
@@ -93,7 +93,7 @@ class CLIPTextModel(CLIPNetwork):
     kept in the config and change nothing. A fresh model is initialised as section 2.5 of the paper describes, scaled by
     `initializer_factor`.
 
-    Raises ConfigError for settings that can not be built.
+    Raises ConfigError for settings that cannot be built.
     """
 
     model_type: ClassVar[str] = "clip_text_model"

@@ -32,7 +32,7 @@ class TokenizerFiles:
 
     def malformed(self, reason: str) -> MalformedFile:
         """The error for files that are readable one by one and do not fit each other."""
-        return MalformedFile(f"the tokenizer in {self.folder} can not be built: {reason}")
+        return MalformedFile(f"the tokenizer in {self.folder} cannot be built: {reason}")
 
 
 def as_token(value: str | Mapping[str, Any] | AddedToken) -> AddedToken:

@@ -68,7 +68,7 @@ class Attention(Processable):
         mask: Tensor | None,
         backend: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Attention by `backend`; a mask is left to torch's own kernel, which knows masks, whatever the backend."""
+        """Attention by `backend`; a mask is left to torch's own kernel, which supports masks, whatever the backend."""
         context = x if context is None else context
         q, k, v = (
             self.split_heads(self.to_q(x)),
@@ -92,7 +92,7 @@ class Attention(Processable):
 
 
 def set_attention_backend(network: nn.Module, backend: AttentionBackend) -> None:
-    """Let `backend` compute attention in every layer of the network. Layers that slice go on slicing, with it."""
+    """Let `backend` compute attention in every layer of the network. Sliced layers stay sliced."""
     for _, layer in attention_layers(network):
         sliced = layer.backend
         layer.backend = Sliced(backend, sliced.heads_at_a_time) if isinstance(sliced, Sliced) else backend

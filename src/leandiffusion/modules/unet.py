@@ -27,8 +27,8 @@ from .unet_blocks import Shared, UNetMidBlock2DCrossAttn
 from .unet_levels import SUPPORTED, build_down, build_up, levels_of
 
 PIECES = (
-    "the UNet's forward is not in diffusers' pieces here: embed_time(sample, timestep, …) gives all that the resnets "
-    "hear of time and size, and the text goes in as it is."
+    "the UNet's forward is not split as in diffusers: embed_time(sample, timestep, …) gives the embedding of time and "
+    "(in SDXL) of pooled text and sizes, and encoder_hidden_states are used as they are."
 )
 
 # Settings of diffusers' EMAModel, which saves them into the network's config.json.
@@ -136,7 +136,7 @@ class UNet2DConditionModel(Freeing, Attending, Network):
 
     @classmethod
     def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:
-        """What training with averaged weights notes beside the settings is kept in the config and changes nothing."""
+        """What EMA training adds to the settings is kept in the config and changes nothing."""
         notes = {key: value for key, value in foreign.items() if key in _AVERAGING}
         return super()._carry({key: value for key, value in foreign.items() if key not in notes}) | notes
 
@@ -207,10 +207,10 @@ class UNet2DConditionModel(Freeing, Attending, Network):
 
         `encoder_hidden_states` (B, S, cross_attention_dim) is the encoded text; SDXL wants `added_cond_kwargs` with
         `text_embeds` (B, P) and `time_ids` (B, 6). The `*_additional_residuals` are a ControlNet's, given together.
-        `encoder_attention_mask` (B, S) is 1 for text to look at and 0 for text to leave out. `cross_attention_kwargs`
+        `encoder_attention_mask` (B, S) is 1 for tokens to attend to and 0 for tokens to mask. `cross_attention_kwargs`
         are arguments of attention processors that were set. ConfigError for inputs this network does not use: class
-        labels, masks of its own maps, arguments that no processor takes, adapter residuals, and a `timestep_cond` or
-        added conditions without a layer for them.
+        labels, masks of its self-attention, arguments that no processor takes, adapter residuals, and a `timestep_cond`
+        or added conditions without a layer for them.
         """
         heeded = () if self.add_embedding is None else ("text_embeds", "time_ids")
         surplus = {f"added_cond_kwargs[{k!r}]": v for k, v in (added_cond_kwargs or {}).items() if k not in heeded}
@@ -249,7 +249,7 @@ class UNet2DConditionModel(Freeing, Attending, Network):
         for block in self.up_blocks:
             count: int = len(block.resnets)  # type: ignore[arg-type]
             own, skips = skips[-count:], skips[:-count]
-            # The next skip tells the size: it is odd where the way down rounded.
+            # The next skip connection gives the size: it is odd where the down path rounded.
             x = block(x, own, temb, text[0], skips[-1].shape[-2:] if skips else None, *text[1:])
         x = self.conv_out(silu(self.conv_norm_out(x), self.conv_norm_out))
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
@@ -261,7 +261,7 @@ class UNet2DConditionModel(Freeing, Attending, Network):
         timestep_cond: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Everything the resnets hear about time (and, in SDXL, size): (B, temb_channels), already through SiLU."""
+        """The embedding of time (and, in SDXL, of pooled text and sizes): (B, temb_channels), after SiLU."""
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
         frequencies = sinusoid(
             timesteps,
@@ -290,22 +290,23 @@ class UNet2DConditionModel(Freeing, Attending, Network):
 
 
 def _bias(mask: Tensor | None, context: Tensor) -> Tensor | None:
-    """1 for tokens to look at, else 0 (B, S) -> what is added to scores (B, 1, S). ConfigError for other shapes."""
+    """1 for tokens to attend to, else 0 (B, S) -> what is added to scores (B, 1, S). ConfigError for other shapes."""
     if mask is None:
         return None
     if mask.shape != context.shape[:2]:
         raise ConfigError(
             f"encoder_attention_mask has shape {tuple(mask.shape)}: expected {tuple(context.shape[:2])}, one entry for "
-            "each token of encoder_hidden_states, 1 to look at it."
+            "each token of encoder_hidden_states, 1 to attend to it."
         )
     return ((1 - mask.to(context.dtype)) * -10000.0)[:, None]
 
 
 def _with_residuals(skips: list[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
-    """Skips (B, C, H, W) plus a ControlNet's outputs, one for each. ConfigError for another number of them."""
+    """Skip connections (B, C, H, W) plus a ControlNet's outputs, one for each. ConfigError for another number of
+    them."""
     if len(residuals) != len(skips):
         raise ConfigError(
-            f"{len(residuals)} down_block_additional_residuals for the {len(skips)} skips of this UNet: take them from "
-            "a ControlNet made for it."
+            f"{len(residuals)} down_block_additional_residuals for the {len(skips)} skip connections of this UNet: "
+            "take them from a ControlNet made for it."
         )
     return [skip + residual for skip, residual in zip(skips, residuals, strict=True)]

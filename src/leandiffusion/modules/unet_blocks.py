@@ -1,4 +1,4 @@
-"""The levels of the UNet: what one is made of, and the blocks on the way down, in the middle, and on the way up."""
+"""The levels of the UNet: their settings, and the blocks of the down path, the middle and the up path."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Level:
         )  # fmt: skip
 
     def layers_from(self, ins: Sequence[int], shared: Shared, *, cross: bool) -> tuple[nn.ModuleList, nn.ModuleList]:
-        """Resnets that take in so many channels each, and transformers behind them under cross-attention.
+        """Resnets of these input channels and, where the level has cross-attention, a transformer behind each.
 
         They are made in turn, as diffusers makes them, so that a seed gives the initial weights that it gives there.
         """
@@ -46,7 +46,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all levels have in common."""
+    """The settings that all levels share."""
 
     temb_channels: int
     groups: int
@@ -59,7 +59,7 @@ class Shared:
 
 
 class DownBlock2D(Checkpointed):
-    """Resnets, each followed by a transformer where the level has cross-attention, then halving unless last."""
+    """Resnets, each followed by a transformer where the level has cross-attention, then downsampling unless last."""
 
     cross: ClassVar[bool] = False
 
@@ -80,7 +80,7 @@ class DownBlock2D(Checkpointed):
         mask: Tensor | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """(B, C_in, H, W) -> (B, C, H/2, W/2) and the skips for the way up, in order of making."""
+        """(B, C_in, H, W) -> (B, C, H/2, W/2) and the skip connections, in order of making."""
         skips = []
         attentions = getattr(self, "attentions", None)
         for i, resnet in enumerate(self.resnets):
@@ -94,7 +94,7 @@ class DownBlock2D(Checkpointed):
 
 
 class CrossAttnDownBlock2D(DownBlock2D):
-    """A level on the way down with cross-attention."""
+    """A level of the down path with cross-attention."""
 
     cross: ClassVar[bool] = True
 
@@ -122,9 +122,11 @@ class UNetMidBlock2DCrossAttn(Checkpointed):
 
 
 class UpBlock2D(Checkpointed):
-    """Resnets that each take one skip in, a transformer after each under cross-attention, doubling unless last.
+    """Resnets that each take one skip connection, each followed by a transformer where the level has cross-attention,
+    then upsampling unless last.
 
-    `s1`, `s2`, `b1`, `b2` are what the network's `enable_freeu` was given, for scripts that ask; `freeu` is what runs.
+    `s1`, `s2`, `b1`, `b2` are the arguments of the network's `enable_freeu`, for scripts that read them; `freeu` is
+    what runs.
     """
 
     cross: ClassVar[bool] = False
@@ -162,7 +164,7 @@ class UpBlock2D(Checkpointed):
             skip = skips[-1 - i]
             if self.freeu is not None:
                 x, skip = self.freeu(x, skip)
-            x = torch.cat([x, skip], dim=1)  # of its own, so that what was joined is free before the resnet
+            x = torch.cat([x, skip], dim=1)  # by itself, so that what is joined is freed before the resnet runs
             x = self.layer(resnet, x, temb)
             x = x if attentions is None else self.layer(attentions[i], x, context, mask, extra)
         for upsampler in getattr(self, "upsamplers", ()):
@@ -172,6 +174,6 @@ class UpBlock2D(Checkpointed):
 
 
 class CrossAttnUpBlock2D(UpBlock2D):
-    """A level on the way up with cross-attention."""
+    """A level of the up path with cross-attention."""
 
     cross: ClassVar[bool] = True

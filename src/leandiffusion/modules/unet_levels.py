@@ -46,7 +46,8 @@ MOST_BLOCKS = 512  # on one side of the UNet
 
 
 def levels_of(config: Config) -> list[Level]:
-    """What each level is made of, from the widest map to the smallest. ConfigError names the key that does not fit."""
+    """The settings of each level, from the highest resolution to the lowest. ConfigError names the key that does not
+    fit."""
     layers = per_level(config, "layers_per_block")
     columns = (
         list(config.block_out_channels),
@@ -105,7 +106,7 @@ def crosses(config: Config, key: str, plain: str, cross: str) -> list[bool]:
 
 
 def build_down(config: Config, levels: list[Level], shared: Shared) -> tuple[nn.ModuleList, list[int]]:
-    """The way down, and the channels of every skip it leaves, conv_in's first."""
+    """The down path, and the channels of every skip connection, conv_in's first."""
     crossing = crosses(config, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")
     blocks, skip_channels, in_channels = nn.ModuleList(), [levels[0].channels], levels[0].channels
     for i, (level, cross) in enumerate(zip(levels, crossing, strict=True)):
@@ -118,14 +119,14 @@ def build_down(config: Config, levels: list[Level], shared: Shared) -> tuple[nn.
 
 
 def build_up(config: Config, levels: list[Level], skip_channels: list[int], shared: Shared) -> nn.ModuleList:
-    """The way up, which takes the skips of the way down, last first."""
+    """The up path, which takes the skip connections of the down path, last first."""
     crossing = crosses(config, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")
     layers = [level.layers + 1 for level in reversed(levels)]
     key = "transformer_layers_per_block"
     if config[f"reverse_{key}"] is not None:
         depths = depths_of(config, f"reverse_{key}", layers)
     elif isinstance(config[key], Sequence) and not all(isinstance(n, int) for n in config[key]):
-        raise ConfigError(f"{key}={config[key]!r} differs within a level: give reverse_{key} for the way up.")
+        raise ConfigError(f"{key}={config[key]!r} differs within a level: give reverse_{key} for the up path.")
     else:
         depths = [level.depths[:1] * (level.layers + 1) for level in reversed(levels)]
     blocks, in_channels, skips = nn.ModuleList(), levels[-1].channels, list(skip_channels)

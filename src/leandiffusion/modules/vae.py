@@ -35,7 +35,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 class DiagonalGaussianDistribution:
-    """The encoder's answer: a Gaussian with independent components.
+    """The encoder's output: a Gaussian with independent components.
 
     `parameters` is (B, 2C, h, w): mean, then log-variance, which is held to [-30, 20] so that exp stays finite.
     """
@@ -139,7 +139,7 @@ class AutoencoderKL(Attending, Network):
         self.use_slicing = True
 
     def disable_slicing(self) -> None:
-        """Decode and encode a batch at once, as at first."""
+        """Undo `enable_slicing`."""
         self.use_slicing = False
 
     def enable_tiling(self, use_tiling: bool = True, *, rows: int | None = None) -> None:
@@ -151,7 +151,7 @@ class AutoencoderKL(Attending, Network):
         self.use_tiling, self.tile_rows = use_tiling, rows
 
     def disable_tiling(self) -> None:
-        """Decode and encode pictures as a whole, as at first."""
+        """Undo `enable_tiling`."""
         self.enable_tiling(False)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -168,12 +168,13 @@ class AutoencoderKL(Attending, Network):
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def tiled_encode(self, x: Tensor) -> Tensor:
-        """Picture (B, 3, H, W) -> mean and log-variance of its latents (B, 2C, h, w), in strips whatever is on."""
+        """Picture (B, 3, H, W) -> mean and log-variance of its latents (B, 2C, h, w), in strips, with or without
+        `enable_tiling`."""
         with _strips(self):
             return self._each(self._encode, x)
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """`decode` in strips, whatever is on."""
+        """`decode` in strips, with or without `enable_tiling`."""
         with _strips(self):
             return self.decode(z, return_dict=return_dict)
 
@@ -210,7 +211,7 @@ class AutoencoderKL(Attending, Network):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Encode and decode: (B, 3, H, W) -> (B, 3, H, W), through a draw or the mode of the latents."""
+        """Encode and decode: (B, 3, H, W) -> (B, 3, H, W), through a sample or the mode of the latents."""
         distribution = self.encode(sample, return_dict=False)[0]
         z = distribution.sample(generator) if sample_posterior else distribution.mode()
         return self.decode(z, return_dict=return_dict)

@@ -1,11 +1,11 @@
-"""The VAE in strips of rows, exactly: what comes out is what the whole map would have given.
+"""The VAE in strips of rows, exactly: the result is that of the whole feature maps.
 
-Strips are pulled: a `Rows` knows its shape and computes the rows that it is asked for from those of what it is made of.
-A convolution asks for the rows it reads beyond a strip's border; a group norm is given the statistics of the whole map,
-gathered in a pass of their own; the middle of the network, with its attention, works on the whole latent, where maps
-are small. Nothing is blended, so there are no seams and no shifts of colour.
+Strips are computed on demand: a `Rows` knows its shape and computes requested rows from rows of its inputs. A
+convolution requests the rows it reads beyond a strip's border; a group norm is given the statistics of the whole
+feature map, gathered in a pass of their own; the middle of the network, with its attention, works on the whole latent,
+where feature maps are small. Nothing is blended, so there are no seams and no shifts of colour.
 
-Weights are reached only by calling the layer that holds them, since they may come from elsewhere at that moment.
+Weights are reached only by calling the layer that holds them, since offloading may bring them only then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .vae_blocks import Decoder, Encoder
 
 STRIP_BYTES = 8 << 20
-"""Of one strip of a map, where the user does not choose the rows. A few such strips are in memory at once."""
+"""Of one strip of a feature map, unless the user chooses the rows. A few such strips are in memory at once."""
 
 MIN_ROWS = 8
 
@@ -40,14 +40,14 @@ def check_tile_rows(rows: Any) -> None:
 
 
 class Rows(Protocol):
-    """A map (B, C, H, W) of which rows can be asked for. What is returned must not be written to."""
+    """A feature map (B, C, H, W) whose rows are computed on request. The result must not be modified."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]: ...
 
     @property
     def width(self) -> int:
-        """Numbers for each of its rows, of one picture, in the widest map that is computed on the way to it."""
+        """Elements per row, of one picture, of the widest feature map computed on the way to it."""
         ...
 
     def rows(self, begin: int, end: int) -> Tensor:
@@ -57,7 +57,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A map in memory."""
+    """A feature map in memory."""
 
     tensor: Tensor
 
@@ -99,7 +99,7 @@ class Convolved:
 
 @dataclass(frozen=True, eq=False)
 class Normalised:
-    """Group norm by the whole map's statistics, then SiLU."""
+    """Group norm by the whole feature map's statistics, then SiLU."""
 
     source: Rows
     norm: GroupNorm
@@ -161,7 +161,7 @@ class Halved:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """Two maps of one shape, added."""
+    """The sum of two feature maps of one shape."""
 
     one: Rows
     other: Rows
@@ -180,10 +180,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Tiler:
-    """Walks maps in strips. `share` is the part of a map's rows that a strip has; None goes by STRIP_BYTES.
-
-    `itemsize` is of the maps' numbers.
-    """
+    """Computes feature maps in strips of a `share` of their rows, None for STRIP_BYTES; `itemsize` in bytes."""
 
     share: float | None
     itemsize: int
@@ -198,8 +195,8 @@ class Tiler:
         return ((begin, min(begin + step, H)) for begin in range(0, H, step))
 
     def store(self, source: Rows, into: Tensor | None = None) -> Tensor:
-        """The whole map. `into` may be a tensor that the source reads with a halo of one row: a strip is written when
-        the one below it has been computed."""
+        """The whole feature map. `into` may be a tensor that the source reads with a halo of one row: a strip is
+        written when the one below it has been computed."""
         held: tuple[int, int, Tensor] | None = None
         for begin, end in self.strips(source):
             strip = source.rows(begin, end)
@@ -214,7 +211,7 @@ class Tiler:
         return into
 
     def statistics(self, source: Rows, groups: int) -> Statistics:
-        """Mean and variance of each group of channels over the whole map, combined by strips (Chan et al. 1979)."""
+        """Mean and variance of each group of channels over the feature map, combined by strips (Chan et al. 1979)."""
         count, mean, total = 0, torch.zeros(()), torch.zeros(())  # total: sum of squared deviations
         for begin, end in self.strips(source):
             x = source.rows(begin, end).float()
@@ -232,7 +229,7 @@ class Tiler:
         return Statistics(mean.float(), (total / count).float())
 
     def resnet(self, x: Rows, block: ResnetBlock2D) -> Stored:
-        """A resnet block without time. Its second half overwrites its first, so two maps are in memory: x and that."""
+        """A resnet block without timestep. Its second half overwrites its first, so two feature maps are in memory."""
         norm1 = Normalised(x, block.norm1, self.statistics(x, block.norm1.num_groups))
         h = self.store(Convolved(norm1, block.conv1))
         norm2 = Normalised(Stored(h), block.norm2, self.statistics(Stored(h), block.norm2.num_groups))
@@ -244,7 +241,7 @@ class Tiler:
 def decode_tiled(decoder: Decoder, z: Tensor, rows: int | None) -> Tensor:
     """What `decoder(z)` gives, in strips of so many rows of the picture. Without gradients.
 
-    In memory are at most two maps of the last level's width, and a few strips.
+    In memory are at most two feature maps of the last level's width, and a few strips.
     """
     x: Rows = Stored(decoder.mid_block(decoder.conv_in(z)))
     scale = 2 ** sum(len(_parts(block, "upsamplers")) for block in decoder.up_blocks)
@@ -291,7 +288,7 @@ def _row(source: Rows) -> int:
 
 
 def _like(strip: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """Memory for a whole map, in the order that its strips have."""
+    """A buffer for a whole feature map, in the memory format of its strips."""
     last = strip.is_contiguous(memory_format=torch.channels_last) and not strip.is_contiguous()
     form = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=strip.dtype, device=strip.device, memory_format=form)

@@ -1,7 +1,7 @@
 """What every scheduler shares: settings, the training noise schedule, the run's position, noising.
 
 A scheduler holds immutable tables (betas, timesteps, sigmas) and a little run state (position, past outputs) that is
-replaced, never changed in place. So `clone()` is a shallow copy, and calls that each step a clone can not disturb each
+replaced, never changed in place. So `clone()` is a shallow copy, and calls that each step a clone cannot disturb each
 other. Everything `step` needs is a Python float by then: nothing reads the device inside the denoising loop.
 """
 
@@ -62,7 +62,7 @@ class Scheduler(SchedulerSettings):
         self._place(np.arange(config.num_train_timesteps)[::-1], None, torch.int64)
 
     def _check(self) -> None:
-        """Refuse settings that this class can not honour."""
+        """Refuse settings that this class does not support."""
         check_choice("prediction_type", self.config.prediction_type, self.prediction_types)
         check_choice("timestep_spacing", self.config.timestep_spacing, SPACINGS)
 
@@ -150,7 +150,7 @@ class Scheduler(SchedulerSettings):
         return self.num_inference_steps
 
     def _offset(self, timestep: object) -> int | None:
-        """Where in `self.timesteps` an element or slice of it starts, by its place in memory: nothing is read."""
+        """Where in `self.timesteps` an element or slice of it starts, by its storage offset: no value is read."""
         own = self._timesteps
         if not isinstance(timestep, torch.Tensor) or timestep.device != own.device or timestep.dtype != own.dtype:
             return None
@@ -162,9 +162,9 @@ class Scheduler(SchedulerSettings):
     def _value(self, timestep: torch.Tensor | float) -> float:
         """`timestep` as a number.
 
-        An element of `self.timesteps` is recognised by its place in memory. Any other tensor on an accelerator is
-        taken, unread, to be the one that follows the last, once a run has begun; the first of a run is read, and so
-        are tensors on the CPU.
+        An element of `self.timesteps` is recognised by its storage offset. Any other tensor on an accelerator is taken,
+        unread, to be the one that follows the last, once a run has begun; the first of a run is read, and so are
+        tensors on the CPU.
         """
         index = self._offset(timestep)
         if index is None and isinstance(timestep, torch.Tensor):

@@ -33,7 +33,7 @@ class Chain(Scheduler):
     def previous_timestep(self, timestep: torch.Tensor | int) -> torch.Tensor | int:
         """The timestep after this one in the run as a scalar on the CPU, -1 after the last.
 
-        Where no schedule was set, one lower, in the form in which it was given. ConfigError for one that is not there.
+        Where no schedule was set, one lower, in the type of the argument. ConfigError for one that is not there.
         """
         if self.num_inference_steps is None:
             return timestep - 1

@@ -91,7 +91,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         check_choice("variance_type", c.variance_type, (None, *VARIANCES))
         if not c.algorithm_type.endswith("++") and c.final_sigmas_type == "zero":
             raise ConfigError(
-                f"algorithm_type={c.algorithm_type!r} divides by the final sigma, so final_sigmas_type='zero' can not "
+                f"algorithm_type={c.algorithm_type!r} divides by the final sigma, so final_sigmas_type='zero' cannot "
                 f"be used: set final_sigmas_type='sigma_min', or use '{c.algorithm_type}++'."
             )
         if c.algorithm_type == "sde-dpmsolver" and c.solver_order == 3:

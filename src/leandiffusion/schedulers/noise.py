@@ -45,7 +45,7 @@ def _draw(
     source = device if generator is None else generator.device
     if not is_host(source) and source.type != device.type:
         raise ConfigError(
-            f"a generator on {source} can not make a tensor on {device}: use torch.Generator('cpu') or one on {device}."
+            f"a generator on {source} cannot make a tensor on {device}: use torch.Generator('cpu') or one on {device}."
         )
     drawn_on = HOST if is_host(source) else device
     return torch.randn(tuple(shape), generator=generator, device=drawn_on, dtype=dtype).to(device)

@@ -81,7 +81,7 @@ class SchedulerSettings(Configurable):
 
         `overrides` and `return_unused_kwargs` as in `from_config`.
 
-        Raises CheckpointNotFound when there is none, MalformedFile when it is no JSON object.
+        Raises CheckpointNotFound when there is none, MalformedFile when it is not a JSON object.
         """
         config = cls.load_config(
             pretrained_model_name_or_path,

@@ -74,7 +74,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
                 raise ConfigError(f"{key}={c[key]!r} is not supported: leave it None.")
         if not c.predict_x0 and c.final_sigmas_type == "zero":
             raise ConfigError(
-                "predict_x0=False divides by the final sigma, so final_sigmas_type='zero' can not be used: set "
+                "predict_x0=False divides by the final sigma, so final_sigmas_type='zero' cannot be used: set "
                 "final_sigmas_type='sigma_min'."
             )
 

@@ -1,4 +1,4 @@
-"""Networks without weights: parameters on the meta device, everything that a constructor computes for real."""
+"""Networks built without weights: parameters on the meta device, computed buffers with their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNFILLED = (torch.empty, torch.rand, torch.randn, torch.normal, torch.empty_str
 
 
 class _WeightsOnMeta(TorchFunctionMode):
-    """Inside, memory for weights is not allocated, and initialising it does nothing and draws no random numbers."""
+    """A mode in which weights get no memory, and initialising them is a no-op that draws no random numbers."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -48,9 +48,9 @@ def build_empty(build: Callable[[], N]) -> N:
 
 
 def put_tensor(network: nn.Module, names: Sequence[str], tensor: Tensor) -> Tensor:
-    """Let `tensor` be the parameter or buffer called by all of `names`; returns what holds the former one's numbers.
+    """Make `tensor` the parameter or buffer under all of `names`; returns a tensor with the previous values.
 
-    A parameter that had numbers stays the same object, so that whoever took hold of it before sees the new ones.
+    A parameter that had values stays the same object, so that references to it see the new ones.
     """
     path, _, leaf = names[0].rpartition(".")
     module = network.get_submodule(path)
@@ -68,7 +68,7 @@ def put_tensor(network: nn.Module, names: Sequence[str], tensor: Tensor) -> Tens
 
 
 def as_parameter(tensor: Tensor, requires_grad: bool) -> Tensor:
-    """`tensor` as a parameter; one of a class of ours becomes one itself.
+    """`tensor` as a parameter; an object of a tensor subclass is marked as one itself.
 
     nn.Parameter would detach it, and at the first operation on such a class torch imports its distributed tensors and
     sympy: 41 MB.
@@ -80,8 +80,8 @@ def as_parameter(tensor: Tensor, requires_grad: bool) -> Tensor:
 
 
 def swap(one: Tensor, other: Tensor) -> bool:
-    """Exchange what two tensors are, while each stays the object it is. False where that cannot be done: something
-    holds a weak reference to one of them, or an operation under way uses it."""
+    """Swap the contents of two tensor objects in place. False where that cannot be done: something holds a weak
+    reference to one of them, or a running operation uses it."""
     try:
         torch.utils.swap_tensors(one, other)
     except RuntimeError:

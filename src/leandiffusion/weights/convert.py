@@ -1,8 +1,8 @@
 """Tensor names of single-file checkpoints in the original layouts -> those of diffusers and transformers.
 
 The layouts: latent-diffusion's UNet and VAE (Rombach et al. 2022, "openaimodel" and "autoencoder"), and OpenCLIP's text
-transformer. Where OpenCLIP fuses q, k and v or stores a matrix the other way round, the entries describe slices and
-transposes, which are taken while reading.
+transformer. Where OpenCLIP fuses q, k and v or stores a matrix transposed, the entries describe slices and transposes,
+which are taken while reading.
 """
 
 from __future__ import annotations

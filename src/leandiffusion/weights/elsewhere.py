@@ -1,4 +1,4 @@
-"""Where the weights of a network lie on disk that another library opened."""
+"""Finds the files from which another library read a network's weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def find_origin(network: nn.Module) -> Origin | None:
     """Where `network` was read from, by what its config remembers (`_name_or_path`, as diffusers and transformers write
     it); None where no safetensors with its weights lie there.
 
-    Of several variants the one in the network's own dtype is taken. Numbers are not compared here: who relies on them
-    does (`weights.residence.put_down`).
+    Of several variants the one in the network's own dtype is taken. Values are not compared here, but by
+    `weights.residence.put_down`.
     """
     config = getattr(network, "config", None)
     folder = getattr(config, "_name_or_path", None)

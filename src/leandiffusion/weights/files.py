@@ -67,7 +67,7 @@ def choose_weights(names: list[str], stem: str, variant: str | None) -> list[str
 
 
 def stale_weights(there: Sequence[str], fresh: Sequence[str], *, variant: str | None) -> list[str]:
-    """Of the names in a folder, the weights that the `fresh` ones of that variant stand for: to be taken away."""
+    """Of the names in a folder, the weights that the `fresh` ones of that variant replace: to be deleted."""
     stems = {match["stem"] for name in fresh if (match := _SAFE_FILE.match(name))}
     known = {f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors" for stem in stems}
     known |= {_index_name(stem, variant, style) for stem in stems for style in _STYLES}

@@ -32,8 +32,8 @@ Skip = Sequence[str] | Callable[[str], bool]
 class Origin:
     """Where a network's weights lie on disk, by parameter name, so that they can be read again or later.
 
-    `left_out` are parameters that stay in their files until something uses them, whatever becomes of the others;
-    `stamps` are size and modification time of each file.
+    `left_out` are parameters that stay on disk until something uses them, also when the others are loaded; `stamps` are
+    size and modification time of each file.
     """
 
     cls: type[nn.Module]
@@ -57,10 +57,10 @@ def open_network(
 ) -> N:
     """The network in `folder` (a config.json and safetensors), in eval mode.
 
-    `dtype` is what floating-point tensors become on their way from the file, None keeps the file's. `skip` names
-    parts that are probably not needed, by prefixes of parameter names (`("encoder.",)`) or a predicate on them: those
-    weights stay in their files, take no memory, and are read whenever they are used (`weights.stored`). `on_disk`
-    leaves all of them there.
+    `dtype` is what floating-point tensors are cast to while they are read, None keeps the file's. `skip` names parts
+    that are probably not needed, by prefixes of parameter names (`("encoder.",)`) or a predicate on them: those weights
+    stay in their files, take no memory, and are read whenever they are used (`weights.stored`). `on_disk` leaves all of
+    them there.
 
     Raises CheckpointNotFound, ConfigError for an invalid config, MalformedFile for broken files, TensorMismatch when
     weights are missing or of another shape, UnsafeFormat for pickles. Nothing is read before names and shapes are found
@@ -124,7 +124,7 @@ def _empty(cls: type[N], config: Mapping[str, Any], source: str) -> N:
     build: Callable[..., N] = cls.from_config  # type: ignore[attr-defined]
     try:
         return build_empty(lambda: build(config))
-    # Each setting is checked alone before (core.limits); what they cannot be together, torch's layers say too.
+    # Single settings were checked before (core.limits); impossible combinations show in torch's layers too.
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ConfigError(f"{source} does not describe a {cls.__name__}: {error}") from error
 
@@ -142,7 +142,7 @@ def _read_into(
 ) -> None:  # fmt: skip
     """Fill every weight of `network` that has an entry, and give its computed buffers the same dtype and device.
 
-    Parameters whose names `stays` picks are left in their files, of these stamps, as stored tensors.
+    Parameters whose names `stays` picks are left on disk as stored tensors; `stamps` are those of their files.
     """
     aliases: dict[int, list[str]] = {}  # one parameter may stand under several names
     state = network.state_dict(keep_vars=True)

@@ -52,7 +52,7 @@ def find_checkpoint(
 
     `subfolders` restricts what is fetched to those components, `without` leaves some out. `revision="fp16"`, in early
     checkpoints the name of a branch, means the fp16 variant; where only the branch exists, its plain weights. In a
-    local folder, saving that was cut short is finished first.
+    local folder, an interrupted save is completed first.
 
     Raises CheckpointNotFound (no such path, id, revision or variant; offline and not cached, naming the cache),
     UnsafeFormat when a component has only pickles, ConfigError for use_safetensors=False.
@@ -110,7 +110,7 @@ def variant_files(names: list[str], variant: str | None) -> list[str]:
 
 @once
 def described_in(index: Path) -> Mapping[str, Any]:
-    """What a model_index.json says. MalformedFile when it is no JSON object."""
+    """What a model_index.json says. MalformedFile when it is not a JSON object."""
     return read_json(index)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files that stay open, and notice when their bytes are no longer those that were read before."""
+"""Checkpoint files that stay open, and detect changes to their bytes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .read import TensorReader
 Stamp = tuple[int, int]
 """A file's size and modification time in ns."""
 
-_ROW = 512  # words that are summed as one before their place is counted
+_ROW = 512  # 64-bit words per row
 
 
 @dataclass(frozen=True, eq=False)
 class OpenFile:
-    """A checkpoint file that is read now and then, by any number of threads and forked processes.
+    """A checkpoint file kept open to be read by any number of threads and forked processes.
 
-    It stays open, so that replacing or deleting it does no harm. That its bytes were changed in place is told by
-    `stamp`, or where that was kept, by a digest of each tensor that was read before.
+    So replacing or deleting it does no harm. Changes in place are detected by `stamp`, or where that was preserved, by
+    a digest of each tensor that was read before.
     """
 
     path: Path
@@ -38,11 +38,11 @@ class OpenFile:
 
     @classmethod
     def at(cls, path: Path, stamp: Stamp | None = None) -> OpenFile:
-        """Open `path`, whose stamp should be `stamp`; WeightsError when it is gone or another."""
+        """Open `path`, whose stamp should be `stamp`; WeightsError when it is gone or has another."""
         try:
             stream = FileIO(path)
         except OSError as error:
-            raise WeightsError(f"{path} can not be opened again ({error.strerror}): open the network again.") from error
+            raise WeightsError(f"{path} cannot be opened again ({error.strerror}): open the network again.") from error
         opened = cls(path, stream, stamp_of(stream) if stamp is None else stamp)
         weakref.finalize(opened, stream.close)
         opened.check()
@@ -60,11 +60,11 @@ class OpenFile:
             raise self._changed()
 
     def read(self, entry: TensorEntry, into: Tensor) -> None:
-        """Fill `into` with the entry's numbers; raises WeightsError's kinds when the file can not give them."""
+        """Fill `into` with the entry's values; raises WeightsError's kinds when they cannot be read."""
         self.check()
         digest = _Digest()
         self.reader.read_into(self.stream, entry, into, digest.update)
-        # A digest goes by the pieces in which bytes are read, so it is held against those of the same pieces alone.
+        # A digest depends on the pieces in which bytes are read: only those of the same pieces are compared.
         if self.digests.setdefault((entry.start, entry.stop, digest.pieces), digest.value) != digest.value:
             raise self._changed()
 
@@ -73,7 +73,7 @@ class OpenFile:
 
 
 class _Digest:
-    """Sums of 64-bit words and of rows of them times their place: tells accidents, at the speed of memory."""
+    """Sums of 64-bit words, and of rows of them times their position: detects accidents at the speed of memory."""
 
     def __init__(self) -> None:
         self.value = 0

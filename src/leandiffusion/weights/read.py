@@ -25,7 +25,7 @@ from .header import TensorEntry
 CHUNK_BYTES = 4 << 20  # read at a time: what tensors pass through when their dtype, device or layout changes
 
 Seen = Callable[[memoryview], None]
-"""Told of every piece of the file that was read, in order."""
+"""Called with every piece of the file that was read, in order."""
 
 
 class TensorReader:
@@ -114,7 +114,7 @@ def _fill(stream: FileIO, chunk: Tensor, entry: TensorEntry, begin: int, seen: S
 
 
 def _read_at(stream: FileIO, view: memoryview, position: int, entry: TensorEntry) -> int:
-    """Read at a position of the file; how many bytes came. What the disk says becomes WeightsError, naming the file."""
+    """Read at a position of the file; how many bytes came. Disk errors become a WeightsError that names the file."""
     while True:
         try:
             if hasattr(os, "preadv"):

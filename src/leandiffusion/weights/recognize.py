@@ -1,4 +1,4 @@
-"""What a file that is called .safetensors, and is none, is instead, by its first bytes."""
+"""What a file named .safetensors that is not one really is, by its first bytes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Where a network's weights are, on disk or in memory, and moving them between the two.
 
-A parameter stays the same object wherever its numbers are, so that code which took hold of it before goes on reading
-and writing the network's own weight.
+A parameter stays the same object wherever its values are, so that references to it stay valid.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _OWN_USES = 2  # of a storage that nothing but its tensor refers to, while it is
 
 
 def stored_names(network: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that are on disk, but for those that opening left out."""
+    """Names of the parameters and buffers that are on disk, except those that opening left out."""
     out = left_out(network)
     return [n for n, tensor in _tensors(network).items() if isinstance(tensor, StoredTensor) and id(tensor) not in out]
 
@@ -36,10 +35,10 @@ def left_out(network: nn.Module) -> set[int]:
 def bring_up(
     network: nn.Module, device: torch.device | None = None, *, only: Collection[int] | None = None
 ) -> set[int]:
-    """Read every weight that is on disk into memory, the CPU's unless `device` says otherwise; returns their ids.
+    """Load every weight that is on disk into memory, the CPU's unless `device` is given; returns their ids.
 
-    All but those that opening left out, or with `only` those of these ids. Weights already read stay read if a later
-    one fails.
+    All except those that opening left out, or with `only` those of these ids. If one fails, those before it stay
+    loaded.
     """
     read, out = set(), left_out(network)
     for names, tensor in _by_identity(network):
@@ -57,11 +56,11 @@ def put_down(
     *,
     leave: Collection[int] = (),
 ) -> list[str]:
-    """Leave on disk every parameter whose numbers are there as they are in memory; returns the others' names.
+    """Free the memory of every parameter whose values are on disk too; returns the others' names.
 
     A weight that was changed since it was loaded differs from its file, so each is compared before its memory is given
-    back. One whose memory something else uses as well (a view, a numpy array) stays too: what is written there has to
-    count. Those whose id() is in `leave` are left alone. `progress` is told the bytes done.
+    back. One whose memory is shared (by a view, a numpy array) stays too, so that writes through those are not lost.
+    Those whose id() is in `leave` are skipped. `progress` is called with the bytes done.
     """
     files = {path: OpenFile.at(path, stamps.get(path)) for path in {entry.file for entry in entries.values()}}
     kept: list[str] = []
@@ -77,7 +76,7 @@ def put_down(
 
 
 def _put_one_down(weight: nn.Parameter, entry: TensorEntry, file: OpenFile) -> bool:
-    """Make the parameter a stored one, if the file holds its numbers and its memory is nobody else's."""
+    """Make the parameter a stored tensor, if the file holds its values and nothing shares its memory."""
     numbers = weight.held.value if isinstance(weight, StoredTensor) else weight.detach()
     stored = StoredTensor(entry, file, weight.dtype, weight.stride())
     if numbers is None or _has_other_users(numbers, weight) or not same_bits(stored.read(), numbers.cpu()):
@@ -109,7 +108,7 @@ def cast(network: nn.Module, dtype: torch.dtype) -> list[tuple[list[str], Tensor
 
 
 def is_on_disk(tensor: Tensor) -> bool:
-    """Whether a file holds the tensor's numbers, and not memory."""
+    """Whether the tensor's values are on disk only."""
     return isinstance(tensor, StoredTensor) and tensor.on_disk
 
 

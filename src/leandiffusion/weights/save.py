@@ -24,10 +24,10 @@ def save_network(
 ) -> None:
     """Write the network's config and weights into `folder`, in shards no larger than `max_shard_size`.
 
-    Earlier weights of that variant are replaced once all is on disk; an interruption leaves them as they were, or has
-    the next opening finish what was begun. Other files stay.
+    Earlier weights of that variant are replaced once all is on disk; an interrupted save leaves them, or is completed
+    when the folder is next opened. Other files stay.
 
-    Raises ConfigError for weights without data (on the meta device) and for a size that can not be parsed.
+    Raises ConfigError for weights without data (on the meta device) and for a size that cannot be parsed.
     """
     folder = Path(folder)
     limit = parse_bytes(max_shard_size)
@@ -76,7 +76,7 @@ def _write(path: Path, shard: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     path.touch()
-    mode = path.stat().st_mode  # as the user's umask wants it: the library leaves files that only the owner can read
+    mode = path.stat().st_mode  # by the user's umask: the library makes files that only the owner can read
     save_file(dict(_storable(shard)), path, metadata=_METADATA)
     path.chmod(mode)
 

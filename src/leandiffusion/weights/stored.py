@@ -1,14 +1,13 @@
 """Weights that stay on disk: tensors that know where their bytes lie and read them when they are used.
 
 A `StoredTensor` has shape, dtype, strides and device of the tensor it stands for, and takes no memory. Whatever is done
-with it outside an offload engine (`weight.norm()`, a forward) reads it first, so code that looks at weights needs not
+with it outside an offload engine (`weight.norm()`, a forward) reads it first, so code that looks at weights need not
 know where they are. Casting it, laying it out channels-last or moving it to a device only changes how it will be read.
 An embedding reads just the rows that it looks up.
 
-Everything through which its numbers could be written counts. Writing to it, and taking a view of it (`weight[5]`,
-`weight.data.view(-1)`), its memory (`weight.numpy()`, `weight.data_ptr()`) or its storage, brings the numbers into
-memory for good: `held`. What that costs is the weight's bytes, until its network is opened anew. `weight.data = …`
-makes it an ordinary tensor.
+Writing to it, and whatever could lead to a write, loads the values into memory permanently (`held`): taking a view
+(`weight[5]`, `weight.data.view(-1)`), its memory (`weight.numpy()`, `weight.data_ptr()`) or its storage. That costs the
+weight's bytes until its network is opened anew. `weight.data = …` makes it an ordinary tensor.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ from .opened import OpenFile
 
 aten = torch.ops.aten
 
-# What reaches the tensor's memory without asking for an operation, and what may change its shape in place.
+# What reaches the tensor's memory without dispatching an operation, and what may change its shape in place.
 _REACH_MEMORY = {
     Tensor.__getitem__, Tensor.__setitem__, Tensor.numpy, Tensor.__array__, Tensor.data_ptr, Tensor.untyped_storage,
     Tensor._typed_storage, Tensor.storage, Tensor.share_memory_, Tensor.__dlpack__, Tensor.apply_, Tensor.map_,
     Tensor.map2_, Tensor.tolist,
 }  # fmt: skip
 _CHANGE_MEMORY = ("resize_", "resize_as_", "set_")
-_UNMARKED_VIEWS = (aten._unsafe_view.default, aten._reshape_alias.default)  # views by what they do, not by their schema
+_UNMARKED_VIEWS = (aten._unsafe_view.default, aten._reshape_alias.default)  # views that their schema does not mark
 
 
 @dataclass(eq=False)
 class Held:
-    """Numbers that were brought into memory for good, None while the file's hold. Shared by a tensor's aliases."""
+    """Values loaded into memory permanently; None while those on disk are used. Shared by a tensor's aliases."""
 
     value: Tensor | None = None
 
 
 class StoredTensor(Tensor):
-    """A tensor whose numbers lie at `entry` of `file`, or in `held` once somebody could write to them."""
+    """A tensor whose values are at `entry` of `file`, or in `held` once they could be written to."""
 
     entry: TensorEntry
     file: OpenFile
@@ -65,7 +64,7 @@ class StoredTensor(Tensor):
 
     @property
     def on_disk(self) -> bool:
-        """Whether the file holds the numbers, and not memory."""
+        """Whether the values are on disk only."""
         return self.held.value is None
 
     def read(self) -> Tensor:
@@ -84,20 +83,20 @@ class StoredTensor(Tensor):
             self.file.read(self.entry, into)
 
     def hold(self) -> Tensor:
-        """The numbers in memory, where they stay, so that writing to them is remembered."""
+        """The values in memory, where they stay from then on, so that writes to them last."""
         if self.held.value is None:
             self.held.value = self.read()
         return self.held.value
 
     def set_to(self, source: Tensor) -> StoredTensor:
-        """`self.set_(source)`: share the memory of a tensor like this one; aliases of before keep theirs."""
+        """`self.set_(source)`: share the memory of a tensor like this one; earlier aliases keep theirs."""
         if (source.shape, source.dtype, source.device) != (self.shape, self.dtype, self.device):
             _refuse("set_")
         self.held = Held(source.hold() if isinstance(source, StoredTensor) else source.detach())
         return self
 
     def rows(self, indices: Tensor) -> Tensor:
-        """`self[indices]` for a matrix (N, C) and whole numbers of any shape: reads those rows alone."""
+        """`self[indices]` for a matrix (N, C) and integers of any shape: reads only those rows."""
         if self.held.value is not None or self.entry.transpose:
             return self.read()[indices]
         unique, places = indices.unique(return_inverse=True)
@@ -201,7 +200,7 @@ def _relaid(stored: StoredTensor, kwargs: Mapping[str, Any]) -> StoredTensor | N
 
 
 def _gives_view(func: Any) -> bool:
-    """Whether what the operation returns shares memory with what it is given, so that writing to it counts."""
+    """Whether what the operation returns shares memory with what it is given, so that writes to it have to last."""
     return func in _UNMARKED_VIEWS or any(result.alias_info is not None for result in func._schema.returns)
 
 

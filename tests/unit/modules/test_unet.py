@@ -169,13 +169,13 @@ def test_what_it_would_ignore_is_refused() -> None:
 
 @torch.no_grad()
 def test_residuals_of_a_controlnet_come_complete() -> None:
-    """diffusers takes those for the way down alone as an adapter's, and ignores the middle one alone."""
+    """diffusers takes those for the down path alone as an adapter's, and ignores the middle one alone."""
     unet, (x, t, text) = make(), inputs()
     skips = [torch.zeros(2, 8, 8, 8), torch.zeros(2, 8, 8, 8), torch.zeros(2, 8, 4, 4), torch.zeros(2, 16, 4, 4)]
     for alone in ({"down_block_additional_residuals": skips}, {"mid_block_additional_residual": skips[-1]}):
         with pytest.raises(ConfigError, match="pass both"):
             unet(x, t, text, **alone)
-    with pytest.raises(ConfigError, match="3 down_block_additional_residuals for the 4 skips"):
+    with pytest.raises(ConfigError, match="3 down_block_additional_residuals for the 4 skip connections"):
         unet(x, t, text, down_block_additional_residuals=skips[1:], mid_block_additional_residual=skips[-1])
 
 

@@ -228,7 +228,7 @@ def test_an_unreachable_hub_falls_back_to_the_cache(hub: Hub, tmp_path: Path, mo
     monkeypatch.setattr(constants, "ENDPOINT", dead)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", dead + "/{repo_id}/resolve/{revision}/{filename}")
     assert folder_of("some/model", cache_dir=tmp_path) == folder
-    with pytest.raises(CheckpointNotFound, match=r"can not be reached and not cached: searched .*elsewhere"):
+    with pytest.raises(CheckpointNotFound, match=r"cannot be reached and not cached: searched .*elsewhere"):
         folder_of("some/model", cache_dir=tmp_path / "elsewhere")
 
 

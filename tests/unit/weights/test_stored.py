@@ -212,7 +212,7 @@ def test_a_file_that_is_replaced_or_deleted_does_no_harm(stored: Make, file: Pat
 
 def test_a_file_that_is_gone(file: Path) -> None:
     file.unlink()
-    with pytest.raises(WeightsError, match="can not be opened again"):
+    with pytest.raises(WeightsError, match="cannot be opened again"):
         OpenFile.at(file)
 
 
