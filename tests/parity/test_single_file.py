@@ -245,7 +245,7 @@ def test_full_size(kind: str, inside: int, parameters: int) -> None:
             assert sum(p.numel() for p in network.parameters()) == parameters
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("kind", sorted(families))
 @pytest.mark.parametrize(
     ("component", "convert"),
     [("unet", oracle.convert_ldm_unet_checkpoint), ("vae", oracle.convert_ldm_vae_checkpoint)],
@@ -287,7 +287,7 @@ def expected_text(state: Mapping[str, torch.Tensor], prefix: str, network: torch
     return {name: tensor for name, tensor in named.items() if name in network.state_dict()}
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("kind", sorted(families))
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_values_agree_with_diffusers(write: Any, kind: str, dtype: torch.dtype | None, monkeypatch: Any) -> None:
     """Bit for bit: conversion only moves numbers. Nothing tries to reach a network."""
@@ -313,7 +313,7 @@ def test_values_agree_with_diffusers(write: Any, kind: str, dtype: torch.dtype |
 
 
 @pytest.mark.parametrize("alone", [False, True])
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("kind", sorted(families))
 def test_a_unet_of_a_file(write: Any, kind: str, alone: bool, tmp_path: Path) -> None:
     """Equal to the whole checkpoint's."""
     path, configs, state = write(kind, **({"v_pred": torch.ones(1)} if kind == "sd2" else {}))
