@@ -39,7 +39,7 @@ class AttentionBackendChoice(Technique):
         saves="The matrix of scores, which grows with the square of the picture's area; and the time to write it.",
         costs="Nothing. The default, `sdpa`, is already memory-efficient.",
         use="xFormers is installed and faster than torch's own kernels on your GPU: measure.",
-        refuses="Kernels that the device or dtype can not run, by name; a traced UNet.",
+        refuses="Kernels that the device or dtype cannot run, by name; a traced UNet.",
     )
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """What every technique declares and offers.
 
-A technique is a frozen dataclass of its settings. It says what it costs, why it can not be used here, how to apply it,
+A technique is a frozen dataclass of its settings. It says what it costs, why it cannot be used here, how to apply it,
 and hands back how to take it back. The calls on a pipeline, the command line, the documentation's price list and the
 contract tests are all drawn from these declarations.
 """
@@ -75,13 +75,13 @@ class Technique(ABC):
     """Techniques of one group replace each other; every technique is a group of its own unless this says otherwise."""
 
     refuses: ClassVar[tuple[str, ...]] = ()
-    """Names of techniques that can not be on at the same time. Said by one of the two is enough."""
+    """Names of techniques that cannot be on at the same time. Said by one of the two is enough."""
 
     optional: ClassVar[bool] = False
     """Whether going on without it draws the same picture, so that a machine without it gets a warning, not an error."""
 
     def why_not(self, subject: Subject) -> list[str]:
-        """Reasons it can not be used on this pipeline and machine, in words for the user; empty when it can."""
+        """Reasons it cannot be used on this pipeline and machine, in words for the user; empty when it can."""
         return []
 
     def notes(self, subject: Subject) -> list[str]:

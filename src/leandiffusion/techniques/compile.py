@@ -51,7 +51,7 @@ class Compile(Technique):
         saves="Time per step: operations between products and convolutions become one.",
         costs="A minute or more before the first picture of each size. Some memory for the compiler.",
         use="Many pictures of one size.",
-        refuses="Compiled blocks fix where their weights are, so these can not travel; and a trace has no blocks.",
+        refuses="Compiled blocks fix where their weights are, so these cannot travel; and a trace has no blocks.",
     )
 
     def __post_init__(self) -> None:
