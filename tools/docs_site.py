@@ -56,6 +56,8 @@ def on_files(files: Files, config: Any) -> Files:
             name = path.relative_to(ROOT).as_posix()
             if not (name.startswith("benchmarks/results/") and path.suffix in NOT_LINKED):
                 files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    if missing := {room.split(".")[0] for room in leandiffusion._ROOMS} - INTRODUCTIONS.keys():
+        raise PluginError(f"public names of {', '.join(sorted(missing))} have no page: add one to tools/docs_site.py")
     for room in INTRODUCTIONS:
         files.append(File.generated(config, f"reference/{room}.md", content=reference(room)))
     return files
