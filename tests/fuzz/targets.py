@@ -15,7 +15,7 @@ from PIL import Image
 from tokenizers import pre_tokenizers
 
 from leandiffusion.families.folder import open_folder
-from leandiffusion.modules.image_features import CLIPImageProcessor
+from leandiffusion.modules.clip_image_processor import CLIPImageProcessor
 from leandiffusion.modules.safety import StableDiffusionSafetyChecker
 from leandiffusion.modules.text import CLIPTextModel, CLIPTextModelWithProjection
 from leandiffusion.modules.tokenizer import CLIPTokenizer

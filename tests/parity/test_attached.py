@@ -16,7 +16,7 @@ import torch
 
 from leandiffusion import BackendUnavailable, ConfigError, StableDiffusionPipeline, attach
 from leandiffusion.techniques import techniques
-from leandiffusion.weights.residence import stored_names
+from leandiffusion.weights.residence import names_on_disk
 
 from .conftest import LENGTH, TOKENS, enliven, make_sd1, make_sdxl, make_text_encoder, make_vae
 
@@ -146,7 +146,7 @@ def test_the_same_picture_and_undone(pipe: Any, kind: str, expected: np.ndarray,
         assert np.array_equal(draw(pipe, kind), expected)
     assert type(pipe) is own
     for name, network in networks(pipe).items():
-        assert not stored_names(network)
+        assert not names_on_disk(network)
         assert all(p is before[name][n] for n, p in network.named_parameters())
         assert not any("forward" in vars(module) for module in network.modules())
         assert not hasattr(network, "_origin")
@@ -158,7 +158,7 @@ def test_weights_are_left_on_disk(kind: str, folders: dict[str, Path]) -> None:
     with attach(pipe) as lean:
         lean.enable("sequential_offload")
         for name, network in networks(pipe).items():
-            assert {*stored_names(network)} == {n for n, _ in network.named_parameters(remove_duplicate=False)}, name
+            assert {*names_on_disk(network)} == {n for n, _ in network.named_parameters(remove_duplicate=False)}, name
 
 
 def test_channels_last_and_back(pipe: Any, kind: str, expected: np.ndarray) -> None:

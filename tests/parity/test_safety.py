@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from leandiffusion.modules.image_features import CLIPImageProcessor
+from leandiffusion.modules.clip_image_processor import CLIPImageProcessor
 from leandiffusion.modules.safety import StableDiffusionSafetyChecker
 
 diffusers = pytest.importorskip("diffusers")

@@ -21,7 +21,7 @@ from .hub import settings_folder
 from .jsons import BadJSON, parse_json
 from .limits import check_settings
 from .registry import did_you_mean
-from .replacing import finish
+from .replacing import finish_saving
 from .wording import show
 
 WRITER_VERSION = "_diffusers_version"  # the note in a config that says which diffusers wrote it
@@ -229,7 +229,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     An interrupted save into its folder is completed first.
     """
-    finish(path.parent)
+    finish_saving(path.parent)
     with path.open("rb") as stream:
         text = stream.read(_MOST_BYTES + 1)
     if len(text) > _MOST_BYTES:

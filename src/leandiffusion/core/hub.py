@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointNotFound, WeightsError
-from .replacing import finish
+from .replacing import finish_saving
 from .wording import show, to_length
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ def settings_folder(
         folder, there = hub.open(revision, [inside] if inside else None)
         wanted = {f"{inside}/{file}".lstrip("/") for file in files}
         hub.fetch(folder, sorted(wanted.intersection(there)))
-    finish(folder)
-    finish(folder / inside)
+    finish_saving(folder)
+    finish_saving(folder / inside)
     return folder / inside
 
 

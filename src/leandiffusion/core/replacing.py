@@ -2,8 +2,8 @@
 
 The new files are written aside, inside the folders where they belong, and flushed to the disk. Then a journal appears
 in the outer folder, the files are renamed one by one, and the journal is removed. A process that is killed before the
-journal is there leaves the old files; afterwards, opening the folder finishes what the journal says (`finish`). A
-component's folder has its own journal while it holds old and new files, so that it may be opened by itself, also
+journal is there leaves the old files; afterwards, opening the folder completes what the journal says (`finish_saving`).
+A component's folder has its own journal while it holds old and new files, so that it may be opened by itself, also
 through a link.
 """
 
@@ -70,7 +70,7 @@ class Replacement:
         if part not in self._places:
             folder = self._folder / part
             self._make(folder)
-            finish(folder)
+            finish_saving(folder)
             self._places[part] = new_place(folder / "saving")
             self._places[part].mkdir()
         return self._places[part]
@@ -79,7 +79,7 @@ class Replacement:
         try:
             if kind is None:
                 self._commit()
-                finish(self._folder)
+                finish_saving(self._folder)
         finally:
             if not self._is_under_way():  # else the temporary files complete the save when the folder is next opened
                 self._clear()
@@ -118,7 +118,7 @@ class Replacement:
                 publish(place / JOURNAL, self._folder / JOURNAL)
                 break
             except FileExistsError:  # another process is putting its files in place
-                finish(self._folder)
+                finish_saving(self._folder)
         flush(self._folder)
 
     def _journal(self, place: Path, parts: dict[str, str] | None = None) -> _Journal:
@@ -132,7 +132,7 @@ class Replacement:
         flush(place / JOURNAL)
 
 
-def finish(folder: Path) -> None:
+def finish_saving(folder: Path) -> None:
     """Complete an interrupted replacement of a folder's files; no-op where there is none.
 
     Waits a few seconds for a process that is completing it. MalformedFile when what the journal names is gone,
@@ -165,16 +165,16 @@ def _ours_to_finish(name: str) -> bool:
 def _put_in_place(folder: Path, journal: _Journal) -> None:
     for part, name in journal.parts.items():
         inner = folder / part / name / JOURNAL
-        finish(folder / part)
+        finish_saving(folder / part)
         while inner.exists():
             try:
                 publish(inner, folder / part / JOURNAL)
             except FileExistsError:  # another process is putting its files in place
-                finish(folder / part)
+                finish_saving(folder / part)
             except FileNotFoundError:  # another process was faster
                 break
             else:
-                finish(folder / part)
+                finish_saving(folder / part)
                 break
     place = folder / journal.aside
     for name, size in journal.files.items():

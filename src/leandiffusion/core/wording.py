@@ -37,7 +37,7 @@ def show(value: object) -> str:
 
 
 _CONTROLS = ("Cc", "Zl", "Zp", "Cs")  # C0 and C1 controls, line and paragraph separators, lone surrogates
-_TURNING = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+_BIDI = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 """Bidirectional controls: with them a text can be made to look like another."""
 
 
@@ -51,7 +51,7 @@ def printable(text: str, keep: str = "\n\t") -> str:
         return text
     return "".join(
         each.encode("unicode_escape").decode()
-        if each not in keep and (unicodedata.category(each) in _CONTROLS or each in _TURNING)
+        if each not in keep and (unicodedata.category(each) in _CONTROLS or each in _BIDI)
         else each
         for each in text
     )

@@ -11,7 +11,7 @@ import torch
 from ..core.errors import ConfigError, WeightsError
 from ..core.registry import Registry
 from ..weights.build import build_empty, tensor_bytes
-from ..weights.convert import Tensors, under
+from ..weights.convert import Entries, under
 from ..weights.header import TensorEntry
 from .folder import component_class
 
@@ -30,7 +30,7 @@ class Part:
     class_name: str
     config: Mapping[str, Any]
     prefix: str
-    convert: Callable[[Tensors, Mapping[str, Any]], dict[str, TensorEntry]]
+    convert: Callable[[Entries, Mapping[str, Any]], dict[str, TensorEntry]]
     elsewhere: tuple[str, ...] = ()
 
 
@@ -39,7 +39,7 @@ class Family:
     """A kind of Stable Diffusion.
 
     `parts` are the networks by component name; `tokenizers` the settings of the standard CLIP tokenizer by component
-    name; `scheduler` a class name and its config; `detect` recognises a single file from its header; `size` is the
+    name; `scheduler` a class name and its config; `recognises` tells its single files from its header; `size` is the
     side of the square pictures it was trained on, in pixels; `ambiguous_prediction` means that the file does not tell
     whether the UNet predicts noise or velocity.
     """
@@ -50,7 +50,7 @@ class Family:
     parts: Mapping[str, Part]
     tokenizers: Mapping[str, Mapping[str, Any]]
     scheduler: tuple[str, Mapping[str, Any]]
-    detect: Callable[[Tensors], bool]
+    recognises: Callable[[Entries], bool]
     size: int
     ambiguous_prediction: bool = False
     absent: tuple[str, ...] = field(default=())
@@ -82,29 +82,29 @@ class Family:
 families: Registry[Family] = Registry("model family", "leandiffusion.families")
 
 
-def detect(tensors: Tensors, file: object = "the file") -> Family:
+def detect(entries: Entries, file: object = "the file") -> Family:
     """The family that a single file in the original layout belongs to, told by names and shapes of its tensors.
 
     The UNet's input channels are taken from the file: 4, or 9 for inpainting. Raises ConfigError for kinds that are
     not supported, and WeightsError for files that are no such checkpoint; both say what was found.
     """
-    stem = tensors.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
+    conv_in = entries.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
     for name in families:
         family = families.get(name)
-        if stem is not None and len(stem.shape) == 4 and family.detect(tensors):
-            channels = stem.shape[1]
+        if conv_in is not None and len(conv_in.shape) == 4 and family.recognises(entries):
+            channels = conv_in.shape[1]
             if channels not in (4, 9):
                 raise ConfigError(
                     f"{file} is a {family.title} whose UNet takes {channels} channels; supported are 4 (text to image) "
                     "and 9 (inpainting)."
                 )
             return family if channels == 4 else family.with_config("unet", in_channels=channels)
-    raise _unknown(tensors, file)
+    raise _unknown(entries, file)
 
 
-def cross_attention_size(tensors: Tensors, block: str) -> int | None:
+def cross_attention_size(entries: Entries, block: str) -> int | None:
     """Size of the text embeddings that an attention block of the UNet reads; None where it has no such block."""
-    entry = tensors.get(f"{UNET_PREFIX}{block}.transformer_blocks.0.attn2.to_k.weight")
+    entry = entries.get(f"{UNET_PREFIX}{block}.transformer_blocks.0.attn2.to_k.weight")
     return entry.shape[1] if entry is not None and len(entry.shape) == 2 else None
 
 
@@ -125,9 +125,9 @@ _COMPONENTS = {
 }
 
 
-def _unknown(tensors: Tensors, file: object) -> Exception:
+def _unknown(entries: Entries, file: object) -> Exception:
     def beginning(kinds: Mapping[str, str]) -> str | None:
-        return next((kind for prefix, kind in kinds.items() if under(tensors, prefix)), None)
+        return next((kind for prefix, kind in kinds.items() if under(entries, prefix)), None)
 
     expected = (
         f"expected a whole checkpoint in the original layout of {', '.join(families.get(n).title for n in families)}"
@@ -136,5 +136,5 @@ def _unknown(tensors: Tensors, file: object) -> Exception:
         return ConfigError(f"{file} is {kind}, which is not supported: {expected}.")
     if kind := beginning(_COMPONENTS):
         return WeightsError(f"{file} is {kind}: {expected}. Put it into a pipeline folder beside its config.json.")
-    some = ", ".join(list(tensors)[:3]) or "nothing"
-    return WeightsError(f"{file} is of an unknown kind ({len(tensors)} tensors: {some} …): {expected}.")
+    some = ", ".join(list(entries)[:3]) or "nothing"
+    return WeightsError(f"{file} is of an unknown kind ({len(entries)} tensors: {some} …): {expected}.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import CheckpointNotFound, ConfigError, MalformedFile
 from ..core.notices import warn
 from ..core.registry import did_you_mean
-from ..core.replacing import finish
+from ..core.replacing import finish_saving
 from ..core.wording import show
 from ..weights.locate import INDEX_FILE, described_in
 
@@ -27,7 +27,7 @@ _CLASSES = {
     "CLIPTextModelWithProjection": "modules.text",
     "CLIPTokenizer": "modules.tokenizer",
     "StableDiffusionSafetyChecker": "modules.safety",
-    "CLIPImageProcessor": "modules.image_features",
+    "CLIPImageProcessor": "modules.clip_image_processor",
 }
 _OTHER_NAMES = {
     "CLIPFeatureExtractor": "CLIPImageProcessor",  # before transformers 4.26
@@ -66,7 +66,7 @@ def read_index(folder: str | Path) -> ModelIndex:
     """
     folder = Path(folder)
     path = folder / INDEX_FILE
-    finish(folder)
+    finish_saving(folder)
     if not path.is_file():
         raise CheckpointNotFound(_not_a_pipeline(folder))
     components: dict[str, str | None] = {}
@@ -142,7 +142,7 @@ def open_folder(
             device=device,
             variant=variants[name],
             use_safetensors=use_safetensors,
-            skip=UNNEEDED.get((task or "", cls.__name__)),
+            leave_out=UNNEEDED.get((task or "", cls.__name__)),
             on_disk=on_disk,
         )
     return opened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..weights.convert import Tensors, convert_clip, convert_unet, convert_vae
+from ..weights.convert import Entries, convert_clip, convert_unet, convert_vae
 from .base import UNET_PREFIX, VAE_PREFIX, Family, Part, cross_attention_size, families
 
 UNET = {
@@ -44,8 +44,8 @@ NOISE = {
 }
 
 
-def _detect(tensors: Tensors) -> bool:
-    return cross_attention_size(tensors, "input_blocks.2.1") == 768
+def _recognises(entries: Entries) -> bool:
+    return cross_attention_size(entries, "input_blocks.2.1") == 768
 
 
 SD1 = families.add(
@@ -67,7 +67,7 @@ SD1 = families.add(
         },
         tokenizers={"tokenizer": {}},
         scheduler=("PNDMScheduler", NOISE | {"skip_prk_steps": True, "set_alpha_to_one": False}),
-        detect=_detect,
+        recognises=_recognises,
         size=512,
         absent=("safety_checker", "feature_extractor", "image_encoder"),
     ),

@@ -5,7 +5,7 @@ The 512 px ("base") and 768 px models have the same tensors; what the UNet predi
 
 from __future__ import annotations
 
-from ..weights.convert import Tensors, convert_open_clip, convert_unet, convert_vae
+from ..weights.convert import Entries, convert_open_clip, convert_unet, convert_vae
 from .base import UNET_PREFIX, VAE_PREFIX, Family, Part, cross_attention_size, families
 from .sd1 import NOISE, UNET, VAE
 
@@ -21,8 +21,8 @@ OPEN_CLIP_H = {
 }
 
 
-def _detect(tensors: Tensors) -> bool:
-    return cross_attention_size(tensors, "input_blocks.2.1") == 1024
+def _recognises(entries: Entries) -> bool:
+    return cross_attention_size(entries, "input_blocks.2.1") == 1024
 
 
 SD2 = families.add(
@@ -56,7 +56,7 @@ SD2 = families.add(
         },
         tokenizers={"tokenizer": {"pad_token": "!"}},
         scheduler=("DDIMScheduler", NOISE | {"clip_sample": False, "set_alpha_to_one": False}),
-        detect=_detect,
+        recognises=_recognises,
         size=768,
         ambiguous_prediction=True,
         absent=("safety_checker", "feature_extractor", "image_encoder"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..weights.convert import Tensors, convert_clip, convert_open_clip, convert_unet, convert_vae
+from ..weights.convert import Entries, convert_clip, convert_open_clip, convert_unet, convert_vae
 from .base import UNET_PREFIX, VAE_PREFIX, Family, Part, cross_attention_size, families
 from .sd1 import CLIP_L, NOISE, VAE
 
@@ -34,8 +34,8 @@ OPEN_CLIP_BIG_G = {
 }
 
 
-def _detect(tensors: Tensors) -> bool:
-    return cross_attention_size(tensors, "input_blocks.4.1") == 2048
+def _recognises(entries: Entries) -> bool:
+    return cross_attention_size(entries, "input_blocks.4.1") == 2048
 
 
 SDXL = families.add(
@@ -59,7 +59,7 @@ SDXL = families.add(
         },
         tokenizers={"tokenizer": {}, "tokenizer_2": {"pad_token": "!"}},
         scheduler=("EulerDiscreteScheduler", NOISE | {"timestep_spacing": "leading"}),
-        detect=_detect,
+        recognises=_recognises,
         size=1024,
         absent=("feature_extractor", "image_encoder"),
     ),

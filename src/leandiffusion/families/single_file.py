@@ -15,7 +15,7 @@ from ..core.notices import warn
 from ..core.once import once
 from ..modules.base import openers
 from ..weights.check import named_for
-from ..weights.convert import Tensors, under
+from ..weights.convert import Entries, under
 from ..weights.header import read_header
 from ..weights.load import fill_network, read_config
 from ..weights.read import TensorReader
@@ -29,7 +29,7 @@ _SD2_BASE_STEPS = 875_000  # training steps noted in the 512 px model's files
 @once
 def detect_file(path: Path) -> Family:
     """The family that a single file belongs to, told from its header. Raises what `detect` and `read_header` raise."""
-    return detect(read_header(path).tensors, path)
+    return detect(read_header(path).entries, path)
 
 
 def open_single_file(
@@ -58,13 +58,13 @@ def open_single_file(
     for wrong arguments. Nothing is downloaded.
     """
     path = Path(path).expanduser()
-    tensors = read_header(path).tensors
+    entries = read_header(path).entries
     kind = families.get(family) if family else detect_file(path)
     settled = False
     if config is not None:
         kind, settled = _configured(kind, Path(config).expanduser())
     prediction = prediction_type or _original_prediction(original_config)
-    kind = _predicting(kind, tensors, path, prediction, settled)
+    kind = _predicting(kind, entries, path, prediction, settled)
     given = dict(components or {})
     opened: dict[str, Any] = dict.fromkeys(kind.absent)
     for name, part in kind.parts.items():
@@ -73,7 +73,7 @@ def open_single_file(
         if progress is not None:
             progress(name)
         chosen = dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype
-        opened[name] = _open_part(part, name, tensors, path, dtype=chosen, device=device, task=task, on_disk=on_disk)
+        opened[name] = _open_part(part, name, entries, path, dtype=chosen, device=device, task=task, on_disk=on_disk)
     for name, settings in kind.tokenizers.items():
         if name not in given:
             opened[name] = component_class("CLIPTokenizer").standard(**settings)
@@ -86,7 +86,7 @@ def open_single_file(
 def _open_part(
     part: Part,
     name: str,
-    tensors: Tensors,
+    entries: Entries,
     path: Path,
     *,
     dtype: torch.dtype | None,
@@ -95,14 +95,16 @@ def _open_part(
     on_disk: bool,
 ) -> torch.nn.Module:
     cls = component_class(part.class_name)
-    found = next((inside for prefix in (part.prefix, *part.elsewhere) if (inside := under(tensors, prefix))), None)
+    found = next((inside for prefix in (part.prefix, *part.elsewhere) if (inside := under(entries, prefix))), None)
     if not found:
         raise TensorMismatch(
             f"{path} has no {name}: expected tensors named {part.prefix}…. Pass {name}=…, opened from elsewhere."
         )
-    entries = named_for(cls, part.convert(found, part.config))
-    skip = UNNEEDED.get((task or "", part.class_name))
-    return fill_network(cls, part.config, entries, source=name, dtype=dtype, device=device, skip=skip, on_disk=on_disk)
+    named = named_for(cls, part.convert(found, part.config))
+    leave_out = UNNEEDED.get((task or "", part.class_name))
+    return fill_network(
+        cls, part.config, named, source=name, dtype=dtype, device=device, leave_out=leave_out, on_disk=on_disk
+    )
 
 
 def open_unet(
@@ -117,16 +119,16 @@ def open_unet(
 
     `config` is the folder of its config.json, or of a pipeline.
     """
-    tensors = read_header(path).tensors
-    if "input_blocks.0.0.weight" in tensors:
-        tensors = {f"{UNET_PREFIX}{name}": entry for name, entry in tensors.items()}
-    kind = detect(tensors, path)
+    entries = read_header(path).entries
+    if "input_blocks.0.0.weight" in entries:
+        entries = {f"{UNET_PREFIX}{name}": entry for name, entry in entries.items()}
+    kind = detect(entries, path)
     if config is not None:
         folder = config / "unet" if (config / "unet").is_dir() else config
         kind = kind.with_config("unet", **{k: v for k, v in read_config(folder).items() if not k.startswith("_")})
     part = kind.parts["unet"]
-    entries = named_for(cls, part.convert(under(tensors, UNET_PREFIX), part.config))
-    return fill_network(cls, part.config, entries, source=str(path), dtype=dtype, device=device)
+    named = named_for(cls, part.convert(under(entries, UNET_PREFIX), part.config))
+    return fill_network(cls, part.config, named, source=str(path), dtype=dtype, device=device)
 
 
 openers.add("UNet2DConditionModel", open_unet)
@@ -137,8 +139,8 @@ def family_of_file(path: Path) -> Family:
 
     Raises as `open_single_file` does.
     """
-    tensors = read_header(path).tensors
-    return _predicting(detect_file(path), tensors, path, None, settled=False)
+    entries = read_header(path).entries
+    return _predicting(detect_file(path), entries, path, None, settled=False)
 
 
 def _configured(kind: Family, folder: Path) -> tuple[Family, bool]:
@@ -175,28 +177,28 @@ def _original_prediction(path: str | Path | None) -> str | None:
     )
 
 
-def _predicting(kind: Family, tensors: Tensors, path: Path, prediction: str | None, settled: bool) -> Family:
+def _predicting(kind: Family, entries: Entries, path: Path, prediction: str | None, settled: bool) -> Family:
     """The family with the scheduler that fits what the UNet predicts: as asked, as the file tells, or as is usual."""
     if prediction is not None:
         if prediction not in PREDICTIONS:
             raise ConfigError(f"prediction_type={prediction!r} is none of {', '.join(PREDICTIONS)}.")
     elif settled:
         return kind
-    elif "v_pred" in tensors:  # a mark that fine-tuning tools leave
+    elif "v_pred" in entries:  # a mark that fine-tuning tools leave
         prediction = "v_prediction"
     elif kind.ambiguous_prediction:
-        prediction = _sd2_prediction(kind, tensors, path)
-    changes: dict[str, Any] = {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
+        prediction = _sd2_prediction(kind, entries, path)
+    changes: dict[str, Any] = {"rescale_betas_zero_snr": True} if "ztsnr" in entries else {}
     kind = kind.with_scheduler(**({"prediction_type": prediction} if prediction else {}), **changes)
     if kind.ambiguous_prediction and prediction == "epsilon":
         kind = kind.with_config("unet", sample_size=64)
     return kind
 
 
-def _sd2_prediction(kind: Family, tensors: Tensors, path: Path) -> str:
+def _sd2_prediction(kind: Family, entries: Entries, path: Path) -> str:
     if kind.parts["unet"].config["in_channels"] == 9:
         return "epsilon"  # the one inpainting model predicts noise
-    if (steps := tensors.get("global_step")) is not None and steps.shape == ():
+    if (steps := entries.get("global_step")) is not None and steps.shape == ():
         [(_, value)] = TensorReader(None, torch.device("cpu")).read_all({"global_step": steps})
         if int(value) == _SD2_BASE_STEPS:
             return "epsilon"

@@ -76,7 +76,7 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sample)))
 
 
-def saves_memory() -> bool:
+def in_place_allowed() -> bool:
     """Whether layers may work in place at all: not while gradients are recorded, nor while tracing, whose check runs in
     another mode."""
     return not (torch.is_grad_enabled() or torch.jit.is_tracing())  # type: ignore[reportPrivateImportUsage]
@@ -84,10 +84,10 @@ def saves_memory() -> bool:
 
 def may_overwrite(maker: nn.Module) -> bool:
     """Whether the output of the layer `maker` may be changed in place: not where a forward hook may have kept it."""
-    return saves_memory() and not (maker._forward_hooks or nn.modules.module._global_forward_hooks)
+    return in_place_allowed() and not (maker._forward_hooks or nn.modules.module._global_forward_hooks)
 
 
-class Checkpointed(nn.Module):
+class GradientCheckpointing(nn.Module):
     """Gradient checkpointing: keeps only layers' inputs, and computes layers again for gradients (Chen et al. 2016)."""
 
     gradient_checkpointing: bool = False

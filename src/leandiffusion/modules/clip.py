@@ -20,7 +20,7 @@ from torch import nn
 from ..core.config import write_json
 from ..core.errors import ConfigError
 from .base import Network
-from .blocks import Checkpointed
+from .blocks import GradientCheckpointing
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -137,7 +137,7 @@ class CLIPEncoderLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class CLIPEncoder(Checkpointed):
+class CLIPEncoder(GradientCheckpointing):
     """The stack of layers that CLIP's text tower (causal) and vision tower (not) have in common."""
 
     def __init__(

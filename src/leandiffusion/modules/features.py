@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attention import backends
 from ..attention.choose import memory_efficient
 from ..core.errors import ConfigError, NotSupported
-from .blocks import Checkpointed
+from .blocks import GradientCheckpointing
 from .processors import AttnProcessor2_0, processors_of, set_processors
 from .transformer import set_attention_backend
 
@@ -82,7 +82,9 @@ class Features(nn.Module):
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether gradient checkpointing is on."""
-        return any(module.gradient_checkpointing for module in self.modules() if isinstance(module, Checkpointed))
+        return any(
+            module.gradient_checkpointing for module in self.modules() if isinstance(module, GradientCheckpointing)
+        )
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
         """Keep layers' inputs only and compute layers again for their gradients: less memory, a third more time.
@@ -97,7 +99,7 @@ class Features(nn.Module):
 
     def _checkpoint(self, on: bool, function: Callable[..., Any] | None) -> None:
         for module in self.modules():
-            if isinstance(module, Checkpointed):
+            if isinstance(module, GradientCheckpointing):
                 module.gradient_checkpointing, module.checkpoint = on, function
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
@@ -116,7 +118,7 @@ class Features(nn.Module):
             block.compile(*args, **kwargs)
 
 
-class Attending(Features):
+class AttentionFeatures(Features):
     """Of networks with attention layers. A pipeline's techniques switch the kernels of UNet and VAE at once."""
 
     set_use_npu_flash_attention = enable_npu_flash_attention = absent(OTHER_KERNELS)

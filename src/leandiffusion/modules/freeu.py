@@ -32,7 +32,7 @@ class FreeU:
         return softened.real.to(skip.dtype)
 
 
-class Freeing:
+class FreeUMixin:
     """Mixin of UNets: FreeU under diffusers' names."""
 
     up_blocks: Any

@@ -40,7 +40,7 @@ class AttnProcessor2_0:  # noqa: N801 - the name that scripts look for
 
 
 @dataclass(frozen=True, eq=False)
-class Own:
+class CustomProcessor:
     """Holds a user's processor in a layer's `backend`, so that what switches kernels restores it too."""
 
     processor: Callable[..., Tensor]
@@ -119,7 +119,7 @@ class Processable(nn.Module):
     @property
     def processor(self) -> Any:
         """What computes: the processor that was set, or one that stands for the layer's kernel."""
-        return self.backend.processor if isinstance(self.backend, Own) else AttnProcessor2_0(self.backend)
+        return self.backend.processor if isinstance(self.backend, CustomProcessor) else AttnProcessor2_0(self.backend)
 
     def get_processor(self) -> Any:
         """See `processor`."""
@@ -137,7 +137,7 @@ class Processable(nn.Module):
             return
         if isinstance(processor, nn.Module):
             self._modules["processor"] = processor
-        self.backend = Own(processor)
+        self.backend = CustomProcessor(processor)
 
     def prepare_attention_mask(
         self, attention_mask: Tensor | None, target_length: int, batch_size: int, out_dim: int = 3
@@ -203,7 +203,7 @@ def set_processors(network: nn.Module, processor: Callable[..., Tensor] | Mappin
 
 def check_arguments(network: nn.Module, arguments: Mapping[str, Any]) -> None:
     """ConfigError for attention arguments that no processor of the network takes."""
-    own = [layer.backend for _, layer in attention_layers(network) if isinstance(layer.backend, Own)]
+    own = [layer.backend for _, layer in attention_layers(network) if isinstance(layer.backend, CustomProcessor)]
     unused = [name for name in arguments if not any(processor.accepts(name) for processor in own)]
     if unused:
         raise ConfigError(

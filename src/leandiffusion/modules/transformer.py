@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..attention import AttentionBackend, backends
 from ..attention.sliced import Sliced
 from ..core.errors import ConfigError
-from .blocks import Checkpointed, saves_memory
-from .processors import Own, Processable, attention_layers
+from .blocks import GradientCheckpointing, in_place_allowed
+from .processors import CustomProcessor, Processable, attention_layers
 
 
 class Attention(Processable):
@@ -57,7 +57,7 @@ class Attention(Processable):
 
         `extra` are arguments of a processor that was set.
         """
-        if isinstance(self.backend, Own):
+        if isinstance(self.backend, CustomProcessor):
             return self.backend.run(self, x, context, mask, extra or {})
         return self.compute(x, context, mask, self.backend)
 
@@ -116,7 +116,7 @@ def set_attention_slice(network: nn.Module, slice_size: str | int | list[int] | 
                 f"slice size {size} is more than the {layer.heads} heads of {name}: it is how many heads are computed "
                 f"at a time, from 1 to {layer.heads} are possible."
             )
-        if size is not None and isinstance(layer.backend, Own):
+        if size is not None and isinstance(layer.backend, CustomProcessor):
             raise ConfigError(
                 f"{name} computes with {layer.backend.name}, a processor of your own, which cannot be cut into "
                 "slices: switch back with set_default_attn_processor() first."
@@ -137,7 +137,7 @@ class GEGLU(nn.Module):
         """(B, T, C) -> (B, T, inner)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
         gate = F.gelu(gate)
-        return gate.mul_(value) if saves_memory() else value * gate
+        return gate.mul_(value) if in_place_allowed() else value * gate
 
 
 class FeedForward(nn.Module):
@@ -173,7 +173,7 @@ class BasicTransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class Transformer2DModel(Checkpointed):
+class Transformer2DModel(GradientCheckpointing):
     """Pixels to tokens, transformer blocks, tokens to pixels, with a residual (Rombach et al. 2022, app. E.2.1).
 
     SD1 projects in and out with 1x1 convolutions, SD2 and SDXL with linear layers on the tokens.

@@ -19,11 +19,11 @@ from ..core.hub import local_path
 from ..core.output import Output
 from .base import Network, either_dtype, openers
 from .blocks import TimestepEmbedding, refuse_unsupported, silu, sinusoid
-from .features import ATTENTION_WEIGHTS, Attending, absent
-from .freeu import Freeing
+from .features import ATTENTION_WEIGHTS, AttentionFeatures, absent
+from .freeu import FreeUMixin
 from .processors import check_arguments
 from .transformer import set_attention_slice
-from .unet_blocks import Shared, UNetMidBlock2DCrossAttn
+from .unet_blocks import SharedSettings, UNetMidBlock2DCrossAttn
 from .unet_levels import SUPPORTED, build_down, build_up, levels_of
 
 PIECES = (
@@ -44,7 +44,7 @@ class UNet2DConditionOutput(Output):
     sample: Tensor
 
 
-class UNet2DConditionModel(Freeing, Attending, Network):
+class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
     """Noisy latents, timestep and text -> prediction. Keywords are the keys of the UNet's config.json.
 
     `attention_head_dim` is, for historic reasons, the *number* of heads, one for all levels or one per level.
@@ -123,7 +123,7 @@ class UNet2DConditionModel(Freeing, Attending, Network):
         channels = list(block_out_channels)
         levels = levels_of(self.config)
         temb_channels = time_embedding_dim or 4 * channels[0]
-        shared = Shared(temb_channels, norm_num_groups, norm_eps, use_linear_projection, bool(upcast_attention))
+        shared = SharedSettings(temb_channels, norm_num_groups, norm_eps, use_linear_projection, bool(upcast_attention))
 
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels, time_cond_proj_dim)

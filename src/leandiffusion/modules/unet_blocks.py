@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .blocks import Checkpointed, Downsample2D, ResnetBlock2D, Upsample2D
+from .blocks import Downsample2D, GradientCheckpointing, ResnetBlock2D, Upsample2D
 from .freeu import FreeU
 from .transformer import Transformer2DModel
 
@@ -25,13 +25,15 @@ class Level:
     context_dim: int
     layers: int
 
-    def transformer(self, depth: int, shared: Shared) -> Transformer2DModel:
+    def transformer(self, depth: int, shared: SharedSettings) -> Transformer2DModel:
         return Transformer2DModel(
             self.channels, self.heads, depth, self.context_dim,
             groups=shared.groups, linear=shared.linear, upcast=shared.upcast,
         )  # fmt: skip
 
-    def layers_from(self, ins: Sequence[int], shared: Shared, *, cross: bool) -> tuple[nn.ModuleList, nn.ModuleList]:
+    def layers_from(
+        self, ins: Sequence[int], shared: SharedSettings, *, cross: bool
+    ) -> tuple[nn.ModuleList, nn.ModuleList]:
         """Resnets of these input channels and, where the level has cross-attention, a transformer behind each.
 
         They are made in turn, as diffusers makes them, so that a seed gives the initial weights that it gives there.
@@ -45,7 +47,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedSettings:
     """The settings that all levels share."""
 
     temb_channels: int
@@ -58,12 +60,12 @@ class Shared:
         return ResnetBlock2D(in_channels, out_channels, self.temb_channels, self.groups, self.eps)
 
 
-class DownBlock2D(Checkpointed):
+class DownBlock2D(GradientCheckpointing):
     """Resnets, each followed by a transformer where the level has cross-attention, then downsampling unless last."""
 
     cross: ClassVar[bool] = False
 
-    def __init__(self, in_channels: int, level: Level, shared: Shared, *, last: bool) -> None:
+    def __init__(self, in_channels: int, level: Level, shared: SharedSettings, *, last: bool) -> None:
         super().__init__()
         ins = [in_channels] + [level.channels] * (level.layers - 1)
         self.resnets, attentions = level.layers_from(ins, shared, cross=self.cross)
@@ -99,10 +101,10 @@ class CrossAttnDownBlock2D(DownBlock2D):
     cross: ClassVar[bool] = True
 
 
-class UNetMidBlock2DCrossAttn(Checkpointed):
+class UNetMidBlock2DCrossAttn(GradientCheckpointing):
     """resnet, transformer, resnet at the lowest resolution."""
 
-    def __init__(self, level: Level, shared: Shared) -> None:
+    def __init__(self, level: Level, shared: SharedSettings) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([shared.resnet(level.channels, level.channels)])
         self.attentions = nn.ModuleList([level.transformer(level.depths[0], shared)])
@@ -121,7 +123,7 @@ class UNetMidBlock2DCrossAttn(Checkpointed):
         return self.layer(self.resnets[1], x, temb)
 
 
-class UpBlock2D(Checkpointed):
+class UpBlock2D(GradientCheckpointing):
     """Resnets that each take one skip connection, each followed by a transformer where the level has cross-attention,
     then upsampling unless last.
 
@@ -136,7 +138,7 @@ class UpBlock2D(Checkpointed):
     b2: float | None = None
 
     def __init__(
-        self, in_channels: int, level: Level, skip_channels: Sequence[int], shared: Shared, *, last: bool
+        self, in_channels: int, level: Level, skip_channels: Sequence[int], shared: SharedSettings, *, last: bool
     ) -> None:
         super().__init__()
         ins = [in_channels] + [level.channels] * (level.layers - 1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..core.config import Config
 from ..core.errors import ConfigError
-from .unet_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, Level, Shared, UpBlock2D
+from .unet_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, Level, SharedSettings, UpBlock2D
 
 # Keys of config.json that other architectures vary and this one does not.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -105,7 +105,7 @@ def crosses(config: Config, key: str, plain: str, cross: str) -> list[bool]:
     return [name == cross for name in types]
 
 
-def build_down(config: Config, levels: list[Level], shared: Shared) -> tuple[nn.ModuleList, list[int]]:
+def build_down(config: Config, levels: list[Level], shared: SharedSettings) -> tuple[nn.ModuleList, list[int]]:
     """The down path, and the channels of every skip connection, conv_in's first."""
     crossing = crosses(config, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")
     blocks, skip_channels, in_channels = nn.ModuleList(), [levels[0].channels], levels[0].channels
@@ -118,7 +118,7 @@ def build_down(config: Config, levels: list[Level], shared: Shared) -> tuple[nn.
     return blocks, skip_channels
 
 
-def build_up(config: Config, levels: list[Level], skip_channels: list[int], shared: Shared) -> nn.ModuleList:
+def build_up(config: Config, levels: list[Level], skip_channels: list[int], shared: SharedSettings) -> nn.ModuleList:
     """The up path, which takes the skip connections of the down path, last first."""
     crossing = crosses(config, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")
     layers = [level.layers + 1 for level in reversed(levels)]

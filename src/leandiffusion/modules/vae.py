@@ -20,7 +20,7 @@ from ..core.malloc import freed_at_once
 from ..core.output import Output
 from .base import Network, either_dtype
 from .blocks import refuse_unsupported
-from .features import Attending, absent
+from .features import AttentionFeatures, absent
 from .vae_blocks import Decoder, Encoder
 from .vae_tiles import check_tile_rows, decode_tiled, encode_tiled
 
@@ -85,7 +85,7 @@ def _strips(vae: AutoencoderKL) -> Iterator[None]:
         vae.use_tiling = before
 
 
-class AutoencoderKL(Attending, Network):
+class AutoencoderKL(AttentionFeatures, Network):
     """Pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, H/8, W/8). Keywords are the keys of the VAE's config.json.
 
     Latents in the diffusion process are these latents times `config.scaling_factor`. ConfigError for block types or

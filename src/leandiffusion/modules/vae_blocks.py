@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .blocks import Checkpointed, Downsample2D, GroupNorm, ResnetBlock2D, Upsample2D, silu
-from .processors import Own
+from .blocks import Downsample2D, GradientCheckpointing, GroupNorm, ResnetBlock2D, Upsample2D, silu
+from .processors import CustomProcessor
 from .transformer import Attention
 
 _EPS = 1e-6  # of every norm in the VAE
@@ -27,14 +27,14 @@ class AttentionBlock(Attention):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(B, C, H, W) -> (B, C, H, W)."""
-        if isinstance(self.backend, Own):  # norm and residual are the processor's work
+        if isinstance(self.backend, CustomProcessor):  # norm and residual are the processor's work
             return self.backend.run(self, x, None, None, {})
         B, C, H, W = x.shape
         tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)
         return super().forward(tokens).reshape(B, H, W, C).permute(0, 3, 1, 2) + x
 
 
-class UNetMidBlock2D(Checkpointed):
+class UNetMidBlock2D(GradientCheckpointing):
     """resnet, attention, resnet at the lowest resolution."""
 
     def __init__(self, channels: int, groups: int, *, attention: bool) -> None:
@@ -89,7 +89,7 @@ class DecoderBlock(nn.Module):
         return x
 
 
-class Encoder(Checkpointed):
+class Encoder(GradientCheckpointing):
     """Picture (B, in_channels, H, W) in [-1, 1] -> mean and log-variance (B, 2 * latent_channels, H/f, W/f)."""
 
     def __init__(
@@ -114,7 +114,7 @@ class Encoder(Checkpointed):
         return self.conv_out(silu(self.conv_norm_out(h), self.conv_norm_out))
 
 
-class Decoder(Checkpointed):
+class Decoder(GradientCheckpointing):
     """Latents (B, latent_channels, h, w) -> picture (B, out_channels, f*h, f*w)."""
 
     def __init__(

@@ -56,7 +56,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class InMemory:
     """A feature map in memory."""
 
     tensor: Tensor
@@ -194,7 +194,7 @@ class Tiler:
             step = max(round(self.share * H), 1)
         return ((begin, min(begin + step, H)) for begin in range(0, H, step))
 
-    def store(self, source: Rows, into: Tensor | None = None) -> Tensor:
+    def compute(self, source: Rows, into: Tensor | None = None) -> Tensor:
         """The whole feature map. `into` may be a tensor that the source reads with a halo of one row: a strip is
         written when the one below it has been computed."""
         held: tuple[int, int, Tensor] | None = None
@@ -228,13 +228,13 @@ class Tiler:
             count += n
         return Statistics(mean.float(), (total / count).float())
 
-    def resnet(self, x: Rows, block: ResnetBlock2D) -> Stored:
+    def resnet(self, x: Rows, block: ResnetBlock2D) -> InMemory:
         """A resnet block without timestep. Its second half overwrites its first, so two feature maps are in memory."""
         norm1 = Normalised(x, block.norm1, self.statistics(x, block.norm1.num_groups))
-        h = self.store(Convolved(norm1, block.conv1))
-        norm2 = Normalised(Stored(h), block.norm2, self.statistics(Stored(h), block.norm2.num_groups))
+        h = self.compute(Convolved(norm1, block.conv1))
+        norm2 = Normalised(InMemory(h), block.norm2, self.statistics(InMemory(h), block.norm2.num_groups))
         skip = x if block.conv_shortcut is None else Convolved(x, block.conv_shortcut)
-        return Stored(self.store(Sum(Convolved(norm2, block.conv2), skip), into=h))
+        return InMemory(self.compute(Sum(Convolved(norm2, block.conv2), skip), into=h))
 
 
 @torch.no_grad()
@@ -243,7 +243,7 @@ def decode_tiled(decoder: Decoder, z: Tensor, rows: int | None) -> Tensor:
 
     In memory are at most two feature maps of the last level's width, and a few strips.
     """
-    x: Rows = Stored(decoder.mid_block(decoder.conv_in(z)))
+    x: Rows = InMemory(decoder.mid_block(decoder.conv_in(z)))
     scale = 2 ** sum(len(_parts(block, "upsamplers")) for block in decoder.up_blocks)
     tiler = Tiler(None if rows is None else rows / (scale * z.shape[2]), z.element_size())
     last = decoder.conv_norm_out.num_channels * z.shape[0] * z.shape[2] * z.shape[3] * scale**2
@@ -255,21 +255,21 @@ def decode_tiled(decoder: Decoder, z: Tensor, rows: int | None) -> Tensor:
             # Wide and at full size it would be the largest map of all. It is computed again where it is read, unless
             # it fits, together with what is made of it, beneath the two maps that are needed in any case.
             if _numbers(x) <= last:
-                x = Stored(tiler.store(x))
+                x = InMemory(tiler.compute(x))
     norm = Normalised(x, decoder.conv_norm_out, tiler.statistics(x, decoder.conv_norm_out.num_groups))
-    return tiler.store(Convolved(norm, decoder.conv_out))
+    return tiler.compute(Convolved(norm, decoder.conv_out))
 
 
 @torch.no_grad()
 def encode_tiled(encoder: Encoder, x: Tensor, rows: int | None) -> Tensor:
     """What `encoder(x)` gives, in strips of so many rows of the picture. Without gradients."""
     tiler = Tiler(None if rows is None else rows / x.shape[2], x.element_size())
-    h = Stored(tiler.store(Convolved(Stored(x), encoder.conv_in)))
+    h = InMemory(tiler.compute(Convolved(InMemory(x), encoder.conv_in)))
     for block in encoder.down_blocks:
         for resnet in _parts(block, "resnets"):
             h = tiler.resnet(h, resnet)
         for downsampler in _parts(block, "downsamplers"):
-            h = Stored(tiler.store(Halved(h, downsampler.conv)))
+            h = InMemory(tiler.compute(Halved(h, downsampler.conv)))
     return encoder.conv_out(silu(encoder.conv_norm_out(encoder.mid_block(h.tensor)), encoder.conv_norm_out))
 
 

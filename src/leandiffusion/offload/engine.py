@@ -16,7 +16,7 @@ from ..core.errors import WeightsError
 from ..core.fork import Lock, renew_in_child
 from ..device.host import is_host
 from ..weights.load import origin_of
-from ..weights.residence import bring_up, is_on_disk, left_out, put_down
+from ..weights.residence import is_on_disk, left_out, load_from_disk, release_to_disk
 from ..weights.stored import StoredTensor
 from .arena import Arena, OneAtATime, Ring
 from .conveyor import Conveyor
@@ -178,7 +178,7 @@ class Engine:
         staying = [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]
         stay = {id(weight.master) for weight in staying} - {i for net in networks.values() for i in left_out(net)}
         for name, network in networks.items():
-            self._raised[name] = bring_up(network, only=stay)
+            self._raised[name] = load_from_disk(network, only=stay)
             self.kept += [f"{name}.{weight}" for weight in _put_down(network, progress, leave=stay)]
 
     def _take_up(self, networks: Mapping[str, nn.Module]) -> None:
@@ -263,7 +263,7 @@ def _held_by(unit: Unit) -> Iterator[tuple[nn.Module, Held]]:
 def _put_down(network: nn.Module, progress: Callable[[int], Any] = lambda count: None, *, leave: set[int]) -> list[str]:
     origin = origin_of(network)
     entries, stamps = ({}, {}) if origin is None else (origin.entries, origin.stamps)
-    return put_down(network, entries, stamps, progress, leave=leave)
+    return release_to_disk(network, entries, stamps, progress, leave=leave)
 
 
 def _arena(policy: Policy, travelling: list[Unit]) -> Arena:

@@ -67,7 +67,7 @@ def open_given(
     path = local_path(part)
     chosen = dtype.get("vae", dtype.get("default")) if isinstance(dtype, Mapping) else dtype
     how: dict[str, Any] = {"dtype": chosen, "device": device, "on_disk": on_disk}
-    how["skip"] = UNNEEDED["text2img", AutoencoderKL.__name__]
+    how["leave_out"] = UNNEEDED["text2img", AutoencoderKL.__name__]
     if path.is_dir():
         vae = open_network(AutoencoderKL, path / "vae" if (path / INDEX_FILE).is_file() else path, **how)
     else:

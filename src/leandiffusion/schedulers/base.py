@@ -263,7 +263,7 @@ def full_precision(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(each.to(torch.promote_types(each.dtype, torch.float32)) for each in tensors)
 
 
-def finish(prev: torch.Tensor, x0: torch.Tensor | None, like: torch.Tensor, return_dict: bool) -> Any:
+def step_result(prev: torch.Tensor, x0: torch.Tensor | None, like: torch.Tensor, return_dict: bool) -> Any:
     """A `step` result in the dtype of `like`: SchedulerOutput, or the tuple of what is set."""
     out = SchedulerOutput(prev.to(like.dtype), None if x0 is None else x0.to(like.dtype))
     return out if return_dict else out.to_tuple()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..core.errors import ConfigError
-from .base import Scheduler, finish, full_precision
+from .base import Scheduler, full_precision, step_result
 from .noise import Generators, randn
 from .schedule import spaced_timesteps
 from .settings import schedulers
@@ -93,7 +93,7 @@ class DDIMScheduler(Scheduler):
                 like = model_output
                 variance_noise = randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
             prev = prev + std * variance_noise
-        return finish(prev, x0, sample, return_dict)
+        return step_result(prev, x0, sample, return_dict)
 
 
 schedulers.add("DDIMScheduler", DDIMScheduler)

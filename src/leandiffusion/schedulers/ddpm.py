@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..core.errors import ConfigError
-from .base import Scheduler, finish, full_precision
+from .base import Scheduler, full_precision, step_result
 from .noise import Generators, randn
 from .schedule import check_choice, spaced_timesteps
 from .settings import schedulers
@@ -140,7 +140,7 @@ class DDPMScheduler(Chain):
             like = model_output
             noise = randn(output.shape, generator=generator, device=like.device, dtype=like.dtype)
             prev = prev + self._std(abar, abar_prev, learned) * noise
-        return finish(prev, x0, sample, return_dict)
+        return step_result(prev, x0, sample, return_dict)
 
     def _std(self, abar: float, abar_prev: float, learned: torch.Tensor | None) -> Any:
         """Standard deviation of the noise: a float, or a tensor where the model predicts it."""

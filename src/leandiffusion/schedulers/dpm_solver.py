@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..core.errors import ConfigError
-from .base import finish, full_precision
+from .base import full_precision, step_result
 from .ddpm import VARIANCES
 from .noise import Generators, randn
 from .schedule import check_choice, dynamic_threshold, spaced_timesteps
@@ -209,7 +209,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
                 variance_noise = randn(m0.shape, generator=generator, device=m0.device, dtype=torch.float32)
             prev = prev + w.noise * variance_noise.to(prev)
         self._step_index = i + 1
-        return finish(prev, None, sample, return_dict)
+        return step_result(prev, None, sample, return_dict)
 
     def _weights(self, i: int, order: int) -> Weights:
         """The weights of step `i` by the algorithm of that `order`."""

@@ -12,7 +12,7 @@ import torch
 
 from ..core.errors import ConfigError
 from ..core.wording import show
-from .base import finish, full_precision
+from .base import full_precision, step_result
 from .noise import Generators, randn
 from .schedule import check_choice
 from .settings import schedulers
@@ -136,7 +136,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
         x0 = self._predict_denoised(output, x, sigma_hat if self.config.prediction_type == "epsilon" else sigma)
         d = (x - x0) / sigma_hat
         self._step_index = i + 1
-        return finish(x + (sigma_next - sigma_hat) * d, x0, sample, return_dict)
+        return step_result(x + (sigma_next - sigma_hat) * d, x0, sample, return_dict)
 
 
 schedulers.add("EulerDiscreteScheduler", EulerDiscreteScheduler)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .base import finish, full_precision
+from .base import full_precision, step_result
 from .noise import Generators, randn
 from .settings import schedulers
 from .sigma import UNSCALED, SigmaScheduler
@@ -66,7 +66,7 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
         like = model_output
         noise = randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
         self._step_index = i + 1
-        return finish(x + (sigma_down - sigma) * d + sigma_up * noise, x0, sample, return_dict)
+        return step_result(x + (sigma_down - sigma) * d + sigma_up * noise, x0, sample, return_dict)
 
 
 schedulers.add("EulerAncestralDiscreteScheduler", EulerAncestralDiscreteScheduler)

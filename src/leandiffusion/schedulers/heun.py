@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..core.errors import ConfigError
-from .base import finish, full_precision
+from .base import full_precision, step_result
 from .settings import schedulers
 from .sigma import SigmaScheduler
 
@@ -92,7 +92,7 @@ class HeunDiscreteScheduler(SigmaScheduler):
             (x, d_first), self._first = self._first, None
             prev = x + (sigma - self._sigmas[i - 1]) * (d_first + d) / 2
         self._step_index = i + 1
-        return finish(prev, x0, sample, return_dict)
+        return step_result(prev, x0, sample, return_dict)
 
 
 schedulers.add("HeunDiscreteScheduler", HeunDiscreteScheduler)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .base import finish, full_precision
+from .base import full_precision, step_result
 from .settings import schedulers
 from .sigma import UNSCALED, SigmaScheduler
 
@@ -88,7 +88,7 @@ class LMSDiscreteScheduler(SigmaScheduler):
         slopes = enumerate(reversed(self.derivatives))
         change = sum(self.get_lms_coefficient(order, i, back) * d for back, d in slopes)
         self._step_index = i + 1
-        return finish(x + change, x0, sample, return_dict)
+        return step_result(x + change, x0, sample, return_dict)
 
 
 schedulers.add("LMSDiscreteScheduler", LMSDiscreteScheduler)

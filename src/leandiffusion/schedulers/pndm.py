@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..core.errors import ConfigError
-from .base import Scheduler, finish, full_precision
+from .base import Scheduler, full_precision, step_result
 from .schedule import spaced_timesteps
 from .settings import schedulers
 
@@ -121,7 +121,9 @@ class PNDMScheduler(Scheduler):
             self._held = x
         base = x if self._held is None else self._held
         self.counter += 1
-        return finish(self._transfer(base, t, t_prev, self._blend if stage == 3 else output), None, sample, return_dict)
+        return step_result(
+            self._transfer(base, t, t_prev, self._blend if stage == 3 else output), None, sample, return_dict
+        )
 
     def step_plms(
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor, return_dict: bool = True
@@ -143,7 +145,7 @@ class PNDMScheduler(Scheduler):
             if self.counter == 0:
                 self._held = x
         self.counter += 1
-        return finish(self._transfer(x, t, t_prev, blend), None, sample, return_dict)
+        return step_result(self._transfer(x, t, t_prev, blend), None, sample, return_dict)
 
     def _transfer(self, x: torch.Tensor, t: int, t_prev: int, output: Any) -> torch.Tensor:
         """phi(x_t, eps, t, t_prev), equation 11 of the paper (9 in its first version)."""

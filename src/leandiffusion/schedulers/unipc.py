@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..core.errors import ConfigError
-from .base import finish, full_precision
+from .base import full_precision, step_result
 from .schedule import check_choice, spaced_timesteps
 from .settings import schedulers
 from .sigma import LogSNRScheduler
@@ -135,7 +135,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         order = self._distinct(i, order)
         self._last, self._last_order = x, order
         self._step_index = i + 1
-        return finish(self._advance(x, i + 1, order, self._outputs, None), None, sample, return_dict)
+        return step_result(self._advance(x, i + 1, order, self._outputs, None), None, sample, return_dict)
 
     def _advance(
         self, x: torch.Tensor, i: int, order: int, outputs: tuple[torch.Tensor, ...], new: torch.Tensor | None

@@ -13,7 +13,7 @@ from ..device.capabilities import HALF, why_slow
 from ..device.host import is_host
 from ..weights.build import put_tensor
 from ..weights.load import origin_of
-from ..weights.residence import bring_up, cast, put_down, same_bits
+from ..weights.residence import cast, load_from_disk, release_to_disk, same_bits
 from ..weights.stored import StoredTensor
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
@@ -78,7 +78,7 @@ class HalfPrecision(Technique):
 def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
     device, origin = next(network.parameters()).device, origin_of(network)
     assert origin is not None
-    put_down(network, origin.entries, origin.stamps)
+    release_to_disk(network, origin.entries, origin.stamps)
     before = cast(network, dtype)
 
     def undo() -> None:
@@ -86,10 +86,10 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
         for names, tensor in before:
             put_tensor(network, names, _unless_edited(now[names[0]], tensor))
         if not is_host(device):
-            bring_up(network, device)
+            load_from_disk(network, device)
 
     try:
-        bring_up(network, device)
+        load_from_disk(network, device)
     except BaseException:  # out of memory, a file that changed
         undo()
         raise

@@ -20,7 +20,7 @@ from ..core.aside import aside
 from ..core.errors import ConfigError
 from ..core.fork import Lock
 from ..core.notices import warn
-from ..modules.processors import Own
+from ..modules.processors import CustomProcessor
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
 from ..weights.load import origin_of
 from . import graphs, techniques
@@ -142,7 +142,7 @@ class Traced(nn.Module):
         )  # fmt: skip
         if call == self._fits:  # describing it takes a millisecond, which a step on a fast GPU would feel
             return True
-        if any(isinstance(getattr(module, name), Own) for module, name in self._switched):
+        if any(isinstance(getattr(module, name), CustomProcessor) for module, name in self._switched):
             self._warn_once(
                 "an attention processor of your own may do something else each time, which a trace would not: such "
                 "calls run untraced. set_default_attn_processor() gives the network its kernel back."

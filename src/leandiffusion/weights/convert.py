@@ -14,7 +14,7 @@ from typing import Any
 from ..core.errors import TensorMismatch
 from .header import TensorEntry
 
-Tensors = Mapping[str, TensorEntry]
+Entries = Mapping[str, TensorEntry]
 
 _UNET_ENDS = {
     "time_embed.0": "time_embedding.linear_1",
@@ -64,25 +64,25 @@ _OPEN_CLIP_LAYER = {
 }
 
 
-def under(tensors: Tensors, prefix: str) -> dict[str, TensorEntry]:
+def under(entries: Entries, prefix: str) -> dict[str, TensorEntry]:
     """The tensors whose names begin with `prefix`, named without it."""
-    return {name.removeprefix(prefix): entry for name, entry in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
 
 
-def convert_unet(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+def convert_unet(entries: Entries, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
     """latent-diffusion's UNet -> UNet2DConditionModel of that config. Names it does not know stay as they are.
 
     The original numbers all blocks of one direction through; ours by level, and by kind within a level.
     """
     blocks = _unet_blocks(len(config["block_out_channels"]), config["layers_per_block"])
-    return {_unet_name(name, blocks): entry for name, entry in tensors.items()}
+    return {_unet_name(name, blocks): entry for name, entry in entries.items()}
 
 
-def convert_vae(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+def convert_vae(entries: Entries, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
     """latent-diffusion's autoencoder -> AutoencoderKL. The original counts decoder levels from the finest."""
     last = len(config["block_out_channels"]) - 1
     converted: dict[str, TensorEntry] = {}
-    for name, entry in tensors.items():
+    for name, entry in entries.items():
         for pattern, replacement in _VAE_RULES:
             name = re.sub(pattern, replacement, name)
         name = re.sub(r"(?<=^decoder\.up_blocks\.)\d+", lambda found: str(last - int(found[0])), name)
@@ -90,22 +90,22 @@ def convert_vae(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor
     return converted
 
 
-def convert_clip(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+def convert_clip(entries: Entries, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
     """CLIP as transformers names it, which is how the original files hold CLIP-L.
 
     What some tools save beside the text model, because they hold all of CLIP, is left out.
     """
-    return {name: entry for name, entry in tensors.items() if name not in ("logit_scale", "text_projection.weight")}
+    return {name: entry for name, entry in entries.items() if name not in ("logit_scale", "text_projection.weight")}
 
 
-def convert_open_clip(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+def convert_open_clip(entries: Entries, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
     """OpenCLIP's text transformer -> CLIPTextModel(WithProjection) of that config.
 
     Layers past `num_hidden_layers` are left out, and so is the projection where the config has `projection_dim` None:
     SD2 reads the last but one layer and nothing behind it. Raises TensorMismatch for fused weights that do not split.
     """
     converted: dict[str, TensorEntry] = {}
-    for name, entry in tensors.items():
+    for name, entry in entries.items():
         if name in ("logit_scale", "attn_mask") or name.startswith("visual."):
             continue
         if name == "text_projection":

@@ -21,7 +21,7 @@ def find_origin(network: nn.Module) -> Origin | None:
     it); None where no safetensors with its weights lie there.
 
     Of several variants the one in the network's own dtype is taken. Values are not compared here, but by
-    `weights.residence.put_down`.
+    `weights.residence.release_to_disk`.
     """
     config = getattr(network, "config", None)
     folder = getattr(config, "_name_or_path", None)

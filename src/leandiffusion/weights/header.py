@@ -103,7 +103,7 @@ class Header:
     """The tensors of one file by name, and its metadata."""
 
     file: Path
-    tensors: dict[str, TensorEntry]
+    entries: dict[str, TensorEntry]
     metadata: dict[str, str]
 
 
@@ -111,7 +111,7 @@ def read_headers(files: list[Path]) -> dict[str, TensorEntry]:
     """The tensors of a checkpoint's shards together. MalformedFile when two shards hold the same name."""
     together: dict[str, TensorEntry] = {}
     for file in files:
-        for name, entry in read_header(file).tensors.items():
+        for name, entry in read_header(file).entries.items():
             if name in together:
                 raise MalformedFile(f"tensor {show(name)} is in both {together[name].file} and {file}. {AGAIN}")
             together[name] = entry
@@ -139,9 +139,9 @@ def read_header(file: Path) -> Header:
     metadata = described.pop("__metadata__", None)
     if len(described) > _MAX_TENSORS:
         raise MalformedFile(f"{file} describes {len(described)} tensors, the limit is {_MAX_TENSORS}.")
-    tensors = {name: _entry(file, name, value, 8 + length) for name, value in described.items()}
-    _check_layout(file, tensors, 8 + length, size)
-    return Header(file, tensors, _texts(file, metadata))
+    entries = {name: _entry(file, name, value, 8 + length) for name, value in described.items()}
+    _check_layout(file, entries, 8 + length, size)
+    return Header(file, entries, _texts(file, metadata))
 
 
 def _parsed(file: Path, text: bytes) -> dict[str, Any]:
@@ -224,10 +224,10 @@ def _naturals(value: Any, most: int) -> bool:
     return isinstance(value, list) and len(value) <= most and all(type(v) is int and 0 <= v < 2**63 for v in value)
 
 
-def _check_layout(file: Path, tensors: dict[str, TensorEntry], data: int, size: int) -> None:
+def _check_layout(file: Path, entries: dict[str, TensorEntry], data: int, size: int) -> None:
     """The data must be covered without overlap or gap and end with the file."""
     position, before = data, None
-    for entry in sorted(tensors.values(), key=lambda e: (e.start, e.stop)):
+    for entry in sorted(entries.values(), key=lambda e: (e.start, e.stop)):
         if entry.start != position:
             problem = "overlaps" if entry.start < position else "leaves a gap after"
             after = f"tensor {show(before)}" if before else "the header"

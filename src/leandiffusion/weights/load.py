@@ -25,7 +25,7 @@ from .read import TensorReader
 from .stored import StoredTensor
 
 N = TypeVar("N", bound=nn.Module)
-Skip = Sequence[str] | Callable[[str], bool]
+LeaveOut = Sequence[str] | Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ def open_network(
     variant: str | None = None,
     use_safetensors: bool | None = None,
     config_overrides: Mapping[str, Any] | None = None,
-    skip: Skip | None = None,
+    leave_out: LeaveOut | None = None,
     on_disk: bool = False,
 ) -> N:
     """The network in `folder` (a config.json and safetensors), in eval mode.
 
-    `dtype` is what floating-point tensors are cast to while they are read, None keeps the file's. `skip` names parts
-    that are probably not needed, by prefixes of parameter names (`("encoder.",)`) or a predicate on them: those weights
-    stay in their files, take no memory, and are read whenever they are used (`weights.stored`). `on_disk` leaves all of
-    them there.
+    `dtype` is what floating-point tensors are cast to while they are read, None keeps the file's. `leave_out` names
+    parts that are probably not needed, by prefixes of parameter names (`("encoder.",)`) or a predicate on them: those
+    weights stay in their files, take no memory, and are read whenever they are used (`weights.stored`). `on_disk`
+    leaves all of them there.
 
     Raises CheckpointNotFound, ConfigError for an invalid config, MalformedFile for broken files, TensorMismatch when
     weights are missing or of another shape, UnsafeFormat for pickles. Nothing is read before names and shapes are found
@@ -73,7 +73,14 @@ def open_network(
     files = weight_files(folder, stem, variant=variant, use_safetensors=use_safetensors)
     entries = named_for(cls, read_headers(files))
     return fill_network(
-        cls, config, entries, source=str(folder / name), dtype=dtype, device=device, skip=skip, on_disk=on_disk
+        cls,
+        config,
+        entries,
+        source=str(folder / name),
+        dtype=dtype,
+        device=device,
+        leave_out=leave_out,
+        on_disk=on_disk,
     )
 
 
@@ -85,7 +92,7 @@ def fill_network(
     source: str = "config",
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    skip: Skip | None = None,
+    leave_out: LeaveOut | None = None,
     on_disk: bool = False,
 ) -> N:
     """A network of that class and config whose weights are `entries` (by parameter name). See `open_network`.
@@ -95,11 +102,11 @@ def fill_network(
     keep_fewer_kernels()
     network = _empty(cls, config, source)
     entries = check_tensors(network, entries)
-    skipped = _predicate(skip)
-    left_out = frozenset(name for name, _ in network.named_parameters(remove_duplicate=False) if skipped(name))
+    is_left_out = _predicate(leave_out)
+    left_out = frozenset(name for name, _ in network.named_parameters(remove_duplicate=False) if is_left_out(name))
     stamps = {file: stamp_of(file) for file in {entry.file for entry in entries.values()}}
     reader = TensorReader(dtype, torch.device(device or "cpu"))
-    _read_into(network, entries, reader, (lambda name: True) if on_disk else skipped, stamps)
+    _read_into(network, entries, reader, (lambda name: True) if on_disk else is_left_out, stamps)
     object.__setattr__(network, "_origin", Origin(cls, config, entries, left_out, stamps))
     object.__setattr__(network, "_at_end", TrimsAtEnd())
     return network.eval()
@@ -129,17 +136,20 @@ def _empty(cls: type[N], config: Mapping[str, Any], source: str) -> N:
         raise ConfigError(f"{source} does not describe a {cls.__name__}: {error}") from error
 
 
-def _predicate(skip: Skip | None) -> Callable[[str], bool]:
-    if callable(skip):
-        return skip
-    prefixes = tuple(skip or ())
+def _predicate(leave_out: LeaveOut | None) -> Callable[[str], bool]:
+    if callable(leave_out):
+        return leave_out
+    prefixes = tuple(leave_out or ())
     return lambda name: name.startswith(prefixes)
 
 
 def _read_into(
-    network: nn.Module, entries: Mapping[str, TensorEntry], reader: TensorReader, stays: Callable[[str], bool],
+    network: nn.Module,
+    entries: Mapping[str, TensorEntry],
+    reader: TensorReader,
+    stays: Callable[[str], bool],
     stamps: Mapping[Path, Stamp],
-) -> None:  # fmt: skip
+) -> None:  # fmt: leave_out
     """Fill every weight of `network` that has an entry, and give its computed buffers the same dtype and device.
 
     Parameters whose names `stays` picks are left on disk as stored tensors; `stamps` are those of their files.

@@ -17,7 +17,7 @@ from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat, VariantNotFound
 from ..core.hub import HubRepository, check_hub_id, local_path
 from ..core.once import once
-from ..core.replacing import finish
+from ..core.replacing import finish_saving
 from .files import choose_weights, variants_of
 from .header import CONVERT_PICKLE, PICKLE_SUFFIXES
 
@@ -63,7 +63,7 @@ def find_checkpoint(
     folder = local_path(path_or_id)
     if folder.is_dir():
         for each in (folder, *(folder / sub for sub in _subfolders(folder))):
-            finish(each)
+            finish_saving(each)
         found = branch and any(variant_files(_names_in(folder, sub), branch) for sub in ("", *_subfolders(folder)))
         return Checkpoint(folder, variant or (branch if found else None))
     _refuse_files(folder)

@@ -20,7 +20,7 @@ from .stored import StoredTensor
 _OWN_USES = 2  # of a storage that nothing but its tensor refers to, while it is asked for
 
 
-def stored_names(network: nn.Module) -> list[str]:
+def names_on_disk(network: nn.Module) -> list[str]:
     """Names of the parameters and buffers that are on disk, except those that opening left out."""
     out = left_out(network)
     return [n for n, tensor in _tensors(network).items() if isinstance(tensor, StoredTensor) and id(tensor) not in out]
@@ -32,7 +32,7 @@ def left_out(network: nn.Module) -> set[int]:
     return {id(tensor) for name, tensor in _tensors(network).items() if name in names and is_on_disk(tensor)}
 
 
-def bring_up(
+def load_from_disk(
     network: nn.Module, device: torch.device | None = None, *, only: Collection[int] | None = None
 ) -> set[int]:
     """Load every weight that is on disk into memory, the CPU's unless `device` is given; returns their ids.
@@ -48,7 +48,7 @@ def bring_up(
     return read
 
 
-def put_down(
+def release_to_disk(
     network: nn.Module,
     entries: Mapping[str, TensorEntry],
     stamps: Mapping[Path, Stamp],
@@ -69,13 +69,13 @@ def put_down(
             continue
         name = next((n for n in names if n in entries), None)
         entry = None if name is None else entries[name].reshaped(tuple(tensor.shape))
-        if entry is None or not _put_one_down(tensor, entry, files[entry.file]):
+        if entry is None or not _release_one(tensor, entry, files[entry.file]):
             kept.append(names[0])
         progress(tensor.nbytes)
     return kept
 
 
-def _put_one_down(weight: nn.Parameter, entry: TensorEntry, file: OpenFile) -> bool:
+def _release_one(weight: nn.Parameter, entry: TensorEntry, file: OpenFile) -> bool:
     """Make the parameter a stored tensor, if the file holds its values and nothing shares its memory."""
     numbers = weight.held.value if isinstance(weight, StoredTensor) else weight.detach()
     stored = StoredTensor(entry, file, weight.dtype, weight.stride())

@@ -16,7 +16,7 @@ from leandiffusion.core import aside as names
 from leandiffusion.core import replacing
 from leandiffusion.core.aside import aside, has_dead_owner, is_aside, sweep
 from leandiffusion.core.errors import MalformedFile, WeightsError
-from leandiffusion.core.replacing import JOURNAL, Replacement, finish
+from leandiffusion.core.replacing import JOURNAL, Replacement, finish_saving
 
 posix = pytest.mark.skipif(os.name != "posix", reason="forks and kills")
 
@@ -109,7 +109,7 @@ def test_cut_short_at_every_step(tmp_path: Path, action: object) -> None:
         code = in_child(lambda folder=folder: replace_all(folder), at, action)
         assert code in (0, 3, -signal.SIGKILL)
         mixed = (folder / JOURNAL).exists()
-        finish(folder)
+        finish_saving(folder)
         found = {name: text for name, text in read(folder).items() if ".part/" not in name}
         assert found in ({**OLD, **FOREIGN}, {**AFTER, **FOREIGN}), (at, code)
         is_new = found["model_index.json"] == "new!"
@@ -134,14 +134,14 @@ def test_finishing_is_cut_short_too(tmp_path: Path) -> None:
         write(folder, {**OLD, **FOREIGN})
 
         def killed_in_swap(folder: Path = folder) -> None:
-            replacing.finish = lambda _: None if not (folder / JOURNAL).exists() else die()  # type: ignore[assignment]
+            replacing.finish_saving = lambda _: None if not (folder / JOURNAL).exists() else die()  # type: ignore[assignment]
             replace_all(folder)
 
         assert in_child(killed_in_swap, 0, die) == -signal.SIGKILL
         assert (folder / JOURNAL).exists()
-        code = in_child(lambda folder=folder: finish(folder), at, die)
+        code = in_child(lambda folder=folder: finish_saving(folder), at, die)
         for part in ("unet", "vae", ""):  # by themselves first
-            finish(folder / part)
+            finish_saving(folder / part)
         assert read(folder) == {**AFTER, **FOREIGN}
         if code == 0:
             break
@@ -153,7 +153,7 @@ def test_a_first_save_that_is_cut_short(tmp_path: Path) -> None:
     for at in range(1, 200):
         folder = tmp_path / str(at) / "new"
         code = in_child(lambda folder=folder: replace_all(folder), at, die)
-        finish(folder)
+        finish_saving(folder)
         found = {name: text for name, text in read(folder).items() if ".part/" not in name}
         assert found in ({}, NEW)
         if code == 0:
@@ -189,7 +189,7 @@ def test_an_error_while_names_are_given_is_told_and_finished_later(
         patch.setattr(os, "replace", refusing)
         with pytest.raises(WeightsError, match=r"mixed.*Permission denied.*open it again"):
             replace_all(tmp_path)
-    finish(tmp_path)
+    finish_saving(tmp_path)
     assert read(tmp_path) == AFTER
 
 
@@ -235,7 +235,7 @@ def test_journals_that_make_no_sense_are_refused(tmp_path: Path, values: dict[st
     write(folder, {"keep.txt": "mine", "../outside": "mine"})
     journal(folder, **values)
     with pytest.raises(MalformedFile, match=r"cut short and cannot be finished .* another folder"):
-        finish(folder)
+        finish_saving(folder)
     assert (folder / "keep.txt").exists()
     assert (tmp_path / "outside").exists()
 
@@ -245,11 +245,11 @@ def test_waits_for_another_process_that_is_at_it(tmp_path: Path, monkeypatch: py
     waits: list[float] = []
     monkeypatch.setattr(replacing.time, "sleep", lambda s: waits.append(s))
     journal(tmp_path, aside=f".saving.{names._host()}-{os.getppid()}-0.part")
-    finish(tmp_path)  # one that has stopped is not waited for for ever
+    finish_saving(tmp_path)  # one that has stopped is not waited for for ever
     assert waits
     journal(tmp_path, aside=f".saving.{names._host()}-{os.getppid()}-0.part")
     monkeypatch.setattr(replacing.time, "sleep", lambda _: (tmp_path / JOURNAL).unlink())
-    finish(tmp_path)
+    finish_saving(tmp_path)
 
 
 @posix

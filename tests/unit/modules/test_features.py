@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from leandiffusion import AutoencoderKL, UNet2DConditionModel
 from leandiffusion.attention import backends
 from leandiffusion.core.errors import ConfigError, NotSupported
-from leandiffusion.modules.blocks import Checkpointed
+from leandiffusion.modules.blocks import GradientCheckpointing
 
 UNET: dict[str, Any] = {
     "block_out_channels": (8, 16), "norm_num_groups": 4, "cross_attention_dim": 12, "attention_head_dim": 2,
@@ -167,7 +167,7 @@ def test_checkpoints_of_gradients(network: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
     network.enable_gradient_checkpointing(counted)
     assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
-    parts = {id(m) for part in network.modules() if isinstance(part, Checkpointed) for m in part.modules()}
+    parts = {id(m) for part in network.modules() if isinstance(part, GradientCheckpointing) for m in part.modules()}
     assert len(calls) > 5
     assert all(id(layer) in parts for layer in calls)
     network.disable_gradient_checkpointing()

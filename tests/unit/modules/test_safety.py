@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError
-from leandiffusion.modules.image_features import CLIPImageProcessor
+from leandiffusion.modules.clip_image_processor import CLIPImageProcessor
 from leandiffusion.modules.safety import StableDiffusionSafetyChecker
 
 VISION = {

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from leandiffusion import AutoencoderKL, ConfigError
 from leandiffusion.modules import vae_tiles
 from leandiffusion.modules.blocks import GroupNorm
-from leandiffusion.modules.vae_tiles import Stored, Tiler
+from leandiffusion.modules.vae_tiles import InMemory, Tiler
 
 # Relative to the largest value: strips sum in another order, and each of some thirty layers rounds at 6e-8.
 EXACT = 2e-5
@@ -125,7 +125,7 @@ def test_half_precision_keeps_its_statistics_in_float32() -> None:
 
 def test_statistics_of_a_map_far_from_zero() -> None:
     x = torch.randn(2, 8, 50, 7) * 0.01 + 1000
-    found = Tiler(0.1, 4).statistics(Stored(x), 4)
+    found = Tiler(0.1, 4).statistics(InMemory(x), 4)
     exact = x.double().reshape(2, 4, -1)
     torch.testing.assert_close(found.mean.double(), exact.mean(-1), rtol=1e-6, atol=0)
     torch.testing.assert_close(
@@ -137,7 +137,7 @@ def test_a_norm_told_its_statistics() -> None:
     norm, x = GroupNorm(4, 8), torch.randn(2, 8, 12, 5)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    statistics = Tiler(0.3, 4).statistics(Stored(x), 4)
+    statistics = Tiler(0.3, 4).statistics(InMemory(x), 4)
     torch.testing.assert_close(norm(x[:, :, 3:7], statistics), norm(x)[:, :, 3:7], atol=1e-5, rtol=1e-5)
 
 

@@ -21,7 +21,7 @@ from leandiffusion import ConfigError, UNet2DConditionModel
 from leandiffusion.offload.engine import Engine, Policy, engine_of
 from leandiffusion.techniques.offloading import run_through
 from leandiffusion.weights.load import open_network
-from leandiffusion.weights.residence import bring_up, stored_names
+from leandiffusion.weights.residence import load_from_disk, names_on_disk
 
 CPU = torch.device("cpu")
 CONFIG: dict[str, Any] = {
@@ -259,9 +259,9 @@ def test_an_edit_counts(edit: Callable[[Any], Any], folder: Path) -> None:
         assert torch.equal(compute(travelling), expected)
     undo()
     engine.close()
-    bring_up(travelling)
+    load_from_disk(travelling)
     assert torch.equal(compute(travelling), expected)
-    assert not stored_names(travelling)
+    assert not names_on_disk(travelling)
 
 
 @torch.no_grad()
@@ -279,7 +279,7 @@ def test_an_edit_through_what_was_taken_hold_of_before(edit: Callable[[Any], Any
     assert torch.equal(compute(travelling), compute(plain))
     undo()
     engine.close()
-    bring_up(travelling)
+    load_from_disk(travelling)
     assert linear(travelling).weight is before
     edit(before)
     edit(linear(plain).weight)
@@ -292,7 +292,7 @@ def test_an_alias_taken_while_weights_travel_goes_on_counting(pair: Any) -> None
     alias, reference = linear(travelling).weight.data, linear(plain).weight.data
     undo()
     engine.close()
-    bring_up(travelling)
+    load_from_disk(travelling)
     alias.mul_(2)
     reference.mul_(2)
     assert torch.equal(compute(travelling), compute(plain))

@@ -20,7 +20,7 @@ from leandiffusion.offload.host import HostStore
 from leandiffusion.offload.units import GRANULARITIES, cut
 from leandiffusion.techniques.offloading import run_through
 from leandiffusion.weights.load import open_network
-from leandiffusion.weights.residence import stored_names
+from leandiffusion.weights.residence import names_on_disk
 from leandiffusion.weights.stored import StoredTensor
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_the_same_numbers(folder: Path, granularity: str, fraction: float, slots
     engine.close()
     assert engine.kept == []
     if on_disk or not fraction:  # what stayed in memory, and was there before, is there still
-        assert all(len(stored_names(network)) == len(list(network.parameters())) for network in networks.values())
+        assert all(len(names_on_disk(network)) == len(list(network.parameters())) for network in networks.values())
     assert same(compute(networks), expected)
 
 

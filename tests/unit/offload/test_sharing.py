@@ -17,7 +17,7 @@ import torch
 
 from leandiffusion import BackendUnavailable, ConfigError, StableDiffusionPipeline
 from leandiffusion.offload.engine import engine_of
-from leandiffusion.weights.residence import stored_names
+from leandiffusion.weights.residence import names_on_disk
 
 PROMPTS = ("a large yellow star on a blue background", "a small red circle on a white background")
 SIZE = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
@@ -87,11 +87,11 @@ def test_the_engine_stays_while_somebody_wants_it(expected: list[np.ndarray]) ->
     assert engine_of(second.unet) is engine
     first.disable("sequential_offload")
     assert engine_of(second.unet) is engine
-    assert stored_names(second.unet)
+    assert names_on_disk(second.unet)
     assert np.array_equal(draw(second, 0), expected[0])
     second.disable("sequential_offload")
     assert engine_of(second.unet) is None
-    assert not stored_names(second.unet)
+    assert not names_on_disk(second.unet)
     assert np.array_equal(draw(first, 1), expected[1])
 
 
@@ -103,7 +103,7 @@ def test_it_outlives_the_pipeline_that_asked_for_it(expected: list[np.ndarray]) 
     second.enable_model_cpu_offload()  # another way: nobody wants the first any more
     assert np.array_equal(draw(second, 0), expected[0])
     second.disable("model_offload")
-    assert not stored_names(second.unet)
+    assert not names_on_disk(second.unet)
     assert np.array_equal(draw(second, 0), expected[0])
 
 
@@ -126,7 +126,7 @@ def test_a_part_of_the_networks_shared(expected: list[np.ndarray]) -> None:
     for pipe in (first, second, first):
         assert np.array_equal(draw(pipe, 0), expected[0])
     second.disable("sequential_offload")
-    assert not stored_names(second.vae)
+    assert not names_on_disk(second.vae)
     for pipe in (first, second):
         assert np.array_equal(draw(pipe, 0), expected[0])
 

@@ -64,16 +64,16 @@ def test_without_a_checkpoint_there_is_no_way_back() -> None:
 def test_a_failure_on_the_way_casts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe: Any = StableDiffusionPipeline.from_pretrained("demo")
     exact = [p.clone() for p in pipe.unet.parameters()]
-    bring_up, calls = module.bring_up, 0
+    load_from_disk, calls = module.load_from_disk, 0
 
     def fail(*args: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise MemoryError
-        bring_up(*args)
+        load_from_disk(*args)
 
-    monkeypatch.setattr(module, "bring_up", fail)
+    monkeypatch.setattr(module, "load_from_disk", fail)
     with pytest.raises(MemoryError):
         pipe.enable("half_precision", dtype=torch.bfloat16)
     assert {network.dtype for network in pipe._stack.subject.networks.values()} == {torch.float32}

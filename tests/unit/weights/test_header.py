@@ -37,7 +37,7 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "a.safetensors", metadata={"format": "pt"})
     header = read_header(tmp_path / "a.safetensors")
     assert header.metadata == {"format": "pt"}
-    assert {n: (e.dtype, e.shape, e.nbytes) for n, e in header.tensors.items()} == {
+    assert {n: (e.dtype, e.shape, e.nbytes) for n, e in header.entries.items()} == {
         n: (t.dtype, tuple(t.shape), t.nbytes) for n, t in tensors.items()
     }
 
@@ -101,8 +101,8 @@ def test_damage_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, d
         header = read_header(file)
     except LeanError:
         return
-    assert sum(entry.nbytes for entry in header.tensors.values()) == 28
-    assert max(entry.stop for entry in header.tensors.values()) == len(content)
+    assert sum(entry.nbytes for entry in header.entries.values()) == 28
+    assert max(entry.stop for entry in header.entries.values()) == len(content)
 
 
 W = '"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
@@ -221,7 +221,7 @@ def test_the_conversion_that_is_advised_works(tmp_path: Path) -> None:
     assert code is not None
     script = code[1].replace("'IN'", repr(str(tmp_path / "m.ckpt"))).replace("OUT", str(tmp_path / "m"))
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert read_header(tmp_path / "m.safetensors").tensors["w"].shape == (3,)
+    assert read_header(tmp_path / "m.safetensors").entries["w"].shape == (3,)
 
 
 def test_a_name_in_two_shards(tmp_path: Path) -> None:

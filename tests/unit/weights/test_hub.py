@@ -16,7 +16,7 @@ import pytest
 
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError, UnsafeFormat
 from leandiffusion.core.hub import settings_folder
-from leandiffusion.modules.image_features import CLIPImageProcessor
+from leandiffusion.modules.clip_image_processor import CLIPImageProcessor
 from leandiffusion.modules.tokenizer import CLIPTokenizer
 from leandiffusion.modules.unet import UNet2DConditionModel
 from leandiffusion.schedulers import DDIMScheduler

@@ -148,7 +148,7 @@ def test_one_entry_is_enough_for_a_tie(saved: tuple[Path, Net]) -> None:
 @pytest.mark.parametrize("skip", [("encoder.", "quant."), lambda name: name.startswith(("encoder", "quant"))])
 def test_parts_left_out_come_when_anything_asks_for_them(saved: tuple[Path, Net], skip: Any) -> None:
     folder, net = saved
-    opened = open_network(Net, folder, dtype=torch.bfloat16, skip=skip)
+    opened = open_network(Net, folder, dtype=torch.bfloat16, leave_out=skip)
     parts = {name for name, p in opened.named_parameters() if isinstance(p, StoredTensor)}
     assert parts == {name for name, _ in net.named_parameters() if name.startswith(("encoder", "quant"))}
     assert opened.state_dict().keys() == net.state_dict().keys()
@@ -162,7 +162,7 @@ def test_parts_left_out_come_when_anything_asks_for_them(saved: tuple[Path, Net]
 
 def test_other_weights_are_written_to_parts_left_out(saved: tuple[Path, Net]) -> None:
     folder, net = saved
-    opened = open_network(Net, folder, skip=("encoder.",))
+    opened = open_network(Net, folder, leave_out=("encoder.",))
     opened.load_state_dict({name: tensor + 1 for name, tensor in net.state_dict().items()})
     assert torch.equal(opened.encoder.linear.weight + 0, net.encoder.linear.weight + 1)
     save_network(opened, folder / "copy")
@@ -172,7 +172,7 @@ def test_other_weights_are_written_to_parts_left_out(saved: tuple[Path, Net]) ->
 
 def test_a_part_left_out_of_a_file_that_changed(saved: tuple[Path, Net]) -> None:
     folder, _ = saved
-    opened = open_network(Net, folder, skip=("encoder.",))
+    opened = open_network(Net, folder, leave_out=("encoder.",))
     file = folder / "diffusion_pytorch_model.safetensors"
     os.truncate(file, file.stat().st_size - 8)
     with pytest.raises(WeightsError, match="was changed while"):
@@ -181,7 +181,7 @@ def test_a_part_left_out_of_a_file_that_changed(saved: tuple[Path, Net]) -> None
 
 
 def test_an_opened_network_copies_and_pickles(saved: tuple[Path, Net]) -> None:
-    opened = open_network(Net, saved[0], skip=("encoder.",))
+    opened = open_network(Net, saved[0], leave_out=("encoder.",))
     for copied in (copy.deepcopy(opened), pickle.loads(pickle.dumps(opened))):
         assert torch.equal(copied.encoder.linear.weight, saved[1].encoder.linear.weight)
     assert origin_of(opened) is not None
@@ -238,7 +238,7 @@ def test_truncated_data(saved: tuple[Path, Net], monkeypatch: pytest.MonkeyPatch
 
 def test_a_file_that_shrinks_while_it_is_read(saved: tuple[Path, Net]) -> None:
     file = saved[0] / "diffusion_pytorch_model.safetensors"
-    entries = read_header(file).tensors
+    entries = read_header(file).entries
     file.write_bytes(file.read_bytes()[:-5])
     for dtype in (None, torch.bfloat16):
         with pytest.raises(MalformedFile, match="ends 5 bytes before"):
@@ -267,7 +267,7 @@ def test_slices_and_transposes_while_reading(tmp_path: Path, monkeypatch: pytest
     """Equal to slicing and transposing the whole tensor, also when it passes through the buffer in many pieces."""
     tensor = torch.randn(12, 7)
     save_file({"w": tensor}, tmp_path / "w.safetensors")
-    entry = read_header(tmp_path / "w.safetensors").tensors["w"]
+    entry = read_header(tmp_path / "w.safetensors").entries["w"]
     entries = {
         "rows": entry.rows(4, 8),
         "t": entry.transposed(),

@@ -36,7 +36,7 @@ def status(key):
 warm = torch.ones(4, dtype=torch.float16).float().numpy()
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak of importing
 before = status("VmRSS")
-net = open_network(Net, sys.argv[1], dtype=getattr(torch, sys.argv[2]), skip=("skipped.",))
+net = open_network(Net, sys.argv[1], dtype=getattr(torch, sys.argv[2]), leave_out=("skipped.",))
 print(json.dumps({"peak": status("VmHWM") - before, "weights": tensor_bytes(net.layers)}))
 """
 

@@ -107,7 +107,7 @@ def test_an_interruption_leaves_the_earlier_save(tmp_path: Path, monkeypatch: py
 def test_a_network_opened_in_part_is_saved_whole(tmp_path: Path) -> None:
     net = Net()
     save_network(net, tmp_path / "a")
-    save_network(open_network(Net, tmp_path / "a", skip=("conv.",)), tmp_path / "b")
+    save_network(open_network(Net, tmp_path / "a", leave_out=("conv.",)), tmp_path / "b")
     assert same(net, open_network(Net, tmp_path / "b"))
 
 

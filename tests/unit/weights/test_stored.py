@@ -19,7 +19,7 @@ from leandiffusion.weights import stored as module
 from leandiffusion.weights.header import read_header
 from leandiffusion.weights.load import open_network, origin_of
 from leandiffusion.weights.opened import OpenFile
-from leandiffusion.weights.residence import bring_up, cast, put_down, stored_names
+from leandiffusion.weights.residence import cast, load_from_disk, names_on_disk, release_to_disk
 from leandiffusion.weights.stored import StoredTensor
 
 MATRIX = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def stored(file: Path) -> Callable[..., StoredTensor]:
     def make(name: str = "matrix", dtype: torch.dtype = torch.float32) -> StoredTensor:
-        return StoredTensor(read_header(file).tensors[name], OpenFile.at(file), dtype)
+        return StoredTensor(read_header(file).entries[name], OpenFile.at(file), dtype)
 
     return make
 
@@ -151,7 +151,7 @@ def test_what_is_written_to_it_stays(write: Callable[[Any], Any], stored: Make, 
 
 
 def _source(file: Path) -> tuple[Any, OpenFile]:
-    return read_header(file).tensors["matrix"], OpenFile.at(file)
+    return read_header(file).entries["matrix"], OpenFile.at(file)
 
 
 def test_copies_are_apart(stored: Make) -> None:
@@ -224,7 +224,7 @@ def test_opening_on_disk_reads_no_weights(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(module.OpenFile, "read", lambda self, entry, into: read.append(entry.name))
     vae = open_network(AutoencoderKL, folder, on_disk=True)
     assert not read
-    assert stored_names(vae) == [name for name, _ in vae.named_parameters()]
+    assert names_on_disk(vae) == [name for name, _ in vae.named_parameters()]
 
 
 def test_it_computes_the_same(folder: Path) -> None:
@@ -240,11 +240,11 @@ def test_up_and_down_again(folder: Path) -> None:
     origin = origin_of(vae)
     assert origin is not None
     done: list[int] = []
-    assert put_down(vae, origin.entries, origin.stamps, done.append) == []
+    assert release_to_disk(vae, origin.entries, origin.stamps, done.append) == []
     assert sum(done) == sum(tensor.nbytes for tensor in before.values())
-    assert len(stored_names(vae)) == len(before)
-    bring_up(vae)
-    assert stored_names(vae) == []
+    assert len(names_on_disk(vae)) == len(before)
+    load_from_disk(vae)
+    assert names_on_disk(vae) == []
     assert all(torch.equal(tensor, before[name]) for name, tensor in vae.state_dict().items())
     assert all(isinstance(p, nn.Parameter) for p in vae.parameters())
 
@@ -255,7 +255,7 @@ def test_what_was_changed_since_loading_stays_in_memory(folder: Path) -> None:
         vae.decoder.conv_in.bias[0] += 1e-3
     origin = origin_of(vae)
     assert origin is not None
-    assert put_down(vae, origin.entries, origin.stamps) == ["decoder.conv_in.bias"]
+    assert release_to_disk(vae, origin.entries, origin.stamps) == ["decoder.conv_in.bias"]
     assert not isinstance(vae.decoder.conv_in.bias, StoredTensor)
 
 
@@ -263,9 +263,9 @@ def test_a_dtype_that_rounds_is_read_again_as_it_was(folder: Path) -> None:
     vae = open_network(AutoencoderKL, folder, dtype=torch.bfloat16)
     origin = origin_of(vae)
     assert origin is not None
-    assert put_down(vae, origin.entries, origin.stamps) == []
+    assert release_to_disk(vae, origin.entries, origin.stamps) == []
     cast(vae, torch.float32)
-    bring_up(vae)
+    load_from_disk(vae)
     exact = open_network(AutoencoderKL, folder)
     assert all(torch.equal(one, other) for one, other in zip(vae.parameters(), exact.parameters(), strict=True))
 

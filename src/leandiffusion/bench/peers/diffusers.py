@@ -142,7 +142,7 @@ def _pipeline_class(diffusers: Any, path: Path) -> Any:
     from ...families.base import detect
     from ...weights.header import read_header
 
-    return getattr(diffusers, detect(read_header(path).tensors, path).pipeline)
+    return getattr(diffusers, detect(read_header(path).entries, path).pipeline)
 
 
 @contextmanager
