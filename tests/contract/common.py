@@ -1,4 +1,4 @@
-"""What the contract tests share: settings, what this machine can not run, all that a technique may leave behind."""
+"""What the contract tests share: settings, what this machine cannot run, all that a technique may leave behind."""
 
 from __future__ import annotations
 

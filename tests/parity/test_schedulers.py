@@ -90,7 +90,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (UNIPC, {"thresholding": True, "rescale_betas_zero_snr": True, "steps_offset": 1}, {}),
 ]
 
-# diffusers can not run these itself; ours can.
+# diffusers cannot run these itself; ours can.
 ABSENT_THERE = {
     ("PNDMScheduler", "prediction"): "sample",
     ("EulerAncestralDiscreteScheduler", "prediction"): "sample",
@@ -262,7 +262,7 @@ def test_runs_that_start_part_way_without_being_told(name: str) -> None:
     reference, scheduler = theirs(name, **SD), getattr(ours, name)(**SD)
     for each in (reference, scheduler):
         each.set_timesteps(10)
-    start = 4 if name != "PNDMScheduler" else 0  # PNDM's warm-up can not be skipped into
+    start = 4 if name != "PNDMScheduler" else 0  # PNDM's warm-up cannot be skipped into
     for expected, actual in zip(states(reference, start), states(scheduler, start), strict=True):
         assert (expected - actual).abs().max() <= TOLERANCE * expected.abs().max()
 

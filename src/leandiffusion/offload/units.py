@@ -98,7 +98,7 @@ class Unit:
         self._modules.append(ref(module))
 
     def read_into(self, memory: Tensor) -> None:
-        """Fill `memory` (nbytes,) with the masters' numbers. WeightsError's kinds when a file can not give them."""
+        """Fill `memory` (nbytes,) with the masters' numbers. WeightsError's kinds when a file cannot give them."""
         if self.packed is not None:
             memory.copy_(self.packed, non_blocking=True)
             return

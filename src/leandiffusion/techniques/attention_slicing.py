@@ -52,7 +52,7 @@ class AttentionSlicing(Technique):
     def apply(self, subject: Subject) -> Undo:
         def slice_all() -> None:
             for network in networks_with_attention(subject):
-                # The VAE's attention has one head, which can not be cut: it obeys any size.
+                # The VAE's attention has one head, which cannot be cut: it obeys any size.
                 set_attention_slice(network, self.size if network is subject.denoiser else "max")
 
         return switch_backends(subject, slice_all)
@@ -95,7 +95,7 @@ def _parts(backend: AttentionBackend) -> tuple[AttentionBackend, int | str | Non
 
 
 def why_no_attention(subject: Subject) -> list[str]:
-    """Why the UNet's attention can not be switched; empty when it can."""
+    """Why the UNet's attention cannot be switched; empty when it can."""
     if subject.denoiser not in networks_with_attention(subject):
         return [f"the UNet is a {type(subject.denoiser).__name__} without attention layers of this library"]
     return []

@@ -81,12 +81,12 @@ class Stack:
     def enable(self, technique: Technique, why: str) -> bool:
         """Switch `technique` on in place of one of its group. False, with a warning, if it is optional and unusable.
 
-        Raises BackendUnavailable when this machine or pipeline can not run it and ConfigError when another technique
+        Raises BackendUnavailable when this machine or pipeline cannot run it and ConfigError when another technique
         that is on refuses it, both before anything changes.
         """
         with self._changing():
             if reasons := technique.why_not(self.subject):
-                message = f"{technique.name} can not be used here: {'; '.join(reasons)}."
+                message = f"{technique.name} cannot be used here: {'; '.join(reasons)}."
                 if not technique.optional:
                     raise BackendUnavailable(message)
                 warn(f"{message} Going on without it.")
@@ -113,7 +113,7 @@ class Stack:
     def lifted(self, change: Callable[[], None]) -> None:
         """Run `change` on the pipeline's components with everything off, then put back what was on.
 
-        What can not be used with the components as they are now stays off, with a warning that says why.
+        What cannot be used with the components as they are now stays off, with a warning that says why.
         """
         unfit: list[str] = []
         with self._changing():
@@ -227,7 +227,7 @@ def check_together(wanted: list[Technique], fix: str = "Switch one off: pipe.dis
         for other in wanted[i + 1 :]:
             if other.name in one.refuses or one.name in other.refuses:
                 raise ConfigError(
-                    f"{other.name} and {one.name} can not be on together: {_because(one, other)} {fix.format(one.name)}"
+                    f"{other.name} and {one.name} cannot be on together: {_because(one, other)} {fix.format(one.name)}"
                 )
 
 

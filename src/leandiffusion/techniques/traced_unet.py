@@ -57,7 +57,7 @@ class TracedUNet(Technique):
         saves="What Python costs per step: some milliseconds, which count on fast GPUs and small pictures.",
         costs="Some seconds before the first step, unless path holds the graph. One size of picture at a time.",
         use="Many pictures of one size where torch.compile does not work.",
-        refuses="A trace fixes where weights are, so they can not travel, and there is nothing left to compile in it.",
+        refuses="A trace fixes where weights are, so they cannot travel, and there is nothing left to compile in it.",
     )
 
     def __post_init__(self) -> None:

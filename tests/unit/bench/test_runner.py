@@ -119,7 +119,7 @@ def test_a_reference_that_fails_is_told(machine: Machine, tmp_path: Path) -> Non
     assert "not enough memory" in records.measured("resident")[0].notes[0]
 
 
-def test_what_the_machine_can_not_run_is_listed_and_not_tried_again(machine: Machine, tmp_path: Path) -> None:
+def test_what_the_machine_cannot_run_is_listed_and_not_tried_again(machine: Machine, tmp_path: Path) -> None:
     machine.troubles["cudnn_autotune", 0] = {"absent": "no cuDNN"}
     records, _ = run(machine, tmp_path, rows=("plain", "cudnn_autotune", "half_precision"))
     assert records.trouble("cudnn_autotune") == "no cuDNN"

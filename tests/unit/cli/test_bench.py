@@ -94,7 +94,7 @@ def test_a_slower_row_fails_the_comparison(run: tuple[Path, str], tmp_path: Path
         ("compare nothing.jsonl nothing.jsonl", "nothing.jsonl cannot be read"),
     ],
 )
-def test_what_can_not_be_is_said_before_anything_runs(
+def test_what_cannot_be_is_said_before_anything_runs(
     words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -199,7 +199,7 @@ def test_warnings_are_notes_without_a_file_name(studio, monkeypatch):
     assert "Note: the prompt was cut after 'ring'\n" in result.stderr
 
 
-def test_show_says_why_not_where_it_can_not(studio):
+def test_show_says_why_not_where_it_cannot(studio):
     result = studio.run("generate", "a ring", "--show")
     assert result.exit_code == 0
     assert "not shown here: the output is not a terminal" in result.stderr

@@ -149,11 +149,11 @@ def test_records_without_techniques_are_still_read(run: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--attention", "xformers"], "attention_backend can not be used here"),
+        (["--attention", "xformers"], "attention_backend cannot be used here"),
         (["--attention-slicing", "99"], "more than the 4 heads of"),
     ],
 )
-def test_what_can_not_be_is_one_line(run: Any, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_is_one_line(run: Any, tmp_path: Path, arguments: list[str], message: str) -> None:
     result = draw(run, tmp_path, *arguments)
     assert result.exit_code == 1
     assert message in " ".join(result.output.split())
@@ -164,7 +164,7 @@ def test_what_can_not_be_is_one_line(run: Any, tmp_path: Path, arguments: list[s
     ("arguments", "message"),
     [
         (["--attention", "flsh"], "Did you mean 'flash'?"),
-        (["--trace", "--offload", "model"], "model_offload and traced_unet can not be on together"),
+        (["--trace", "--offload", "model"], "model_offload and traced_unet cannot be on together"),
         (["--trace", "--compile"], "Leave one of the two options out."),
         (["--enable", "vae_tilling"], "Did you mean 'vae_tiling'?"),
         (["--enable", "vae_tiling:row=8"], "Did you mean 'rows'?"),

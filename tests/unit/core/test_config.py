@@ -34,7 +34,7 @@ def test_a_config_holds_every_argument() -> None:
     assert dict(TableLamp().config) == {"watts": 20, "height": 0.5}, "the outermost constructor's"
 
 
-def test_a_config_can_not_be_changed() -> None:
+def test_a_config_cannot_be_changed() -> None:
     config = Lamp().config
     with pytest.raises(AttributeError, match=r"read-only: build a new object with from_config\(config, watts=…\)"):
         config.watts = 5

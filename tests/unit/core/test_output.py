@@ -56,7 +56,7 @@ def test_an_output_is_a_dict_to_other_libraries() -> None:
 
 
 @pytest.mark.parametrize("change", ["clear", "popitem", "pop", "__delitem__", "update", "setdefault", "move_to_end"])
-def test_fields_can_not_be_taken_away(change: str) -> None:
+def test_fields_cannot_be_taken_away(change: str) -> None:
     out = Drawn(["a"])
     with pytest.raises(TypeError, match=r"Drawn are fixed: .*dict\(output\)"):
         getattr(out, change)(*["images"] * (change not in ("clear", "popitem")))

@@ -21,7 +21,7 @@ def test_the_peak_is_at_least_what_is_held_now():
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process set its peak back")
 def test_the_peak_follows_an_allocation_and_can_be_set_back():
     if not memory.reset_peak():
-        pytest.skip("/proc/self/clear_refs can not be written here")
+        pytest.skip("/proc/self/clear_refs cannot be written here")
     before = memory.peak_rss()
     block = mmap.mmap(-1, 64 * MIB)  # from the system: an allocator may hand out memory that is resident already
     for start in range(0, len(block), mmap.PAGESIZE):

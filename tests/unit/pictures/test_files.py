@@ -96,7 +96,7 @@ def test_an_interrupted_write_leaves_nothing_and_spoils_nothing(tmp_path, error,
     assert (tmp_path / "mine.png").read_text() == "an older picture"
 
 
-def test_places_that_can_not_be_written_are_found_before_drawing(tmp_path):
+def test_places_that_cannot_be_written_are_found_before_drawing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LeanError, match="cannot write to"):
         Destination(tmp_path / "file" / "below").prepare()

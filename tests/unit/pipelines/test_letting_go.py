@@ -100,7 +100,7 @@ print(once, again, rss() - before)
 
 
 def test_opening_again_and_again_takes_the_memory_of_once(tmp_path: Any) -> None:
-    """Weights of 0.2 GB in blocks that the allocator would keep; a tenth is for what it can not give back."""
+    """Weights of 0.2 GB in blocks that the allocator would keep; a tenth is for what it cannot give back."""
     network = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(256, 512, 512), layers_per_block=1,

@@ -73,7 +73,7 @@ def test_a_pipeline_that_is_not_supported(folders: Folders, tmp_path: Path) -> N
         open_pipeline(tmp_path / "video")
 
 
-def test_an_inpainting_folder_opens_and_says_why_it_can_not_draw(build: Any, tmp_path: Path) -> None:
+def test_an_inpainting_folder_opens_and_says_why_it_cannot_draw(build: Any, tmp_path: Path) -> None:
     build["sd1"](unet=build["unet"](in_channels=9)).save_pretrained(tmp_path)
     pipe = open_pipeline(tmp_path)
     assert pipe.unet.config.in_channels == 9
@@ -299,7 +299,7 @@ def test_saving_notes_absent_parts(build: Any, draw: Draw, tmp_path: Path) -> No
     assert torch.equal(draw(again, output_type="latent"), draw(pipe, output_type="latent"))
 
 
-def test_what_can_not_be_saved_is_left_out(sd1: Any, build: Any, draw: Draw, tmp_path: Path) -> None:
+def test_what_cannot_be_saved_is_left_out(sd1: Any, build: Any, draw: Draw, tmp_path: Path) -> None:
     plain, unet = draw(sd1), sd1.unet
     sd1.unet = torch.nn.Identity()
     sd1.safety_checker = lambda images, clip_input: (images, None)

@@ -214,7 +214,7 @@ def test_eta_and_variance_noise_of_ddim() -> None:
         scheduler.step(x, t, x, eta=1.5)
 
 
-def test_zero_signal_and_epsilon_can_not_meet() -> None:
+def test_zero_signal_and_epsilon_cannot_meet() -> None:
     for name in ("DDIMScheduler", "DDPMScheduler"):
         scheduler = make(name, rescale_betas_zero_snr=True, timestep_spacing="trailing")
         scheduler.set_timesteps(5)

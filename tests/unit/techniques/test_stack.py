@@ -124,11 +124,11 @@ def test_what_fails_leaves_what_was(stack: Stack) -> None:
 def test_refusals_by_name_before_anything_changes(stack: Stack) -> None:
     stack.enable(Fake("a"), "")
     log()
-    with pytest.raises(ConfigError, match=r"b and a can not be on together: They do not mix\."):
+    with pytest.raises(ConfigError, match=r"b and a cannot be on together: They do not mix\."):
         stack.enable(Grumpy("b"), "")
-    with pytest.raises(BackendUnavailable, match=r"c can not be used here: no drive; no fuel\."):
+    with pytest.raises(BackendUnavailable, match=r"c cannot be used here: no drive; no fuel\."):
         stack.enable(Fake("c", reasons=("no drive", "no fuel")), "")
-    with pytest.warns(UserWarning, match=r"d can not be used here: no need\. Going on without it"):
+    with pytest.warns(UserWarning, match=r"d cannot be used here: no need\. Going on without it"):
         assert not stack.enable(Optional("d", reasons=("no need",)), "")
     assert log() == ""
     assert names(stack) == "a"
@@ -150,7 +150,7 @@ def test_a_replaced_component_is_met_at_the_next_call(stack: Stack) -> None:
         assert log() == ""
 
 
-def test_what_can_not_be_used_with_the_new_component_is_off_and_says_so() -> None:
+def test_what_cannot_be_used_with_the_new_component_is_off_and_says_so() -> None:
     pipe: Any = StableDiffusionPipeline.from_pretrained("demo")
     pipe.set_progress_bar_config(disable=True)
     pipe.enable_vae_slicing()
