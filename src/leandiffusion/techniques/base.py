@@ -1,8 +1,9 @@
 """What every technique declares and offers.
 
 A technique is a frozen dataclass of its settings. It says what it costs, why it cannot be used here, how to apply it,
-and hands back how to take it back. The calls on a pipeline, the command line, the documentation's price list and the
-contract tests are all drawn from these declarations.
+and hands back how to take it back. `pipe.enable`, `generate --enable`, the documentation's price list, rows of the
+benchmarks and the contract tests are all drawn from these declarations. Calls and options with a name of their own
+(`enable_vae_tiling()`, `--vae-tiling`) stand where diffusers' other calls and the other options stand.
 """
 
 from __future__ import annotations

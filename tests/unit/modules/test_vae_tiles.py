@@ -55,6 +55,7 @@ def vae() -> AutoencoderKL:
 )  # fmt: skip
 def test_strips_of_any_height(batch: int, h: int, w: int, rows: int | None, slicing: bool) -> None:
     vae = copy.deepcopy(VAE)
+    torch.manual_seed(0)  # a failure is one of this shape, and comes again
     z, x = torch.randn(batch, 4, h, w), torch.randn(batch, 3, 8 * h + h % 8, 8 * w + w % 5)
     decoded, encoded = vae.decode(z).sample, vae.encode(x).latent_dist.mean
     vae.enable_tiling(rows=rows)
