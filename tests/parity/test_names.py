@@ -5,7 +5,9 @@ Numbers are compared exactly where nothing is computed in another order, else wi
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -418,3 +420,15 @@ def test_a_checker_that_returns_too_few(pairs: dict[str, Pair]) -> None:
             ours(["a", "b"], num_inference_steps=1)
     finally:
         ours.safety_checker = None
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_encode_prompt_returns_the_same_names(name: str) -> None:
+    """There are tools, diffusers' own tests among them, that read from the source what the results are called."""
+
+    def returned(library: Any) -> list[list[str]]:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(getattr(library, name).encode_prompt))))
+        tuples = [n.value for n in ast.walk(tree) if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple)]
+        return [[each.id for each in found.elts if isinstance(each, ast.Name)] for found in tuples]
+
+    assert returned(leandiffusion) == returned(diffusers)

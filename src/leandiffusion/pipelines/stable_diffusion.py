@@ -153,7 +153,10 @@ class StableDiffusionPipeline(DiffusionPipeline, SafetyChecking, Checks):
         """
         given = Prompt(**arguments_of(locals(), Request.PROMPT))
         unsupported({"lora_scale": lora_scale}, LORA)
-        return self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)  # type: ignore[return-value]
+        encoded: Any = self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)
+        prompt_embeds, negative_prompt_embeds = encoded
+        # Returned by name, as diffusers does: there are tools that read the names in this line.
+        return prompt_embeds, negative_prompt_embeds  # type: ignore[return-value]
 
     @undisturbed
     @torch.no_grad()

@@ -176,7 +176,10 @@ class StableDiffusionXLPipeline(DiffusionPipeline, ChecksXL):
         zeros: bool = self.config.force_zeros_for_empty_prompt
         given = PromptPair(**arguments_of(locals(), RequestXL.PROMPT), zeros=zeros)
         unsupported({"lora_scale": lora_scale}, LORA)
-        return self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)  # type: ignore[return-value]
+        encoded: Any = self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)
+        prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = encoded
+        # Returned by name, as diffusers does: there are tools that read the names in this line.
+        return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds  # type: ignore[return-value]
 
     def _conditions_besides_text(self, request: RequestXL, run: Run) -> tuple[Tensor, ...]:
         batch, _, h, w = run.shape
