@@ -11,6 +11,8 @@ import leandiffusion
 SLOW_DRAWING = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background is started without
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and drawing leaves that so
 from leandiffusion import demo
 from leandiffusion.cli import app, generate
 class Pipe:
