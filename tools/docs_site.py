@@ -26,7 +26,15 @@ from leandiffusion.techniques import Technique, techniques
 
 ROOT = Path(__file__).parents[1]
 # Pages outside docs/, and what they show or link to.
-ALSO = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/*.md", "benchmarks/*.py", "benchmarks/results/*")
+ALSO = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benchmarks/*.md",
+    "benchmarks/*.py",
+    "benchmarks/results/*",
+    "benchmarks/attached/*",
+)
 NOT_LINKED = {".md"}  # in benchmarks/results: tables drawn while measuring, which git ignores
 
 INTRODUCTIONS = {
