@@ -231,6 +231,18 @@ def test_diffusers_own_offloading_keeps_out(pipe: Any, kind: str) -> None:
         assert pipe.to("cpu") is pipe
 
 
+def test_the_device_is_diffusers_own_unless_weights_travel(pipe: Any, kind: str, monkeypatch: Any) -> None:
+    """Its own offloading computes elsewhere than where weights lie."""
+    theirs = torch.device("cuda", 3)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "_execution_device", property(lambda self: theirs))
+    with attach(pipe) as lean:
+        assert pipe._execution_device == theirs
+        lean.enable("sequential_offload")
+        assert pipe._execution_device == torch.device("cpu")
+        lean.disable("sequential_offload")
+        assert pipe._execution_device == theirs
+
+
 def test_while_drawing_nothing_changes(pipe: Any, kind: str) -> None:
     lean, said = attach(pipe), []
 

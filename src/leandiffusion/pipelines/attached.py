@@ -66,7 +66,7 @@ class Attached(Techniques):
         own = type(pipe)
         names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
         pipe.__dict__["_lean"] = self
-        yield lambda: pipe.__dict__.pop("_lean", None) and None
+        yield lambda: pipe.__dict__.__delitem__("_lean")
         pipe.__class__ = type(own.__name__, (Guarded, own), names)
         yield lambda: setattr(pipe, "__class__", own)
 
@@ -111,7 +111,8 @@ class Guarded:
 
     @property
     def _execution_device(self) -> torch.device:
-        return self._lean._stack.subject.device  # where diffusers makes latents and embeddings
+        """Where diffusers makes latents and embeddings: where weights travel to, else wherever diffusers has it."""
+        return self._lean._stack.subject.travels_to or super()._execution_device  # type: ignore[misc]
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """As the pipeline's own, with what is on taken off and put back. ConfigError for a device while weights are

@@ -81,9 +81,13 @@ class Subject:
 
         Where another network's lie when the denoiser is a foreign object without any.
         """
+        return self.travels_to or self._of_weights("device", torch.empty(0).device)
+
+    @property
+    def travels_to(self) -> torch.device | None:
+        """The device that weights travel to, for this pipeline or one that shares its networks; None if they do not."""
         engines = (engine_of(network) for network in self.networks.values())
-        travels = self.destination or next((engine.policy.device for engine in engines if engine), None)
-        return travels or self._of_weights("device", torch.empty(0).device)
+        return self.destination or next((engine.policy.device for engine in engines if engine), None)
 
     @property
     def dtype(self) -> torch.dtype:
