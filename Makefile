@@ -2,8 +2,9 @@
 # make test     run the test suite
 # make peer-tests DIFFUSERS=…  run diffusers' own test files, from a checkout of its sources, on our classes
 # make fuzz     open 20,000 damaged headers, configs, tokenizers and pictures; a quarter of an hour
-# make check    ruff, pyright, import-linter, and that types of devices are named in device/ only
-# make docs     draw docs/techniques.md from the techniques' declarations, and build the site into site/
+# make check    ruff, pyright, import-linter, types of devices named in device/ only, and that generated files are fresh
+# make generated  draw what follows from the techniques' declarations: price list, options of generate, pipelines' methods
+# make docs     build the site into site/
 # make bench    measure this CPU with the full-size SD1.5 network, beside diffusers and OpenVINO; half an hour
 # make bench-compiled  the same with torch.compile, ours and diffusers'; a quarter of an hour more
 # make bench-gpu  the same on one CUDA GPU, with what PYTHON has installed; nine minutes
@@ -30,7 +31,7 @@ DOCS := $(VENV)/.docs-installed
 PEERS := $(VENV)/.peers-installed
 PEER_TESTS := $(VENV)/.peer-tests-installed
 
-.PHONY: help demo test fuzz peer-tests check docs bench bench-compiled bench-gpu report setup wheel clean
+.PHONY: help demo test fuzz peer-tests check generated docs bench bench-compiled bench-gpu report setup wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -56,9 +57,13 @@ check: $(DEV)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.device_names
+	$(BIN)/python -m tools.generated --check
+
+generated: $(RUN)
+	@$(BIN)/python -m tools.generated
 
 docs: $(DOCS)
-	@$(BIN)/python -m tools.price_list
+	@$(BIN)/python -m tools.generated
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The runs share one folder for the network's 2 GB of random weights, and what peers convert.

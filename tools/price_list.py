@@ -1,4 +1,4 @@
-"""Draws docs/techniques.md from what the techniques declare: `python -m tools.price_list`, or `make docs`."""
+"""docs/techniques.md, drawn from what the techniques declare: `make generated`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTRODUCTION = """\
 # Techniques: the price list
 
 Everything that trades memory for time, or the other way round: what it saves, what it costs, and what it refuses. This
-page is drawn from the techniques' own declarations by `make docs`; a test fails when the two differ.
+page is drawn from the techniques' own declarations by `make generated`; `make check` fails when the two differ.
 
 ```python
 pipe = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float16)
@@ -53,9 +53,14 @@ Every pair that is not refused below is tested. Made for each other:
 """
 
 
+def in_order() -> list[type[Technique]]:
+    """Every technique, in the order of phases."""
+    return sorted((techniques.get(name) for name in techniques), key=lambda cls: (cls.phase, cls.title))
+
+
 def page() -> str:
     """The whole page."""
-    kinds = sorted((techniques.get(name) for name in techniques), key=lambda cls: (cls.phase, cls.title))
+    kinds = in_order()
     rows = ["| technique | phase | exactness | call | option |", "|---|---|---|---|---|"]
     rows += [
         f"| [{cls.title}](#{_anchor(cls.title)}) | {cls.phase.name.lower()} | {cls.exactness} | `{cls.calls[0]}` | "
@@ -101,8 +106,3 @@ def _refusals(kinds: list[type[Technique]]) -> str:
 
 def _anchor(title: str) -> str:
     return title.lower().replace(" ", "-")
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)

@@ -9,7 +9,8 @@ import typer
 
 from .. import __version__
 from .bench import app as bench
-from .options import MAX_SEED, parse_dtype, parse_enable, parse_guidance, parse_offload, parse_size, parse_slicing
+from .flags import PANEL, with_flags
+from .options import MAX_SEED, parse_dtype, parse_enable, parse_guidance, parse_size
 from .report import in_one_line, print_whatever_comes
 
 OUTPUTS = Path("outputs")
@@ -31,9 +32,6 @@ Out = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the whole trace of an error.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Repeats a picture bit for bit on one machine.")]
 
-# How much memory and time a picture takes; see docs/techniques.md.
-PANEL = "Memory and speed"
-
 GENERATE_EXAMPLES = """
 Examples:
 
@@ -50,6 +48,7 @@ leandiffusion generate "an astronaut on mars" --model ./sdxl --enable sequential
 
 
 @app.command(epilog=GENERATE_EXAMPLES)
+@with_flags
 def generate(
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw.")] = None,
     model: Annotated[
@@ -95,46 +94,7 @@ def generate(
     ] = None,
     out: Out = OUTPUTS,
     show: Annotated[bool, typer.Option("--show/--no-show", help="Draw the picture in the terminal too.")] = False,
-    offload: Annotated[
-        Any,
-        typer.Option(
-            parser=parse_offload,
-            metavar="model|sequential",
-            rich_help_panel=PANEL,
-            help="Keep weights in host memory, for a CPU on disk, until a network, or a layer, needs them.",
-        ),
-    ] = None,
-    attention_slicing: Annotated[
-        Any,
-        typer.Option(
-            parser=parse_slicing,
-            metavar="auto|max|N",
-            rich_help_panel=PANEL,
-            help="Compute attention for half of the heads at a time, for one, or for N.",
-        ),
-    ] = None,
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BACKEND", rich_help_panel=PANEL, help="Kernel of attention, such as sdpa, flash, xformers."
-        ),
-    ] = None,
-    vae_slicing: Annotated[
-        bool, typer.Option("--vae-slicing", rich_help_panel=PANEL, help="Decode a batch picture by picture.")
-    ] = False,
-    vae_tiling: Annotated[
-        bool, typer.Option("--vae-tiling", rich_help_panel=PANEL, help="Decode in strips, without seams.")
-    ] = False,
-    channels_last: Annotated[
-        bool, typer.Option("--channels-last", rich_help_panel=PANEL, help="Lay out convolutions as NHWC.")
-    ] = False,
-    tf32: Annotated[
-        bool, typer.Option("--tf32", rich_help_panel=PANEL, help="Float32 products in TF32; on CPUs in bfloat16.")
-    ] = False,
-    trace: Annotated[bool, typer.Option("--trace", rich_help_panel=PANEL, help="Run a traced UNet.")] = False,
-    compile_: Annotated[
-        bool, typer.Option("--compile", rich_help_panel=PANEL, help="Compile UNet and VAE: slow start, faster steps.")
-    ] = False,
+    flags: Any = (),
     enable: Annotated[
         list[Any],
         typer.Option(
@@ -168,18 +128,7 @@ def generate(
             dtype=dtype,
             device=device,
         )
-        technique_options = TechniqueOptions(
-            attention=attention,
-            attention_slicing=attention_slicing,
-            vae_slicing=vae_slicing,
-            vae_tiling=vae_tiling,
-            channels_last=channels_last,
-            tf32=tf32,
-            offload=offload,
-            trace=trace,
-            compile=compile_,
-            enable=tuple(enable),
-        )
+        technique_options = TechniqueOptions((*flags, *enable))
         command.run(options, out, count=count, like=like, show=show, technique_options=technique_options)
 
 

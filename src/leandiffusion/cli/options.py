@@ -9,8 +9,9 @@ from typing import Any
 
 import typer
 
+from ..core.flag import Flag
+
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-OFFLOADS = ("model", "sequential")
 MAX_SEED = 2**63 - 1
 
 
@@ -42,21 +43,18 @@ def parse_guidance(text: str) -> float:
     return value
 
 
-def parse_slicing(text: str) -> str | int:
-    """'auto', 'max', or a number of heads from 1 up."""
-    word = text.lower()
-    if word in ("auto", "max"):
-        return word
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is not a slice size: use auto, max, or a number of heads, such as 2.")
-    return int(text)
-
-
-def parse_offload(text: str) -> str:
-    """'model' or 'sequential'."""
-    if text.lower() not in OFFLOADS:
-        raise typer.BadParameter(f"{text!r} is not a kind of offloading: use {' or '.join(OFFLOADS)}.")
-    return text.lower()
+def parse_value(flag: Flag, words: tuple[str, ...], text: str) -> Any:
+    """The value of a technique's option: one of `words`, in whatever case, or the whole number from 1 up that `flag`
+    allows; where there is neither, what `--enable` would take."""
+    if text.lower() in words:
+        return text.lower()
+    if not words and not flag.number:
+        return _value(text)
+    if flag.number and text.isdecimal() and int(text) > 0:
+        return int(text)
+    *most, last = [*words, flag.number] if flag.number else words
+    known = f"{', '.join(most)}{',' if len(most) > 1 else ''} or {last}" if most else last
+    raise typer.BadParameter(f"{text!r} cannot be the value of {flag.name}: use {known}.")
 
 
 def parse_enable(text: str) -> tuple[str, dict[str, Any]]:

@@ -14,42 +14,22 @@ OFFLOAD = "_offload"
 
 @dataclass(frozen=True)
 class TechniqueOptions:
-    """The options of `generate` that are about techniques."""
+    """The techniques that the options of `generate` ask for: names and settings, in the order of asking."""
 
-    attention: str | None = None
-    attention_slicing: str | int | None = None
-    vae_slicing: bool = False
-    vae_tiling: bool = False
-    channels_last: bool = False
-    tf32: bool = False
-    offload: str | None = None
-    trace: bool = False
-    compile: bool = False
     enable: tuple[tuple[str, dict[str, Any]], ...] = ()
 
     @property
     def to_enable(self) -> dict[str, dict[str, Any]]:
         """Techniques to enable once the model is open, with their settings; offloading begins with opening."""
-        asked: dict[str, tuple[bool, dict[str, Any]]] = {
-            "tf32": (self.tf32, {}),
-            "channels_last": (self.channels_last, {}),
-            "attention_backend": (self.attention is not None, {"backend": self.attention}),
-            "attention_slicing": (self.attention_slicing is not None, {"size": self.attention_slicing}),
-            "vae_slicing": (self.vae_slicing, {}),
-            "vae_tiling": (self.vae_tiling, {}),
-            "traced_unet": (self.trace, {}),
-            "compile": (self.compile, {}),
-        }
-        chosen = {name: settings for name, (wanted, settings) in asked.items() if wanted}
-        return chosen | {name: settings for name, settings in self.enable if not name.endswith(OFFLOAD)}
+        return {name: settings for name, settings in self.enable if not name.endswith(OFFLOAD)}
 
     @property
     def offloading(self) -> Any:
-        """What to open the model with: the technique that `enable` names, or the way of `offload`; None for neither."""
+        """The technique to open the model with; None for none."""
         named = [(name, settings) for name, settings in self.enable if name.endswith(OFFLOAD)]
-        if len(named) + (self.offload is not None) > 1:
+        if len(named) > 1:
             raise ConfigError("offloading is asked for in two ways: leave one of the options out.")
-        return _made(*named[0]) if named else self.offload
+        return _made(*named[0]) if named else None
 
     def check(self) -> None:
         """ConfigError for unknown names and settings, and techniques that refuse each other, before any model opens."""
@@ -60,7 +40,7 @@ class TechniqueOptions:
 
         wanted = [_made(name, settings) for name, settings in self.to_enable.items()]
         if offload is not None:
-            wanted.append(_made(offload + OFFLOAD, {}) if isinstance(offload, str) else offload)
+            wanted.append(offload)
         check_together(wanted, fix="Leave one of the two options out.")
 
     def apply(self, pipe: Any) -> None:

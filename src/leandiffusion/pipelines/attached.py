@@ -14,9 +14,9 @@ from ..techniques.hooks import Undo, together
 from ..techniques.offloading import check_movable
 from ..techniques.stack import Stack
 from ..techniques.subject import DENOISERS, Subject
+from ..techniques.switchable import Switchable
 from ..weights.elsewhere import find_origin
 from ..weights.load import origin_of
-from .memory_and_speed import Techniques
 
 THEIR_OFFLOADING = ("enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload")
 
@@ -48,7 +48,7 @@ def attach(pipe: Any) -> Attached:
     return Attached(pipe)
 
 
-class Attached(Techniques):
+class Attached(Switchable):
     """What `attach` returns: `enable`, `disable`, `techniques`, `why_not` as on this library's pipelines.
 
     It keeps the pipeline alive, and the other way round, until `detach`.

@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 
 from ..attention import AttentionBackend, backends
 from ..attention.choose import memory_efficient
+from ..core.flag import Flag
 from ..modules.transformer import set_attention_backend
 from . import techniques
 from .attention_slicing import networks_with_attention, switch_backends, why_no_attention
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo
 from .subject import Subject
+from .switchable import Switchable
 
 
 @techniques.register("attention_backend")
@@ -34,7 +36,9 @@ class AttentionBackendChoice(Technique):
         "enable_xformers_memory_efficient_attention()",
         'set_attention_backend("sdpa")',
     )
-    flag: ClassVar[str] = "--attention BACKEND"
+    flag: ClassVar[Flag] = Flag(
+        "--attention", "Kernel of attention, such as sdpa, flash, xformers.", value="BACKEND", setting="backend"
+    )
     price: ClassVar[Price] = Price(
         saves="The matrix of scores, which grows with the square of the picture's area; and the time to write it.",
         costs="Nothing. The default, `sdpa`, is already memory-efficient.",
@@ -67,3 +71,19 @@ class AttentionBackendChoice(Technique):
         if self.backend != "memory_efficient":
             return backends.get(self.backend), None
         return memory_efficient(subject.device, subject.dtype, self.attention_op)
+
+
+class AttentionBackendMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Compute attention with that kernel: 'sdpa' (the default), 'xformers', 'flash', … ConfigError lists them."""
+        self.enable("attention_backend", backend=backend)
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """xFormers' attention where it is installed and runs; elsewhere torch's own such kernel, with a warning."""
+        self.enable("attention_backend", attention_op=attention_op)
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Back to the default kernel."""
+        self.disable("attention_backend")

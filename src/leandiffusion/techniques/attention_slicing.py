@@ -10,12 +10,14 @@ from torch import nn
 
 from ..attention import AttentionBackend
 from ..attention.sliced import Sliced
+from ..core.flag import Flag
 from ..modules.transformer import attention_layers, set_attention_slice
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint
 from .hooks import Undo
 from .subject import Subject
+from .switchable import Switchable
 
 
 @techniques.register("attention_slicing")
@@ -33,7 +35,14 @@ class AttentionSlicing(Technique):
     phase: ClassVar[Phase] = Phase.SLICING
     exactness: ClassVar[Exactness] = Exactness.EXACT
     calls: ClassVar[tuple[str, ...]] = ('enable_attention_slicing("auto")', "unet.set_attention_slice(4)")
-    flag: ClassVar[str] = "--attention-slicing auto"
+    flag: ClassVar[Flag] = Flag(
+        "--attention-slicing",
+        "Compute attention for half of the heads at a time, for one, or for N.",
+        value="auto",
+        setting="size",
+        words=("auto", "max"),
+        number="a number of heads",
+    )
     price: ClassVar[Price] = Price(
         saves="Working memory of attention kernels that keep all scores (`plain`); little with `sdpa` or `xformers`, "
         "which never do.",
@@ -56,6 +65,24 @@ class AttentionSlicing(Technique):
                 set_attention_slice(network, self.size if network is subject.denoiser else "max")
 
         return switch_backends(subject, slice_all)
+
+
+class AttentionSlicingMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_attention_slicing(self, slice_size: str | int | list[int] | None = "auto") -> None:
+        """Compute attention 'auto' (half the heads), 'max' (one head) or that many heads at a time; None switches off.
+
+        ConfigError for more heads than a layer has, naming it.
+        """
+        if slice_size is None:
+            self.disable_attention_slicing()
+        else:
+            self.enable("attention_slicing", size=slice_size)
+
+    def disable_attention_slicing(self) -> None:
+        """Undo `enable_attention_slicing`."""
+        self.disable("attention_slicing")
 
 
 def switch_backends(subject: Subject, change: Callable[[], None]) -> Undo:

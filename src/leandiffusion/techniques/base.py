@@ -1,9 +1,10 @@
 """What every technique declares and offers.
 
-A technique is a frozen dataclass of its settings. It says what it costs, why it cannot be used here, how to apply it,
-and hands back how to take it back. `pipe.enable`, `generate --enable`, the documentation's price list, rows of the
-benchmarks and the contract tests are all drawn from these declarations. Calls and options with a name of their own
-(`enable_vae_tiling()`, `--vae-tiling`) stand where diffusers' other calls and the other options stand.
+A technique is one file: a frozen dataclass of its settings, and the methods that switch it on the pipelines. It says
+what it costs, why it cannot be used here, how to apply it, and hands back how to take it back. `pipe.enable`,
+`generate --enable`, rows of the benchmarks and the contract tests read these declarations where they run; the price
+list, the options of `generate` and the list of the pipelines' methods are drawn from them by `make generated`, so that
+`--help` needs no torch and editors complete.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from ..core.flag import Flag
 from .hooks import Undo
 
 if TYPE_CHECKING:
@@ -66,8 +68,8 @@ class Technique(ABC):
     calls: ClassVar[tuple[str, ...]]
     """How it is switched on by hand: calls on a pipeline as users write them."""
 
-    flag: ClassVar[str | None] = None
-    """How `leandiffusion generate` switches it on."""
+    flag: ClassVar[Flag | None] = None
+    """The option of `leandiffusion generate` that switches it on; `--enable NAME` does for every technique."""
 
     bench_row: ClassVar[tuple[str, str] | None] = None
     """The benchmark suite that has a row of this technique alone, and the row's title; its name is the technique's."""

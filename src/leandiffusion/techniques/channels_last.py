@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from ..core.flag import Flag
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo, together
 from .subject import Subject
+from .switchable import Switchable
 
 
 @techniques.register("channels_last")
@@ -24,7 +26,7 @@ class ChannelsLast(Technique):
     phase: ClassVar[Phase] = Phase.LAYOUT
     exactness: ClassVar[Exactness] = Exactness.EXACT
     calls: ClassVar[tuple[str, ...]] = ("enable_channels_last()", "unet.to(memory_format=torch.channels_last)")
-    flag: ClassVar[str] = "--channels-last"
+    flag: ClassVar[Flag] = Flag("--channels-last", "Lay out convolutions as NHWC.")
     price: ClassVar[Price] = Price(
         saves="Time in convolutions on GPUs with tensor cores and on most CPUs.",
         costs="Nothing. On some processors it is slower: measure.",
@@ -40,6 +42,18 @@ class ChannelsLast(Technique):
     def apply(self, subject: Subject) -> Undo:
         networks = [network for network in subject.networks.values() if _kernels(network)]
         return together(_lay_out(network) for network in networks)
+
+
+class ChannelsLastMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_channels_last(self) -> None:
+        """Lay out UNet and VAE channels-last."""
+        self.enable("channels_last")
+
+    def disable_channels_last(self) -> None:
+        """Undo `enable_channels_last`."""
+        self.disable("channels_last")
 
 
 def _kernels(network: nn.Module) -> list[nn.Module]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ..core.errors import ConfigError
+from ..core.flag import Flag
 from ..device.capabilities import why_no_inductor
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo, compile_in_place, set_global, together
 from .subject import Subject
+from .switchable import Switchable
 
 PARTS = ("unet", "vae")
 """'unet' is whatever network runs at each step."""
@@ -45,7 +47,7 @@ class Compile(Technique):
     phase: ClassVar[Phase] = Phase.GRAPH
     exactness: ClassVar[Exactness] = Exactness.EXACT
     calls: ClassVar[tuple[str, ...]] = ("enable_compile()",)
-    flag: ClassVar[str] = "--compile"
+    flag: ClassVar[Flag] = Flag("--compile", "Compile UNet and VAE: slow start, faster steps.")
     refuses: ClassVar[tuple[str, ...]] = ("sequential_offload", "model_offload", "traced_unet")
     price: ClassVar[Price] = Price(
         saves="Time per step: operations between products and convolutions become one.",
@@ -86,3 +88,11 @@ class Compile(Technique):
             if isinstance(network, nn.Module):
                 kinds = {*BLOCKS, *(getattr(network, "_repeated_blocks", None) or ())}  # what diffusers' networks name
                 yield from (module for module in network.modules() if type(module).__name__ in kinds)
+
+
+class CompileMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_compile(self, **settings: Any) -> None:
+        """Compile UNet and VAE with torch.compile; `settings` as in `techniques.compile`."""
+        self.enable("compile", **settings)

@@ -12,6 +12,7 @@ from . import techniques
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo, set_global
 from .subject import Subject
+from .switchable import Switchable
 
 
 @techniques.register("cudnn_autotune")
@@ -38,3 +39,11 @@ class CudnnAutotune(Technique):
 
     def apply(self, subject: Subject) -> Undo:
         return set_global(torch.backends.cudnn, "benchmark", True)
+
+
+class CudnnAutotuneMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_cudnn_autotune(self) -> None:
+        """Let cuDNN try its kernels on each new shape and keep the fastest. A warning where there is no cuDNN."""
+        self.enable("cudnn_autotune")

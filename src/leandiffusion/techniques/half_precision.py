@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.flag import Flag
 from ..device.capabilities import HALF, why_slow
 from ..device.host import is_host
 from ..weights.build import put_tensor
@@ -37,7 +38,7 @@ class HalfPrecision(Technique):
     phase: ClassVar[Phase] = Phase.PRECISION
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
     calls: ClassVar[tuple[str, ...]] = ("from_pretrained(…, dtype=torch.float16)", 'enable("half_precision")')
-    flag: ClassVar[str] = "--dtype fp16"
+    flag: ClassVar[Flag] = Flag("--dtype", value="fp16")
     price: ClassVar[Price] = Price(
         saves="Half the memory of weights and activations. On GPUs also more than half the time; on CPUs that depends "
         "on their instructions.",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
+
+from ..core.flag import Flag
 from ..offload.engine import Policy
 from . import techniques
 from .base import Price
 from .footprint import Footprint
-from .offloading import Offload
+from .offloading import OFFLOAD_FLAG, Offload, device_of
+from .switchable import Switchable
 
 
 @techniques.register("model_offload")
@@ -20,7 +24,7 @@ class ModelOffload(Offload):
     name: ClassVar[str] = "model_offload"
     title: ClassVar[str] = "Model offload"
     calls: ClassVar[tuple[str, ...]] = ("enable_model_cpu_offload()", 'from_pretrained(…, offload="model")')
-    flag: ClassVar[str] = "--offload model"
+    flag: ClassVar[Flag] = replace(OFFLOAD_FLAG, value="model")
     bench_row: ClassVar[tuple[str, str]] = ("memory", "model offload")
     refuses: ClassVar[tuple[str, ...]] = ("traced_unet", "compile")
     price: ClassVar[Price] = Price(
@@ -36,3 +40,13 @@ class ModelOffload(Offload):
     @property
     def policy(self) -> Policy:
         return Policy(self.compute_device, "component")
+
+
+class ModelOffloadMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_model_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None, **settings: Any
+    ) -> None:
+        """Bring text encoders, UNet and VAE to the device in turn. Below a CPU lies the checkpoint on disk."""
+        self.enable("model_offload", device=device_of(gpu_id, device), **settings)

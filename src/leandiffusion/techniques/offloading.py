@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
@@ -13,10 +13,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.errors import ConfigError
+from ..core.flag import Flag
 from ..core.notices import warn
 from ..device.host import is_host
 from ..device.memory import release
-from ..device.names import HOST, current_device, why_unusable
+from ..device.names import HOST, check_device, current_device, numbered, why_unusable
 from ..device.streams import why_no_overlap
 from ..offload.engine import Engine, Policy, engine_of, moved
 from ..offload.units import weight_bytes
@@ -25,9 +26,14 @@ from . import techniques
 from .base import Exactness, Phase, Technique
 from .hooks import Undo, after_forward, around_forward, before_forward, nothing, own_forward, together
 from .subject import Subject
+from .switchable import Switchable
 
 if TYPE_CHECKING:
     from .stack import Stack
+
+OFFLOAD_FLAG = Flag(
+    "--offload", "Keep weights in host memory, for a CPU on disk, until a network, or a layer, needs them."
+)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,29 @@ class Offload(Technique):
         ]
 
 
+class OffloadMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def remove_all_hooks(self) -> None:
+        """Switch offloading off, whichever is on."""
+        self.disable("model_offload")
+        self.disable("sequential_offload")
+
+
+def device_of(gpu_id: int | None, device: torch.device | str | None) -> torch.device | str | None:
+    """The device that diffusers' two ways of naming it mean; None leaves the choice. ConfigError for what is none,
+    or if they disagree."""
+    named = None if device is None else check_device(device)
+    if gpu_id is None:
+        return named
+    if isinstance(gpu_id, bool) or not isinstance(gpu_id, int) or gpu_id < 0:
+        raise ConfigError(f"gpu_id={gpu_id!r} is no number of a GPU: use 0 for the first, or device='cuda:0'.")
+    device_of_id = numbered(gpu_id)
+    if named is not None and (named.type != device_of_id.type or named.index not in (None, gpu_id)):
+        raise ConfigError(f"gpu_id={gpu_id} and device={str(device)!r} name two devices: give one of them.")
+    return device_of_id
+
+
 def travelling(subject: Subject) -> dict[str, nn.Module]:
     """The pipeline's networks whose weights can move: modules with parameters, not traced ones."""
     return {
@@ -205,7 +234,8 @@ def opening_offload(
     if offload is None:
         return None, device
     if isinstance(offload, Offload):
-        return offload, None
+        elsewhere = device is not None and offload.device is None and device != offload.compute_device
+        return replace(offload, device=device) if elsewhere else offload, None
     names = [name for name in techniques if issubclass(techniques.get(name), Offload)]
     known = {name.removesuffix("_offload"): name for name in names}
     if not isinstance(offload, str) or offload.removesuffix("_offload") not in known:

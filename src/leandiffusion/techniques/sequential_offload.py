@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from ..core.errors import ConfigError
+from ..core.flag import Flag
 from ..offload.engine import SLOTS, Policy
 from ..offload.units import GRANULARITIES
 from . import techniques
 from .base import Price
 from .footprint import Footprint, Stage
-from .offloading import Offload
+from .offloading import OFFLOAD_FLAG, Offload, device_of
+from .switchable import Switchable
 
 
 @techniques.register("sequential_offload")
@@ -30,7 +34,7 @@ class SequentialOffload(Offload):
     name: ClassVar[str] = "sequential_offload"
     title: ClassVar[str] = "Sequential offload"
     calls: ClassVar[tuple[str, ...]] = ("enable_sequential_cpu_offload()", 'from_pretrained(…, offload="sequential")')
-    flag: ClassVar[str] = "--offload sequential"
+    flag: ClassVar[Flag] = replace(OFFLOAD_FLAG, value="sequential")
     bench_row: ClassVar[tuple[str, str]] = ("memory", "sequential offload")
     refuses: ClassVar[tuple[str, ...]] = ("traced_unet", "compile")
     price: ClassVar[Price] = Price(
@@ -66,3 +70,14 @@ class SequentialOffload(Offload):
     @property
     def policy(self) -> Policy:
         return Policy(self.compute_device, self.granularity, self.resident_fraction, self.slots)
+
+
+class SequentialOffloadMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None, **settings: Any
+    ) -> None:
+        """Bring layers to the device one after the other, the next while one computes. `settings`: granularity,
+        resident_fraction and slots of `techniques.sequential_offload`. Below a CPU lies the checkpoint on disk."""
+        self.enable("sequential_offload", device=device_of(gpu_id, device), **settings)

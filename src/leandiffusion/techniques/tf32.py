@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..core.flag import Flag
 from ..device.capabilities import fewer_bits, why_no_tf32
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo, set_global, together
 from .subject import Subject
+from .switchable import Switchable
 
 
 @techniques.register("tf32")
@@ -26,7 +28,7 @@ class TF32(Technique):
     phase: ClassVar[Phase] = Phase.PRECISION
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
     calls: ClassVar[tuple[str, ...]] = ("enable_tf32()", 'torch.backends.cuda.matmul.fp32_precision = "tf32"')
-    flag: ClassVar[str] = "--tf32"
+    flag: ClassVar[Flag] = Flag("--tf32", "Float32 products in TF32; on CPUs in bfloat16.")
     optional: ClassVar[bool] = True
     price: ClassVar[Price] = Price(
         saves="Time of float32 products and convolutions, on GPUs and on CPUs with amx_bf16. With avx512_bf16 alone it "
@@ -43,3 +45,11 @@ class TF32(Technique):
     def apply(self, subject: Subject) -> Undo:
         owners, precision = fewer_bits(subject.device)
         return together([set_global(owner, "fp32_precision", precision) for owner in owners])
+
+
+class TF32Methods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_tf32(self) -> None:
+        """Compute float32 products in TF32, or on CPUs in bfloat16. A warning where the machine has neither."""
+        self.enable("tf32")

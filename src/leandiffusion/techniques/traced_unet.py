@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core.aside import aside
 from ..core.errors import ConfigError
+from ..core.flag import Flag
 from ..core.fork import Lock
 from ..core.notices import warn
 from ..modules.processors import CustomProcessor
@@ -27,6 +28,7 @@ from . import graphs, techniques
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo
 from .subject import Subject
+from .switchable import Switchable
 
 MOST_KEPT = 4
 """Graphs of one UNet that are kept while none of them is in use."""
@@ -51,7 +53,7 @@ class TracedUNet(Technique):
     phase: ClassVar[Phase] = Phase.GRAPH
     exactness: ClassVar[Exactness] = Exactness.EXACT
     calls: ClassVar[tuple[str, ...]] = ("enable_traced_unet(path=None)",)
-    flag: ClassVar[str] = "--trace"
+    flag: ClassVar[Flag] = Flag("--trace", "Run a traced UNet.")
     refuses: ClassVar[tuple[str, ...]] = ("sequential_offload", "model_offload", "compile")
     price: ClassVar[Price] = Price(
         saves="What Python costs per step: some milliseconds, which count on fast GPUs and small pictures.",
@@ -79,6 +81,14 @@ class TracedUNet(Technique):
             replaced()
 
         return undo
+
+
+class TracedUNetMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_traced_unet(self, path: str | Path | None = None) -> None:
+        """Run a traced UNet, from the file if one for this model, shape and dtype is there, else traced and saved."""
+        self.enable("traced_unet", path=path)
 
 
 class Traced(nn.Module):

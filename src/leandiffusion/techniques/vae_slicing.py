@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ..core.flag import Flag
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
 from .footprint import Footprint
 from .hooks import Undo, set_attribute
 from .subject import Subject
+from .switchable import Switchable
 
 
 @techniques.register("vae_slicing")
@@ -22,7 +24,7 @@ class VaeSlicing(Technique):
     phase: ClassVar[Phase] = Phase.SLICING
     exactness: ClassVar[Exactness] = Exactness.EXACT
     calls: ClassVar[tuple[str, ...]] = ("enable_vae_slicing()", "vae.enable_slicing()")
-    flag: ClassVar[str] = "--vae-slicing"
+    flag: ClassVar[Flag] = Flag("--vae-slicing", "Decode a batch picture by picture.")
     bench_row: ClassVar[tuple[str, str]] = ("memory", "VAE slicing")
     price: ClassVar[Price] = Price(
         saves="Working memory of decoding a batch: that of one picture, whatever the batch.",
@@ -43,6 +45,18 @@ class VaeSlicing(Technique):
 
     def apply(self, subject: Subject) -> Undo:
         return set_attribute(subject.vae, "use_slicing", True)
+
+
+class VaeSlicingMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_vae_slicing(self) -> None:
+        """Decode a batch picture by picture."""
+        self.enable("vae_slicing")
+
+    def disable_vae_slicing(self) -> None:
+        """Undo `enable_vae_slicing`."""
+        self.disable("vae_slicing")
 
 
 def why_not_switched(subject: Subject, attribute: str) -> list[str]:

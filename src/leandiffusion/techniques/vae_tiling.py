@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ..core.flag import Flag
 from ..modules.vae import AutoencoderKL
 from ..modules.vae_tiles import STRIP_BYTES, check_tile_rows
 from . import techniques
@@ -12,6 +13,7 @@ from .base import Exactness, Phase, Price, Technique
 from .footprint import CONV_COPIES, Footprint, Stage
 from .hooks import Undo, set_attribute, together
 from .subject import Subject
+from .switchable import Switchable
 from .vae_slicing import why_not_switched
 
 
@@ -30,7 +32,7 @@ class VaeTiling(Technique):
     phase: ClassVar[Phase] = Phase.SLICING
     exactness: ClassVar[Exactness] = Exactness.EXACT
     calls: ClassVar[tuple[str, ...]] = ("enable_vae_tiling()", "vae.enable_tiling()")
-    flag: ClassVar[str] = "--vae-tiling"
+    flag: ClassVar[Flag] = Flag("--vae-tiling", "Decode in strips, without seams.")
     bench_row: ClassVar[tuple[str, str]] = ("memory", "VAE tiling")
     price: ClassVar[Price] = Price(
         saves="Most of the decoder's working memory, which is what large pictures need most.",
@@ -68,3 +70,15 @@ class VaeTiling(Technique):
         own = {"tile_rows": self.rows} if isinstance(subject.vae, AutoencoderKL) else {}
         values = {"use_tiling": True, **own}
         return together(set_attribute(subject.vae, name, value) for name, value in values.items())
+
+
+class VaeTilingMethods(Switchable):
+    """Methods of the pipelines."""
+
+    def enable_vae_tiling(self, rows: int | None = None) -> None:
+        """Decode in strips of so many rows of the picture, without seams; chosen by the size unless given."""
+        self.enable("vae_tiling", rows=rows)
+
+    def disable_vae_tiling(self) -> None:
+        """Undo `enable_vae_tiling`."""
+        self.disable("vae_tiling")

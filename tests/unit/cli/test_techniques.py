@@ -12,7 +12,9 @@ from typer.main import get_command
 
 from leandiffusion.cli import generate
 from leandiffusion.cli.app import PANEL, app
-from leandiffusion.cli.options import parse_enable, parse_offload, parse_slicing
+from leandiffusion.cli.flags import techniques_of, words_of
+from leandiffusion.cli.options import parse_enable, parse_value
+from leandiffusion.cli.technique_flags import FLAGS
 from leandiffusion.cli.techniques import TechniqueOptions
 from leandiffusion.pictures.record import PictureRecord, read_record
 from leandiffusion.techniques import techniques
@@ -30,15 +32,20 @@ def test_every_techniques_flag_is_an_option_and_the_other_way_round() -> None:
     assert panel == declared - {"--dtype"} | {"--enable"}
 
 
+def parsed(option: str, text: str) -> Any:
+    flag = next(flag for flag in FLAGS.values() if flag.name == option)
+    return parse_value(flag, words_of(flag), text)
+
+
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("MAX", "max"), ("3", 3)])
 def test_slices(text: str, value: str | int) -> None:
-    assert parse_slicing(text) == value
+    assert parsed("--attention-slicing", text) == value
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "half", "1.5", ""])
 def test_wrong_slices(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="auto, max, or a number of heads"):
-        parse_slicing(text)
+        parsed("--attention-slicing", text)
 
 
 @pytest.mark.parametrize(
@@ -71,16 +78,19 @@ def test_every_technique_can_be_named() -> None:
 
 
 def test_ways_of_offloading() -> None:
-    assert [parse_offload("model"), parse_offload("Sequential")] == ["model", "sequential"]
+    assert [parsed("--offload", "model"), parsed("--offload", "Sequential")] == ["model", "sequential"]
     with pytest.raises(typer.BadParameter, match="use model or sequential"):
-        parse_offload("disk")
+        parsed("--offload", "disk")
 
 
 def test_each_choice_is_a_technique() -> None:
     """Every option that a technique declares as its own switches it on; what opens the model does the rest."""
-    everything = TechniqueOptions("plain", "auto", True, True, True, True, "model", True, True)
+    everything = {
+        flag.name: True if not flag.value else "auto" if flag.setting else flag.value for flag in FLAGS.values()
+    }
+    asked = TechniqueOptions(tuple(techniques_of(everything)))
     opening = {"model_offload", "sequential_offload", "half_precision"}
-    assert set(everything.to_enable) | opening == {name for name in techniques if techniques.get(name).flag}
+    assert set(asked.to_enable) | opening == {name for name in techniques if techniques.get(name).flag}
     assert TechniqueOptions().to_enable == {}
 
 

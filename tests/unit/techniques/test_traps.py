@@ -38,6 +38,9 @@ from leandiffusion.demo import model_folder
 from leandiffusion.families.base import families
 from leandiffusion.modules.transformer import attention_layers
 from leandiffusion.techniques.footprint import CallSize, plain_footprint
+from leandiffusion.techniques.model_offload import ModelOffload
+from leandiffusion.techniques.offloading import opening_offload
+from leandiffusion.techniques.sequential_offload import SequentialOffload
 from leandiffusion.techniques.subject import Subject
 from leandiffusion.weights.build import build_empty
 
@@ -79,6 +82,15 @@ def test_trap_02_an_explicit_gpu_is_not_ignored(pipe: Any) -> None:
     with pytest.raises(ConfigError, match="device='gpu' is no device"):
         pipe.enable_model_cpu_offload(device="gpu")
     assert pipe.techniques == ()
+
+
+def test_a_device_named_when_opening_is_that_of_the_offload() -> None:
+    """It was dropped where offloading was given as a technique, which then chose a device itself."""
+    elsewhere = torch.device("cuda:7")
+    travel, resident = opening_offload(SequentialOffload(slots=3), elsewhere)
+    assert travel == SequentialOffload(device=elsewhere, slots=3)
+    assert resident is None
+    assert opening_offload(ModelOffload(device="cpu"), elsewhere)[0] == ModelOffload(device="cpu")
 
 
 def test_trap_03_weights_can_be_touched_outside_a_forward(pipe: Any) -> None:

@@ -1,0 +1,56 @@
+"""The flags that the techniques declare, by technique. Drawn by `make generated`: change the technique instead."""
+
+from __future__ import annotations
+
+from ..core.flag import Flag
+
+FLAGS: dict[str, Flag] = {
+    "tf32": Flag(
+        name="--tf32",
+        help="Float32 products in TF32; on CPUs in bfloat16.",
+    ),
+    "channels_last": Flag(
+        name="--channels-last",
+        help="Lay out convolutions as NHWC.",
+    ),
+    "attention_backend": Flag(
+        name="--attention",
+        help="Kernel of attention, such as sdpa, flash, xformers.",
+        value="BACKEND",
+        setting="backend",
+    ),
+    "vae_slicing": Flag(
+        name="--vae-slicing",
+        help="Decode a batch picture by picture.",
+    ),
+    "attention_slicing": Flag(
+        name="--attention-slicing",
+        help="Compute attention for half of the heads at a time, for one, or for N.",
+        value="auto",
+        setting="size",
+        words=("auto", "max"),
+        number="a number of heads",
+    ),
+    "vae_tiling": Flag(
+        name="--vae-tiling",
+        help="Decode in strips, without seams.",
+    ),
+    "model_offload": Flag(
+        name="--offload",
+        help="Keep weights in host memory, for a CPU on disk, until a network, or a layer, needs them.",
+        value="model",
+    ),
+    "sequential_offload": Flag(
+        name="--offload",
+        help="Keep weights in host memory, for a CPU on disk, until a network, or a layer, needs them.",
+        value="sequential",
+    ),
+    "compile": Flag(
+        name="--compile",
+        help="Compile UNet and VAE: slow start, faster steps.",
+    ),
+    "traced_unet": Flag(
+        name="--trace",
+        help="Run a traced UNet.",
+    ),
+}
