@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from leandiffusion.bench.record import Records, read_records
-from leandiffusion.bench.report.against import duels, has_peers, in_words
+from leandiffusion.bench.report.against import comparisons, has_peers, in_words
 from leandiffusion.bench.report.describe import headline, model_name, suite_of, title_of
 from leandiffusion.bench.report.plots import PLOTS, draw_plots, plot_path
 from leandiffusion.bench.report.tables import markdown
@@ -103,12 +103,12 @@ def _losses(runs: dict[Path, Records]) -> str:
     """Every figure in which our comparable row is behind a peer's; and what could not be compared."""
     lines, open_questions, compared = [], [], False
     for path, records in runs.items():
-        found, where = duels(records), f"{suite_of(records).title} ({path.stem})"
+        found, where = comparisons(records), f"{suite_of(records).title} ({path.stem})"
         if not found:
             reason = "none could be compared" if has_peers(records) else "none was asked for"
             open_questions.append(f"- {where}: no other program; {reason}.")
-        for peer in dict.fromkeys(duel.peer for duel in found):
-            alike = next((duel for duel in found if duel.peer == peer and duel.comparable), None)
+        for peer in dict.fromkeys(comparison.peer for comparison in found):
+            alike = next((each for each in found if each.peer == peer and each.comparable), None)
             if alike is None:
                 open_questions.append(f"- {where}: no row of ours has the precision of “{title_of(records, peer)}”.")
                 continue

@@ -130,7 +130,7 @@ def test_a_failure_in_mid_forward(granularity: str, fraction: float, monkeypatch
 
 def peak_of(offload: str | None, device: torch.device) -> int:
     """Peak bytes of one decode and encode of a full-size SD1 VAE whose weights lie as `offload` says."""
-    part = families.get("sd1").parts["vae"]
+    part = families.get("sd1").networks["vae"]
     torch.manual_seed(0)
     vae: Any = AutoencoderKL.from_config(part.config).half().eval()
     vae.enable_tiling(rows=8)

@@ -214,7 +214,7 @@ def tiny_configs(kind: str, folder: Path, inside: int = 4) -> Path:
     if kind == "sd2":
         configs["text_encoder"] = TINY["open_clip"] | {"num_hidden_layers": 2}
     for name, config in configs.items():
-        full = families.get(kind).parts[name].config
+        full = families.get(kind).networks[name].config
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps({**full, **config}))
     return folder
@@ -236,8 +236,8 @@ def test_full_size(kind: str, inside: int, parameters: int) -> None:
     """Detected by its names; every weight of every network gets its tensor, none is left over. Published UNet sizes."""
     tensors = entries(original(kind, inside=inside))
     family = detect(tensors)
-    assert (family.name, family.parts["unet"].config["in_channels"]) == (kind, inside)
-    for name, part in family.parts.items():
+    assert (family.name, family.networks["unet"].config["in_channels"]) == (kind, inside)
+    for name, part in family.networks.items():
         cls = component_class(part.class_name)
         network = build_empty(lambda cls=cls, part=part: cls.from_config(part.config))
         check_tensors(network, named_for(cls, part.convert(under(tensors, part.prefix), part.config)))
@@ -252,7 +252,7 @@ def test_full_size(kind: str, inside: int, parameters: int) -> None:
 )
 def test_names_agree_with_diffusers(kind: str, component: str, convert: Callable[..., dict[str, Any]]) -> None:
     """The full list of names: each tensor, known by a number, goes where diffusers sends it."""
-    part = families.get(kind).parts[component]
+    part = families.get(kind).networks[component]
     names = [name for name in original(kind) if name.startswith(part.prefix)]
     numbered = {name: torch.tensor([i]) for i, name in enumerate(names)}
     config = {"class_embed_type": None, "addition_embed_type": None, **part.config}
@@ -293,9 +293,9 @@ def test_values_agree_with_diffusers(write: Any, kind: str, dtype: torch.dtype |
     """Bit for bit: conversion only moves numbers. Nothing tries to reach a network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
     path, configs, state = write(kind)
-    opened = open_single_file(path, config=configs, dtype=dtype, task=None, prediction_type="epsilon")
+    opened = open_single_file(path, config=configs, dtype=dtype, leave_out={}, prediction_type="epsilon")
     strict = {"strict": True, "assign": True}  # by diffusers' own count nothing is missing or left over
-    for name, part in families.get(kind).parts.items():
+    for name, part in families.get(kind).networks.items():
         if name == "unet":
             expected = oracle.convert_ldm_unet_checkpoint(dict(state), dict(opened[name].config))
             with torch.device("meta"):
@@ -358,7 +358,7 @@ def test_the_other_components(write: Any) -> None:
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_the_rest_of_clip_beside_the_text_model(write: Any, kind: str) -> None:
     """Some tools save CLIP-L's projection and logit scale with it, which Stable Diffusion does not use."""
-    prefix = families.get(kind).parts["text_encoder"].prefix
+    prefix = families.get(kind).networks["text_encoder"].prefix
     extra = {f"{prefix}text_projection.weight": torch.zeros(2, 2), f"{prefix}logit_scale": torch.zeros(())}
     path, configs, state = write(kind, **extra)
     key = "text_model.final_layer_norm.weight"

@@ -80,8 +80,8 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a prompt demands of a picture. None stands for anything: any size, any relation, any background."""
+class Description:
+    """What a prompt says of a picture. None stands for anything: any size, any relation, any background."""
 
     things: tuple[Thing, ...]
     relation: str | None
@@ -93,9 +93,9 @@ class Request:
         return canonical_caption(self)
 
 
-def request_of(scene: Scene) -> Request:
-    """What the canonical caption of `scene` demands."""
-    return Request(scene.things, scene.relation, scene.background)
+def description_of(scene: Scene) -> Description:
+    """What the canonical caption of `scene` says."""
+    return Description(scene.things, scene.relation, scene.background)
 
 
 def combination(things: Sequence[Thing], relation: str | None, background: str) -> str:
@@ -166,7 +166,7 @@ def _pair_words(rng: np.random.Generator) -> _Words:
     return (first, second), _pick(rng, RELATIONS), _pick_except(rng, COLOURS, first.colour, second.colour)
 
 
-def canonical_caption(scene: Scene | Request) -> str:
+def canonical_caption(scene: Scene | Description) -> str:
     """The plain wording, for instance 'a small red circle on an orange background'."""
     joint = f" {scene.relation or 'and'} "
     subject = joint.join(_noun(thing.size, thing) for thing in scene.things)
@@ -223,8 +223,8 @@ _CANONICAL = re.compile(
 )
 
 
-def parse_caption(text: str) -> Request | None:
-    """What a canonical caption demands; None where the wording is another. Capitals and spacing do not matter.
+def parse_caption(text: str) -> Description | None:
+    """What a canonical caption says; None where the wording is another. Capitals and spacing do not matter.
 
     Sizes, the relation ('and' in its place) and the background may be left out.
     """
@@ -235,4 +235,4 @@ def parse_caption(text: str) -> Request | None:
     things = (Thing(shape, colour, size),)
     if relation is not None:
         things += (Thing(shape_2, colour_2, size_2),)
-    return Request(things, relation if relation in RELATIONS else None, background)
+    return Description(things, relation if relation in RELATIONS else None, background)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from leandiffusion.core.errors import ConfigError
 
-from .scenes import COLOURS, SIZES, Request, Thing, combination, is_held_out, request_of, sample_scene
+from .scenes import COLOURS, SIZES, Description, Thing, combination, description_of, is_held_out, sample_scene
 from .shapes import SHAPES
 from .verify import Verdict, verify
 
@@ -67,12 +67,12 @@ def _matrix(kind: str, names: Sequence[str], counts: Counter[tuple[str, str]]) -
     return [f"| {kind} asked \\ drawn | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows]
 
 
-def score(pictures: Iterable[npt.NDArray[np.uint8]], requests: Sequence[Request]) -> Report:
-    """Judge pictures (H, W, 3) of uint8 RGB, one for each request in order. ConfigError where the numbers differ."""
-    verdicts = [verify(picture, request) for picture, request in _same_length(list(pictures), requests)]
+def score(pictures: Iterable[npt.NDArray[np.uint8]], descriptions: Sequence[Description]) -> Report:
+    """Judge pictures (H, W, 3) of uint8 RGB, one for each description in order. ConfigError for more or fewer."""
+    verdicts = [verify(picture, description) for picture, description in _same_length(list(pictures), descriptions)]
     return Report(
-        singles=_share([v.fully_right for v in verdicts if len(v.request.things) == 1]),
-        pairs=_share([v.fully_right for v in verdicts if len(v.request.things) == 2]),
+        singles=_share([v.fully_right for v in verdicts if len(v.description.things) == 1]),
+        pairs=_share([v.fully_right for v in verdicts if len(v.description.things) == 2]),
         attributes={
             name: _share([getattr(v, f"{name}_ok") for v in verdicts if _asks(v, name)]) for name in _ATTRIBUTES
         },
@@ -84,28 +84,30 @@ def score(pictures: Iterable[npt.NDArray[np.uint8]], requests: Sequence[Request]
 
 
 def _same_length(
-    pictures: list[npt.NDArray[np.uint8]], requests: Sequence[Request]
-) -> Iterable[tuple[npt.NDArray[np.uint8], Request]]:
-    if len(pictures) != len(requests):
-        raise ConfigError(f"{len(pictures)} pictures for {len(requests)} requests: give one picture for each request.")
-    return zip(pictures, requests, strict=True)
+    pictures: list[npt.NDArray[np.uint8]], descriptions: Sequence[Description]
+) -> Iterable[tuple[npt.NDArray[np.uint8], Description]]:
+    if len(pictures) != len(descriptions):
+        raise ConfigError(
+            f"{len(pictures)} pictures for {len(descriptions)} descriptions: give one picture for each description."
+        )
+    return zip(pictures, descriptions, strict=True)
 
 
 def _asks(verdict: Verdict, attribute: str) -> bool:
-    request = verdict.request
+    description = verdict.description
     if attribute == "sizes":
-        return any(thing.size for thing in request.things)
-    return getattr(request, attribute) is not None if attribute in ("background", "relation") else True
+        return any(thing.size for thing in description.things)
+    return getattr(description, attribute) is not None if attribute in ("background", "relation") else True
 
 
 def _share(rights: list[bool]) -> Share:
     return Share(sum(rights), len(rights))
 
 
-def held_out_requests(count: int, seed: int) -> list[Request]:
+def held_out_descriptions(count: int, seed: int) -> list[Description]:
     """`count` prompts that training never saw, half of one thing (first) and half of two; the same for the same seed.
 
-    `request.prompt` is the canonical wording. Pairs are all different; single things repeat only after each of the
+    `description.prompt` is the canonical wording. Pairs are all different; single things repeat only after each of the
     held-out ones was asked once. ConfigError for a count outside 1..2000.
     """
     if not 1 <= count <= 2000:
@@ -114,16 +116,20 @@ def held_out_requests(count: int, seed: int) -> list[Request]:
     singles = _held_out_singles()
     order = rng.permutation(len(singles))
     chosen = [singles[order[i % len(order)]] for i in range((count + 1) // 2)]
-    pairs: dict[Request, None] = {}
+    pairs: dict[Description, None] = {}
     while len(pairs) < count // 2:
-        pairs[request_of(sample_scene(rng, split="held_out", pair_probability=1.0))] = None
+        pairs[description_of(sample_scene(rng, split="held_out", pair_probability=1.0))] = None
     return chosen + list(pairs)
 
 
-def _held_out_singles() -> list[Request]:
-    """Every held-out request for one thing: about a tenth of 1008."""
+def _held_out_singles() -> list[Description]:
+    """Every held-out description of one thing: about a tenth of 1008."""
     every = product(SHAPES, COLOURS, SIZES, COLOURS)
-    requests = [
-        Request((Thing(shape, colour, size),), None, back) for shape, colour, size, back in every if colour != back
+    descriptions = [
+        Description((Thing(shape, colour, size),), None, back) for shape, colour, size, back in every if colour != back
     ]
-    return [request for request in requests if is_held_out(combination(request.things, None, request.background or ""))]
+    return [
+        description
+        for description in descriptions
+        if is_held_out(combination(description.things, None, description.background or ""))
+    ]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .pixels import Reading, Seen, read
-from .scenes import Request, Thing
+from .scenes import Description, Thing
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Match:
 class Verdict:
     """What was asked for beside what is there. `extra` are patches that nothing in the prompt accounts for."""
 
-    request: Request
+    description: Description
     background: str
     matches: tuple[Match, ...]
     extra: tuple[Seen, ...]
@@ -50,7 +50,7 @@ class Verdict:
 
     @property
     def background_ok(self) -> bool:
-        return self.request.background in (None, self.background)
+        return self.description.background in (None, self.background)
 
     @property
     def count_ok(self) -> bool:
@@ -71,7 +71,7 @@ class Verdict:
 
     @property
     def relation_ok(self) -> bool:
-        return self.request.relation in (None, self.relation)
+        return self.description.relation in (None, self.relation)
 
     @property
     def fully_right(self) -> bool:
@@ -83,7 +83,7 @@ class Verdict:
         """What is wrong, in words; empty when the picture is right."""
         faults = []
         if not self.background_ok:
-            faults.append(f"the background is {self.background}, not {self.request.background}")
+            faults.append(f"the background is {self.background}, not {self.description.background}")
         for match in self.matches:
             wanted = " ".join(filter(None, (match.wanted.size, match.wanted.colour, match.wanted.shape)))
             if match.found is None:
@@ -93,27 +93,28 @@ class Verdict:
         faults += [f"a {seen} was not asked for" for seen in self.extra]
         if not self.relation_ok:
             found = f"is {self.relation}" if self.relation else "cannot be compared with"
-            faults.append(f"the first thing {found} the second, not {self.request.relation} it")
+            faults.append(f"the first thing {found} the second, not {self.description.relation} it")
         return tuple(faults)
 
 
-def verify(picture: npt.NDArray[np.uint8], request: Request) -> Verdict:
+def verify(picture: npt.NDArray[np.uint8], description: Description) -> Verdict:
     """Judge a picture of shape (H, W, 3), RGB 0..255, 32 pixels or more each way; ConfigError for any other."""
-    return judge(read(picture), request)
+    return judge(read(picture), description)
 
 
-def judge(reading: Reading, request: Request) -> Verdict:
+def judge(reading: Reading, description: Description) -> Verdict:
     """Match what was read with what was asked for, in the way that leaves the fewest faults."""
-    choices = [*reading.things[:4], *[None] * len(request.things)]  # the largest four: enough to name what is wrong
+    choices = [*reading.things[:4], *[None] * len(description.things)]  # the largest four: enough to name what is wrong
     return max(
-        (_pair_up(request, reading, chosen) for chosen in permutations(choices, len(request.things))), key=_merit
+        (_pair_up(description, reading, chosen) for chosen in permutations(choices, len(description.things))),
+        key=_merit,
     )
 
 
-def _pair_up(request: Request, reading: Reading, chosen: tuple[Seen | None, ...]) -> Verdict:
-    matches = tuple(Match(wanted, found) for wanted, found in zip(request.things, chosen, strict=True))
+def _pair_up(description: Description, reading: Reading, chosen: tuple[Seen | None, ...]) -> Verdict:
+    matches = tuple(Match(wanted, found) for wanted, found in zip(description.things, chosen, strict=True))
     extra = tuple(seen for seen in reading.things if not any(seen is found for found in chosen))
-    return Verdict(request, reading.background, matches, extra, _relation(*chosen) if len(chosen) == 2 else None)
+    return Verdict(description, reading.background, matches, extra, _relation(*chosen) if len(chosen) == 2 else None)
 
 
 def _merit(verdict: Verdict) -> tuple[int, int, bool]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.demo import DEFAULTS
-from tools.demo_world.score import Report, held_out_requests, score
+from tools.demo_world.score import Report, held_out_descriptions, score
 
 _BATCH = 25
 
@@ -31,13 +31,13 @@ def draw_and_score(folder: Path, settings: Scoring, sheet: Path | None = None) -
     """Draw the held-out prompts, each with its own seed, and judge them; `sheet` gets a contact sheet of the first."""
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    requests = held_out_requests(settings.count, settings.seed)
+    descriptions = held_out_descriptions(settings.count, settings.seed)
     pictures: list[np.ndarray] = []
-    for start in tqdm(range(0, len(requests), _BATCH), desc="draw", mininterval=5):
-        chunk = requests[start : start + _BATCH]
+    for start in tqdm(range(0, len(descriptions), _BATCH), desc="draw", mininterval=5):
+        chunk = descriptions[start : start + _BATCH]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(chunk))]
         images = pipe(
-            [request.prompt for request in chunk],
+            [description.prompt for description in chunk],
             generator=generators,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance_scale,
@@ -45,7 +45,7 @@ def draw_and_score(folder: Path, settings: Scoring, sheet: Path | None = None) -
         pictures += [np.asarray(image) for image in images]
     if sheet is not None:
         _save_sheet(pictures, sheet)
-    return score(pictures, requests)
+    return score(pictures, descriptions)
 
 
 def describe(settings: Scoring, table: str) -> str:

@@ -5,6 +5,6 @@ One file per family (sd1, sd2, sdxl) adds its `Family` to the registry `families
 
 from __future__ import annotations
 
-from .base import Family, Part, detect, families
+from .base import Family, NetworkSpec, detect, families
 
-__all__ = ["Family", "Part", "detect", "families"]
+__all__ = ["Family", "NetworkSpec", "detect", "families"]

@@ -20,7 +20,7 @@ VAE_PREFIX = "first_stage_model."
 
 
 @dataclass(frozen=True)
-class Part:
+class NetworkSpec:
     """One network of a family.
 
     `prefix` is that of its tensors in a single file, `elsewhere` their prefixes in some; `convert` renames them to its
@@ -38,16 +38,16 @@ class Part:
 class Family:
     """A kind of Stable Diffusion.
 
-    `parts` are the networks by component name; `tokenizers` the settings of the standard CLIP tokenizer by component
-    name; `scheduler` a class name and its config; `recognises` tells its single files from its header; `size` is the
-    side of the square pictures it was trained on, in pixels; `ambiguous_prediction` means that the file does not tell
-    whether the UNet predicts noise or velocity.
+    `networks` by component name; `tokenizers` the settings of the standard CLIP tokenizer by component name;
+    `scheduler` a class name and its config; `recognises` tells its single files from its header; `size` is the side of
+    the square pictures it was trained on, in pixels; `ambiguous_prediction` means that the file does not tell whether
+    the UNet predicts noise or velocity; `absent` are the components that it does without.
     """
 
     name: str
     title: str
     pipeline: str
-    parts: Mapping[str, Part]
+    networks: Mapping[str, NetworkSpec]
     tokenizers: Mapping[str, Mapping[str, Any]]
     scheduler: tuple[str, Mapping[str, Any]]
     recognises: Callable[[Entries], bool]
@@ -57,9 +57,9 @@ class Family:
 
     def with_config(self, component: str, **changes: Any) -> Family:
         """This family with other settings for one of its networks."""
-        part = self.parts[component]
-        changed = replace(part, config={**part.config, **changes})
-        return replace(self, parts={**self.parts, component: changed})
+        spec = self.networks[component]
+        changed = replace(spec, config={**spec.config, **changes})
+        return replace(self, networks={**self.networks, component: changed})
 
     def with_scheduler(self, **changes: Any) -> Family:
         """This family with other scheduler settings."""
@@ -73,8 +73,8 @@ class Family:
     def footprint(self, dtype: torch.dtype = torch.float16) -> dict[str, int]:
         """Bytes of each network's weights at that dtype, from shapes alone."""
         sizes: dict[str, int] = {}
-        for name, part in self.parts.items():
-            cls, config = component_class(part.class_name), part.config
+        for name, spec in self.networks.items():
+            cls, config = component_class(spec.class_name), spec.config
             sizes[name] = tensor_bytes(build_empty(lambda cls=cls, config=config: cls.from_config(config)), dtype)
         return sizes
 

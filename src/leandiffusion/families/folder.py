@@ -45,8 +45,8 @@ _KINDS = {
     "feature_extractor": ("CLIPImageProcessor",),
 }
 
-# What a task does not need of a component: prefixes of parameter names.
-UNNEEDED = {("text2img", "AutoencoderKL"): ("encoder.", "quant_conv.")}
+UNNEEDED: Mapping[str, tuple[str, ...]] = {"AutoencoderKL": ("encoder.", "quant_conv.")}
+"""What text to image does not need of its networks: prefixes of parameter names, by class."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,17 @@ def open_folder(
     use_safetensors: bool | None = None,
     components: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
-    task: str | None = "text2img",
+    leave_out: Mapping[str, tuple[str, ...]] = UNNEEDED,
     progress: Callable[[str], None] | None = None,
     on_disk: bool = False,
 ) -> dict[str, Any]:
     """Every component that the folder's model_index.json names, by name; absent ones are None.
 
     `components` holds objects to use as given, and None for those to leave out: neither is looked for on disk. `dtype`
-    is for all networks, or by component name with "default" for the rest. `task` says what will be done, so that
-    weights it does not need stay on disk: for "text2img" the VAE's encoder; None loads all. `progress` is called with
-    each component's name before it is opened. `on_disk` leaves weights in their files until they are used. A component
-    without the variant asked for gets its plain weights, with a warning.
+    is for all networks, or by component name with "default" for the rest. Weights that `leave_out` names, by class and
+    the beginning of their names, stay on disk and are read whenever they are used: the VAE's encoder unless told
+    otherwise. `progress` is called with each component's name before it is opened. `on_disk` leaves all weights in
+    their files until they are used. A component without the variant asked for gets its plain weights, with a warning.
 
     Raises ConfigError for classes and settings that are not supported, and the kinds of WeightsError. Everything that
     can be seen from names and configs is checked before the first weights are read.
@@ -142,7 +142,7 @@ def open_folder(
             device=device,
             variant=variants[name],
             use_safetensors=use_safetensors,
-            leave_out=UNNEEDED.get((task or "", cls.__name__)),
+            leave_out=leave_out.get(cls.__name__),
             on_disk=on_disk,
         )
     return opened

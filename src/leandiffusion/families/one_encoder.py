@@ -10,7 +10,7 @@ from torch import Tensor
 from ..run import inputs
 from ..run.conditioning import Conditioning, Tensors, both_halves
 from .conditioner import Conditioner, Notice
-from .text import check_clip_skip, encode_text, tokenize
+from .prompts import check_clip_skip, encode_text, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..weights.convert import Entries, convert_clip, convert_unet, convert_vae
-from .base import UNET_PREFIX, VAE_PREFIX, Family, Part, cross_attention_size, families
+from .base import UNET_PREFIX, VAE_PREFIX, Family, NetworkSpec, cross_attention_size, families
 
 UNET = {
     "sample_size": 64,
@@ -54,16 +54,16 @@ SD1 = families.add(
         name="sd1",
         title="Stable Diffusion 1",
         pipeline="StableDiffusionPipeline",
-        parts={
-            "text_encoder": Part(
+        networks={
+            "text_encoder": NetworkSpec(
                 "CLIPTextModel",
                 CLIP_L,
                 "cond_stage_model.transformer.",
                 convert_clip,
                 elsewhere=("conditioner.embedders.0.transformer.",),
             ),
-            "unet": Part("UNet2DConditionModel", UNET, UNET_PREFIX, convert_unet),
-            "vae": Part("AutoencoderKL", VAE, VAE_PREFIX, convert_vae),
+            "unet": NetworkSpec("UNet2DConditionModel", UNET, UNET_PREFIX, convert_unet),
+            "vae": NetworkSpec("AutoencoderKL", VAE, VAE_PREFIX, convert_vae),
         },
         tokenizers={"tokenizer": {}},
         scheduler=("PNDMScheduler", NOISE | {"skip_prk_steps": True, "set_alpha_to_one": False}),

@@ -6,7 +6,7 @@ The 512 px ("base") and 768 px models have the same tensors; what the UNet predi
 from __future__ import annotations
 
 from ..weights.convert import Entries, convert_open_clip, convert_unet, convert_vae
-from .base import UNET_PREFIX, VAE_PREFIX, Family, Part, cross_attention_size, families
+from .base import UNET_PREFIX, VAE_PREFIX, Family, NetworkSpec, cross_attention_size, families
 from .sd1 import NOISE, UNET, VAE
 
 OPEN_CLIP_H = {
@@ -31,15 +31,15 @@ SD2 = families.add(
         name="sd2",
         title="Stable Diffusion 2",
         pipeline="StableDiffusionPipeline",
-        parts={
-            "text_encoder": Part(
+        networks={
+            "text_encoder": NetworkSpec(
                 "CLIPTextModel",
                 OPEN_CLIP_H,
                 "cond_stage_model.model.",
                 convert_open_clip,
                 elsewhere=("conditioner.embedders.0.model.",),  # as newer training code names it: SD-Turbo
             ),
-            "unet": Part(
+            "unet": NetworkSpec(
                 "UNet2DConditionModel",
                 UNET
                 | {
@@ -52,7 +52,7 @@ SD2 = families.add(
                 UNET_PREFIX,
                 convert_unet,
             ),
-            "vae": Part("AutoencoderKL", VAE | {"sample_size": 768}, VAE_PREFIX, convert_vae),
+            "vae": NetworkSpec("AutoencoderKL", VAE | {"sample_size": 768}, VAE_PREFIX, convert_vae),
         },
         tokenizers={"tokenizer": {"pad_token": "!"}},
         scheduler=("DDIMScheduler", NOISE | {"clip_sample": False, "set_alpha_to_one": False}),

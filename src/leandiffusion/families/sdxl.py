@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..weights.convert import Entries, convert_clip, convert_open_clip, convert_unet, convert_vae
-from .base import UNET_PREFIX, VAE_PREFIX, Family, Part, cross_attention_size, families
+from .base import UNET_PREFIX, VAE_PREFIX, Family, NetworkSpec, cross_attention_size, families
 from .sd1 import CLIP_L, NOISE, VAE
 
 UNET = {
@@ -44,13 +44,13 @@ SDXL = families.add(
         name="sdxl",
         title="Stable Diffusion XL",
         pipeline="StableDiffusionXLPipeline",
-        parts={
-            "text_encoder": Part("CLIPTextModel", CLIP_L, "conditioner.embedders.0.transformer.", convert_clip),
-            "text_encoder_2": Part(
+        networks={
+            "text_encoder": NetworkSpec("CLIPTextModel", CLIP_L, "conditioner.embedders.0.transformer.", convert_clip),
+            "text_encoder_2": NetworkSpec(
                 "CLIPTextModelWithProjection", OPEN_CLIP_BIG_G, "conditioner.embedders.1.model.", convert_open_clip
             ),
-            "unet": Part("UNet2DConditionModel", UNET, UNET_PREFIX, convert_unet),
-            "vae": Part(
+            "unet": NetworkSpec("UNet2DConditionModel", UNET, UNET_PREFIX, convert_unet),
+            "vae": NetworkSpec(
                 "AutoencoderKL",
                 VAE | {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
                 VAE_PREFIX,

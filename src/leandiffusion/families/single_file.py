@@ -19,7 +19,7 @@ from ..weights.convert import Entries, under
 from ..weights.header import read_header
 from ..weights.load import fill_network, read_config
 from ..weights.read import TensorReader
-from .base import UNET_PREFIX, Family, Part, detect, families
+from .base import UNET_PREFIX, Family, NetworkSpec, detect, families
 from .folder import UNNEEDED, component_class
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -38,7 +38,7 @@ def open_single_file(
     dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
     device: str | torch.device | None = None,
     components: Mapping[str, Any] | None = None,
-    task: str | None = "text2img",
+    leave_out: Mapping[str, tuple[str, ...]] = UNNEEDED,
     family: str | None = None,
     prediction_type: str | None = None,
     config: str | Path | None = None,
@@ -51,8 +51,8 @@ def open_single_file(
     `family` ('sd1', 'sd2', 'sdxl') wins over detection. `prediction_type` ('epsilon', 'v_prediction', 'sample') says
     what the UNet predicts where the file cannot: SD2 at 512 px predicts noise, at 768 px velocity. `config` is a local
     pipeline folder whose config.json files replace the built-in ones. Of `original_config`, a local .yaml of the
-    training code, the `parameterization` is read. `dtype`, `device`, `components`, `task`, `progress`, `on_disk`: as
-    in `open_folder`.
+    training code, the `parameterization` is read. `dtype`, `device`, `components`, `leave_out`, `progress`, `on_disk`:
+    as in `open_folder`.
 
     Raises UnsafeFormat for pickles, MalformedFile, TensorMismatch, WeightsError for files of another kind, ConfigError
     for wrong arguments. Nothing is downloaded.
@@ -67,13 +67,16 @@ def open_single_file(
     kind = _predicting(kind, entries, path, prediction, settled)
     given = dict(components or {})
     opened: dict[str, Any] = dict.fromkeys(kind.absent)
-    for name, part in kind.parts.items():
+    for name, spec in kind.networks.items():
         if name in given:
             continue
         if progress is not None:
             progress(name)
         chosen = dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype
-        opened[name] = _open_part(part, name, entries, path, dtype=chosen, device=device, task=task, on_disk=on_disk)
+        unneeded = leave_out.get(spec.class_name)
+        opened[name] = _open_network(
+            spec, name, entries, path, dtype=chosen, device=device, leave_out=unneeded, on_disk=on_disk
+        )
     for name, settings in kind.tokenizers.items():
         if name not in given:
             opened[name] = component_class("CLIPTokenizer").standard(**settings)
@@ -83,27 +86,26 @@ def open_single_file(
     return opened | given
 
 
-def _open_part(
-    part: Part,
+def _open_network(
+    spec: NetworkSpec,
     name: str,
     entries: Entries,
     path: Path,
     *,
     dtype: torch.dtype | None,
     device: str | torch.device | None,
-    task: str | None,
+    leave_out: tuple[str, ...] | None,
     on_disk: bool,
 ) -> torch.nn.Module:
-    cls = component_class(part.class_name)
-    found = next((inside for prefix in (part.prefix, *part.elsewhere) if (inside := under(entries, prefix))), None)
+    cls = component_class(spec.class_name)
+    found = next((inside for prefix in (spec.prefix, *spec.elsewhere) if (inside := under(entries, prefix))), None)
     if not found:
         raise TensorMismatch(
-            f"{path} has no {name}: expected tensors named {part.prefix}…. Pass {name}=…, opened from elsewhere."
+            f"{path} has no {name}: expected tensors named {spec.prefix}…. Pass {name}=…, opened from elsewhere."
         )
-    named = named_for(cls, part.convert(found, part.config))
-    leave_out = UNNEEDED.get((task or "", part.class_name))
+    named = named_for(cls, spec.convert(found, spec.config))
     return fill_network(
-        cls, part.config, named, source=name, dtype=dtype, device=device, leave_out=leave_out, on_disk=on_disk
+        cls, spec.config, named, source=name, dtype=dtype, device=device, leave_out=leave_out, on_disk=on_disk
     )
 
 
@@ -126,9 +128,9 @@ def open_unet(
     if config is not None:
         folder = config / "unet" if (config / "unet").is_dir() else config
         kind = kind.with_config("unet", **{k: v for k, v in read_config(folder).items() if not k.startswith("_")})
-    part = kind.parts["unet"]
-    named = named_for(cls, part.convert(under(entries, UNET_PREFIX), part.config))
-    return fill_network(cls, part.config, named, source=str(path), dtype=dtype, device=device)
+    spec = kind.networks["unet"]
+    named = named_for(cls, spec.convert(under(entries, UNET_PREFIX), spec.config))
+    return fill_network(cls, spec.config, named, source=str(path), dtype=dtype, device=device)
 
 
 openers.add("UNet2DConditionModel", open_unet)
@@ -152,7 +154,7 @@ def _configured(kind: Family, folder: Path) -> tuple[Family, bool]:
         raise CheckpointNotFound(
             f"config={str(folder)!r} is not a local folder: it must hold the folders of components."
         )
-    for name in kind.parts:
+    for name in kind.networks:
         if (folder / name / "config.json").is_file():
             values = {k: v for k, v in read_config(folder / name).items() if not k.startswith("_")}
             kind = kind.with_config(name, **values)
@@ -196,7 +198,7 @@ def _predicting(kind: Family, entries: Entries, path: Path, prediction: str | No
 
 
 def _sd2_prediction(kind: Family, entries: Entries, path: Path) -> str:
-    if kind.parts["unet"].config["in_channels"] == 9:
+    if kind.networks["unet"].config["in_channels"] == 9:
         return "epsilon"  # the one inpainting model predicts noise
     if (steps := entries.get("global_step")) is not None and steps.shape == ():
         [(_, value)] = TensorReader(None, torch.device("cpu")).read_all({"global_step": steps})

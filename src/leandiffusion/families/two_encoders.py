@@ -12,7 +12,7 @@ from ..core.errors import ConfigError
 from ..run import inputs
 from ..run.conditioning import Conditioning, Tensors, both_halves
 from .conditioner import Conditioner, Notice
-from .text import check_clip_skip, encode_text, tokenize
+from .prompts import check_clip_skip, encode_text, tokenize
 
 Size = tuple[int, int]
 OTHERWISE = "pass prompt_embeds, pooled_prompt_embeds and their negative_ ones"

@@ -78,7 +78,7 @@ class CustomProcessor:
         return backends.get("plain").workspace_bytes(batch, heads, queries, keys, itemsize)
 
 
-class Processable(nn.Module):
+class WithProcessor(nn.Module):
     """What processors read from an attention layer, and how one is set. Letters: B samples, T, S tokens, nh heads."""
 
     spatial_norm: ClassVar[None] = None
@@ -176,7 +176,7 @@ class Processable(nn.Module):
 
 def attention_layers(network: nn.Module) -> Iterator[tuple[str, Attention]]:
     """Every attention layer of a network with its name, in order of declaration."""
-    layers = ((name, module) for name, module in network.named_modules() if isinstance(module, Processable))
+    layers = ((name, module) for name, module in network.named_modules() if isinstance(module, WithProcessor))
     return cast("Iterator[tuple[str, Attention]]", layers)
 
 

@@ -16,10 +16,10 @@ from ..attention import AttentionBackend, backends
 from ..attention.sliced import Sliced
 from ..core.errors import ConfigError
 from .blocks import GradientCheckpointing, in_place_allowed
-from .processors import CustomProcessor, Processable, attention_layers
+from .processors import CustomProcessor, WithProcessor, attention_layers
 
 
-class Attention(Processable):
+class Attention(WithProcessor):
     """Multi-head attention (Vaswani et al. 2017) over tokens; `context` None means self-attention.
 
     `backend` is the kernel that runs: replace it on the instance to change how, never what, is computed. ConfigError

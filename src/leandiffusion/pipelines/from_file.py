@@ -50,7 +50,7 @@ class FromFile(Opening):
         travel, device = opening_offload(offload, None if device is None else check_device(device))
         on_disk = travel is not None and is_host(travel.compute_device)
         family = detect_file(Path(path).expanduser())
-        there = dict.fromkeys([*family.parts, *family.tokenizers, "scheduler"], "")
+        there = dict.fromkeys([*family.networks, *family.tokenizers, "scheduler"], "")
         cls._check_fit(f"{path}, a {family.title} checkpoint,", there, components)
         folder = None if config is None else Path(config).expanduser()
         components = open_given(components, cls.__name__, folder, dtype=chosen, device=device, on_disk=on_disk)

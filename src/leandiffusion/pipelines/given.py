@@ -67,7 +67,7 @@ def open_given(
     path = local_path(part)
     chosen = dtype.get("vae", dtype.get("default")) if isinstance(dtype, Mapping) else dtype
     how: dict[str, Any] = {"dtype": chosen, "device": device, "on_disk": on_disk}
-    how["leave_out"] = UNNEEDED["text2img", AutoencoderKL.__name__]
+    how["leave_out"] = UNNEEDED[AutoencoderKL.__name__]
     if path.is_dir():
         vae = open_network(AutoencoderKL, path / "vae" if (path / INDEX_FILE).is_file() else path, **how)
     else:
@@ -84,5 +84,5 @@ def _shared(pipeline: str, folder: Path | None) -> dict[str, Any]:
         settings: Mapping[str, Any] = read_json(file)
     else:
         kinds = [families.get(name) for name in families]
-        settings = next((kind.parts["vae"].config for kind in kinds if kind.pipeline == pipeline), {})
+        settings = next((kind.networks["vae"].config for kind in kinds if kind.pipeline == pipeline), {})
     return {key: settings[key] for key in _SHARED if key in settings}

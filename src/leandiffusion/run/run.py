@@ -173,6 +173,6 @@ def _check_rows(embeds: Tensor, rows: int) -> None:
 def _check_finite(latents: Tensor, predicted: Tensor) -> None:
     if not predicted or not torch.isfinite(latents).all():
         raise NonFiniteError(
-            f"the denoised latents hold NaN or infinity ({latents.dtype}): the UNet's numbers left the range of its "
-            "dtype. Use dtype=torch.bfloat16 or torch.float32, or a lower guidance_scale."
+            f"the denoised latents hold NaN or infinity ({latents.dtype}): the UNet overflowed. Use "
+            "dtype=torch.bfloat16 or torch.float32, or a lower guidance_scale."
         )

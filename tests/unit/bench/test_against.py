@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from leandiffusion.bench.record import Measurement, Records
-from leandiffusion.bench.report.against import duels, precision
+from leandiffusion.bench.report.against import comparisons, precision
 from leandiffusion.bench.report.tables import markdown
 
 Make = Callable[..., Records]
@@ -15,17 +15,20 @@ Maker = Callable[..., Measurement]
 
 
 def test_peers_are_held_against_our_fastest_alike(published: Records) -> None:
-    found = {duel.peer: duel for duel in duels(published)}
-    assert {duel.ours for duel in found.values()} == {"memory_efficient"}
+    found = {comparison.peer: comparison for comparison in comparisons(published)}
+    assert {comparison.ours for comparison in found.values()} == {"memory_efficient"}
     assert [what for what, _ in found["openvino_half"].losses()] == ["slower per step"]
     assert found["diffusers_half"].losses() == []
 
 
 def test_a_peer_in_float32_is_held_against_float32_and_the_fastest(records_of: Make, measure: Maker) -> None:
     peer = measure("openvino_half", dtype="float32")
-    found = duels(records_of(measure("plain"), measure("best_fp32"), measure("traced"), peer))
-    assert [(duel.ours, duel.comparable) for duel in found] == [("best_fp32", True), ("traced", False)]
-    assert duels(records_of(measure("plain"), measure("openvino_half")))[0].comparable is False
+    found = comparisons(records_of(measure("plain"), measure("best_fp32"), measure("traced"), peer))
+    assert [(comparison.ours, comparison.comparable) for comparison in found] == [
+        ("best_fp32", True),
+        ("traced", False),
+    ]
+    assert comparisons(records_of(measure("plain"), measure("openvino_half")))[0].comparable is False
 
 
 def test_tf32_is_not_full_precision(records_of: Make, measure: Maker) -> None:

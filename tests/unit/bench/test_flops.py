@@ -14,10 +14,10 @@ from leandiffusion.families.base import families
 def _configs(family: str, folder: Path, **unet: Any) -> Path:
     """The family's JSON files, without any weights."""
     found = families.get(family).with_config("unet", **unet)
-    for name, part in found.parts.items():
+    for name, part in found.networks.items():
         (folder / name).mkdir(parents=True)
         write_json(folder / name / "config.json", part.config)
-    index = {name: ["diffusers", part.class_name] for name, part in found.parts.items()}
+    index = {name: ["diffusers", part.class_name] for name, part in found.networks.items()}
     write_json(folder / "model_index.json", {"_class_name": found.pipeline, **index})
     return folder
 

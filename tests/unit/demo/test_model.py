@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tools.demo_world.scenes import request_of, sample_scene
+from tools.demo_world.scenes import description_of, sample_scene
 from tools.demo_world.verify import verify
 
 from leandiffusion import StableDiffusionPipeline
@@ -28,15 +28,15 @@ def test_it_is_small_and_holds_no_pickles() -> None:
 def test_it_draws_what_it_is_asked_for(pipe: StableDiffusionPipeline) -> None:
     """At least 17 of 20 single shapes: with 97.5% right, as measured, fewer would come by chance once in 700 runs."""
     rng = np.random.default_rng(0)
-    requests = [request_of(sample_scene(rng, split="all", pair_probability=0)) for _ in range(20)]
+    descriptions = [description_of(sample_scene(rng, split="all", pair_probability=0)) for _ in range(20)]
     images = pipe(
-        [request.prompt for request in requests],
+        [description.prompt for description in descriptions],
         generator=[torch.Generator().manual_seed(i) for i in range(20)],
         num_inference_steps=DEFAULTS["steps"],
         guidance_scale=DEFAULTS["guidance_scale"],
     ).images
-    verdicts = [verify(np.asarray(image), request) for image, request in zip(images, requests, strict=True)]
-    wrong = {verdict.request.prompt: verdict.reasons for verdict in verdicts if not verdict.fully_right}
+    verdicts = [verify(np.asarray(image), description) for image, description in zip(images, descriptions, strict=True)]
+    wrong = {verdict.description.prompt: verdict.reasons for verdict in verdicts if not verdict.fully_right}
     assert len(wrong) <= 3, wrong
 
 

@@ -13,15 +13,15 @@ from tools.demo_world.scenes import (
     PALETTE,
     RELATIONS,
     SIZES,
-    Request,
+    Description,
     Scene,
     Thing,
     canonical_caption,
     caption,
     combination,
+    description_of,
     is_held_out,
     parse_caption,
-    request_of,
     sample_scene,
 )
 from tools.demo_world.shapes import SHAPES
@@ -146,26 +146,26 @@ def test_wrong_settings_are_refused(setting, value):
 
 def test_canonical_captions_read_as_documented():
     red, square = Thing("circle", "red", "small"), Thing("square", "blue")
-    assert Request((red,), None, "orange").prompt == "a small red circle on an orange background"
-    pair = Request((Thing("star", "orange"), square), "left of", "white")
+    assert Description((red,), None, "orange").prompt == "a small red circle on an orange background"
+    pair = Description((Thing("star", "orange"), square), "left of", "white")
     assert pair.prompt == "an orange star left of a blue square on a white background"
-    assert Request((square,), None, None).prompt == "a blue square"
+    assert Description((square,), None, None).prompt == "a blue square"
 
 
 def test_canonical_captions_parse_back():
     for scene in draw(1000, split="all"):
-        assert parse_caption(canonical_caption(scene)) == request_of(scene)
-        assert parse_caption(canonical_caption(scene).upper() + ".") == request_of(scene)
+        assert parse_caption(canonical_caption(scene)) == description_of(scene)
+        assert parse_caption(canonical_caption(scene).upper() + ".") == description_of(scene)
 
 
 @pytest.mark.parametrize(
-    ("text", "request_"),
+    ("text", "description_"),
     [
-        ("a orange ring on a orange background", Request((Thing("ring", "orange"),), None, "orange")),
-        ("a large red cross", Request((Thing("cross", "red", "large"),), None, None)),
+        ("a orange ring on a orange background", Description((Thing("ring", "orange"),), None, "orange")),
+        ("a large red cross", Description((Thing("cross", "red", "large"),), None, None)),
         (
             "a red cross and  a blue star",
-            Request((Thing("cross", "red"), Thing("star", "blue")), None, None),
+            Description((Thing("cross", "red"), Thing("star", "blue")), None, None),
         ),
         ("a red dog on a blue background", None),
         ("a red circle above on a blue background", None),
@@ -173,8 +173,8 @@ def test_canonical_captions_parse_back():
         ("", None),
     ],
 )
-def test_parsing(text, request_):
-    assert parse_caption(text) == request_
+def test_parsing(text, description_):
+    assert parse_caption(text) == description_
 
 
 def test_captions_are_short_varied_and_in_the_vocabulary():

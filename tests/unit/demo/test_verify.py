@@ -13,12 +13,12 @@ from tools.demo_world.scenes import (
     COLOURS,
     PALETTE,
     RELATIONS,
+    Description,
     Placed,
-    Request,
     Scene,
     Thing,
+    description_of,
     parse_caption,
-    request_of,
     sample_scene,
 )
 from tools.demo_world.shapes import SHAPES
@@ -32,33 +32,33 @@ def other(rng: np.random.Generator, names, name: str | None) -> str:
     return rest[rng.integers(len(rest))]
 
 
-def wrong_requests(request: Request, rng: np.random.Generator) -> Iterator[tuple[str, Request]]:
-    """`request` with exactly one attribute changed, for every attribute it has."""
+def wrong_descriptions(description: Description, rng: np.random.Generator) -> Iterator[tuple[str, Description]]:
+    """`description` with exactly one attribute changed, for every attribute it has."""
 
-    def put(i: int, thing: Thing) -> Request:
-        return replace(request, things=(*request.things[:i], thing, *request.things[i + 1 :]))
+    def put(i: int, thing: Thing) -> Description:
+        return replace(description, things=(*description.things[:i], thing, *description.things[i + 1 :]))
 
-    yield "background", replace(request, background=other(rng, COLOURS, request.background))
-    for i, thing in enumerate(request.things):
+    yield "background", replace(description, background=other(rng, COLOURS, description.background))
+    for i, thing in enumerate(description.things):
         yield "colour", put(i, replace(thing, colour=other(rng, COLOURS, thing.colour)))
         yield "shape", put(i, replace(thing, shape=other(rng, SHAPES, thing.shape)))
-        if request.relation is None:
+        if description.relation is None:
             yield "size", put(i, replace(thing, size=other(rng, ("small", "large"), thing.size)))
-    if request.relation is not None:
-        yield "relation", replace(request, relation=other(rng, RELATIONS, request.relation))
-        yield "swapped", replace(request, things=request.things[::-1])
-        yield "one too many", Request(request.things[:1], None, request.background)
+    if description.relation is not None:
+        yield "relation", replace(description, relation=other(rng, RELATIONS, description.relation))
+        yield "swapped", replace(description, things=description.things[::-1])
+        yield "one too many", Description(description.things[:1], None, description.background)
 
 
 def check(count: int, seed: int, change, least: float) -> None:
-    """Of `count` scenes the part `least` is judged right, and of their changed requests the part `least` wrong."""
+    """Of `count` scenes the part `least` is judged right, and of their changed descriptions the part `least` wrong."""
     rng = np.random.default_rng(seed)
     accepted, rejected = [], []
     for _ in range(count):
         scene = sample_scene(rng, split="all", pair_probability=0.5)
-        reading, request = read(change(render(scene), rng)), request_of(scene)
-        accepted.append(judge(reading, request).fully_right)
-        rejected += [not judge(reading, wrong).fully_right for _, wrong in wrong_requests(request, rng)]
+        reading, description = read(change(render(scene), rng)), description_of(scene)
+        accepted.append(judge(reading, description).fully_right)
+        rejected += [not judge(reading, wrong).fully_right for _, wrong in wrong_descriptions(description, rng)]
     assert np.mean(accepted) >= least
     assert np.mean(rejected) >= least
 
@@ -88,7 +88,7 @@ def test_other_sizes_and_more_blur(soften, side, sigma, least):
     rng, right = np.random.default_rng(side), []
     for _ in range(120):
         scene = sample_scene(rng, split="all")
-        right.append(verify(soften(render(scene, side), rng, sigma=sigma), request_of(scene)).fully_right)
+        right.append(verify(soften(render(scene, side), rng, sigma=sigma), description_of(scene)).fully_right)
     assert np.mean(right) >= least
 
 
@@ -112,23 +112,23 @@ def scribble(scene: Scene, rows: slice, columns: slice, colour: str) -> np.ndarr
 )
 def test_what_was_not_asked_for_is_a_fault(rows, columns, colour):
     picture = scribble(RED_CIRCLE, rows, columns, colour)
-    verdict = verify(picture, request_of(RED_CIRCLE))
+    verdict = verify(picture, description_of(RED_CIRCLE))
     assert not verdict.fully_right
     assert not verdict.count_ok
 
 
 def test_a_few_stray_pixels_are_no_fault():
-    assert verify(scribble(RED_CIRCLE, slice(8, 12), slice(8, 12), "green"), request_of(RED_CIRCLE)).fully_right
+    assert verify(scribble(RED_CIRCLE, slice(8, 12), slice(8, 12), "green"), description_of(RED_CIRCLE)).fully_right
 
 
 def test_a_ring_needs_its_hole_and_a_circle_must_not_have_one():
-    ring = Request((Thing("ring", "red"),), None, "blue")
+    ring = Description((Thing("ring", "red"),), None, "blue")
     verdict = verify(render(RED_CIRCLE), ring)
     assert not verdict.shapes_ok
     assert verdict.colours_ok
     hollow = Scene((Placed(Thing("ring", "red"), 60.0, 66.0, 28.0),), None, "blue")
     assert verify(render(hollow), ring).fully_right
-    assert not verify(render(hollow), request_of(RED_CIRCLE)).fully_right
+    assert not verify(render(hollow), description_of(RED_CIRCLE)).fully_right
 
 
 def test_a_smear_has_no_clear_shape():
@@ -150,45 +150,45 @@ def test_edges_that_pass_a_third_colour_make_no_object(soften):
     scene = Scene(things, "left of", "yellow")
     for sigma in (1.0, 2.0):
         picture = soften(render(scene), np.random.default_rng(0), sigma=sigma)
-        assert verify(picture, request_of(scene)).fully_right
+        assert verify(picture, description_of(scene)).fully_right
 
 
 @pytest.mark.parametrize("level", [0, 127, 255])
 def test_an_empty_picture_misses_everything(level):
-    request = parse_caption("a red circle above a blue square on a green background")
-    assert request is not None
-    verdict = verify(np.full((96, 96, 3), level, np.uint8), request)
+    description = parse_caption("a red circle above a blue square on a green background")
+    assert description is not None
+    verdict = verify(np.full((96, 96, 3), level, np.uint8), description)
     assert [match.found for match in verdict.matches] == [None, None]
     assert not any((verdict.fully_right, verdict.count_ok, verdict.colours_ok, verdict.relation_ok))
 
 
 def test_noise_is_read_without_an_error():
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
-    assert not verify(noise, request_of(RED_CIRCLE)).fully_right
+    assert not verify(noise, description_of(RED_CIRCLE)).fully_right
 
 
 def test_what_the_prompt_leaves_open_is_not_judged():
     picture = render(Scene((Placed(Thing("star", "green", "small"), 40.0, 40.0, 16.0),), None, "white"))
     for text in ("a green star", "a small green star", "a green star on a white background"):
-        request = parse_caption(text)
-        assert request is not None
-        assert verify(picture, request).fully_right
+        description = parse_caption(text)
+        assert description is not None
+        assert verify(picture, description).fully_right
 
 
 def test_two_things_without_a_relation_may_stand_anyhow():
-    request = parse_caption("a red circle and a blue square on a white background")
-    assert request is not None
+    description = parse_caption("a red circle and a blue square on a white background")
+    assert description is not None
     seen = Seen("circle", "red", 90.0, 90.0, 20.0, 1.0), Seen("square", "blue", 30.0, 20.0, 18.0, 1.0)
-    assert judge(Reading("white", seen), request).fully_right
-    assert judge(Reading("white", seen[::-1]), request).fully_right
+    assert judge(Reading("white", seen), description).fully_right
+    assert judge(Reading("white", seen[::-1]), description).fully_right
 
 
 def test_reasons_name_what_is_wrong():
     things = Placed(Thing("circle", "red"), 64.0, 30.0, 20.0), Placed(Thing("square", "blue"), 70.0, 90.0, 20.0)
     picture = render(Scene(things, "above", "white"))
-    request = parse_caption("a red circle below a green square on a black background")
-    assert request is not None
-    assert verify(picture, request).reasons == (
+    description = parse_caption("a red circle below a green square on a black background")
+    assert description is not None
+    assert verify(picture, description).reasons == (
         "the background is white, not black",
         "instead of the green square there is a small blue square",
         "the first thing is above the second, not below it",
@@ -201,8 +201,8 @@ def test_reasons_name_what_is_wrong():
 def test_same_colour_is_matched_by_shape():
     things = Placed(Thing("ring", "red"), 30.0, 60.0, 20.0), Placed(Thing("cross", "red"), 90.0, 66.0, 20.0)
     scene = Scene(things, "left of", "white")
-    assert verify(render(scene), request_of(scene)).fully_right
-    assert not verify(render(scene), replace(request_of(scene), relation="right of")).fully_right
+    assert verify(render(scene), description_of(scene)).fully_right
+    assert not verify(render(scene), replace(description_of(scene), relation="right of")).fully_right
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Shape:
 
 @pytest.fixture(scope="module")
 def sd15() -> Shape:
-    parts = families.get("sd1").parts
+    parts = families.get("sd1").networks
     made = {}
     for name in ("unet", "vae", "text_encoder"):
         cls, config = component_class(parts[name].class_name), parts[name].config

@@ -224,7 +224,7 @@ def test_trap_12_channels_last_reaches_every_convolution(pipe: Any) -> None:
 
 def test_trap_12_the_documented_strides() -> None:
     """What diffusers' documentation prints for SD1.5's `unet.conv_out`."""
-    part = families.get("sd1").parts["unet"]
+    part = families.get("sd1").networks["unet"]
     unet = build_empty(lambda: UNet2DConditionModel.from_config(part.config))
     assert unet.conv_out.weight.stride() == (2880, 9, 3, 1)
     unet.to(memory_format=torch.channels_last)

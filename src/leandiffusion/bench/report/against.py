@@ -14,7 +14,7 @@ OTHER_PRECISION = "other precision"
 
 
 @dataclass(frozen=True)
-class Duel:
+class Comparison:
     """A peer's row against one of ours; `step`, `decode` and `peak` are theirs over ours, within each round.
 
     `comparable` when both compute in full precision, or both in a lower one.
@@ -33,7 +33,7 @@ class Duel:
         return [(what, ratio) for what, ratio in figures if ratio is not None and ratio.median < 1]
 
 
-def duels(records: Records) -> list[Duel]:
+def comparisons(records: Records) -> list[Comparison]:
     """Each measured peer's row against our fastest row of its precision, and against our fastest row where that is
     another. Suites whose rows differ in size have none."""
     if suite_of(records).own_sizes:
@@ -44,7 +44,9 @@ def duels(records: Records) -> list[Duel]:
     for peer in (row for row in measured if _peer(records, row)):
         alike = _fastest(records, [row for row in ours if precision(records, row) == precision(records, peer)])
         best = _fastest(records, ours)
-        found += [_duel(records, peer, row, row == alike) for row in dict.fromkeys((alike, best)) if row is not None]
+        found += [
+            _comparison(records, peer, row, row == alike) for row in dict.fromkeys((alike, best)) if row is not None
+        ]
     return found
 
 
@@ -61,17 +63,17 @@ def has_peers(records: Records) -> bool:
 
 def against_sheet(records: Records) -> Sheet | None:
     """'Against other programs'; None when none was measured."""
-    found = duels(records)
+    found = comparisons(records)
     if not found:
         return None
     rows = [
         [
-            title_of(records, duel.peer),
-            title_of(records, duel.ours) + ("" if duel.comparable else f" ({OTHER_PRECISION})"),
-            *(str(ratio or NOTHING) for ratio in (duel.step, duel.decode, duel.peak)),
-            verdict(duel),
+            title_of(records, comparison.peer),
+            title_of(records, comparison.ours) + ("" if comparison.comparable else f" ({OTHER_PRECISION})"),
+            *(str(ratio or NOTHING) for ratio in (comparison.step, comparison.decode, comparison.peak)),
+            verdict(comparison),
         ]
-        for duel in found
+        for comparison in found
     ]
     legend = {
         "× step": "× step, × decode, × peak: theirs over ours within each round, median (least–greatest). Above 1 this "
@@ -83,11 +85,15 @@ def against_sheet(records: Records) -> Sheet | None:
     return Sheet("Against other programs", columns, rows, legend)
 
 
-def verdict(duel: Duel) -> str:
+def verdict(comparison: Comparison) -> str:
     """'12% slower per step; 3% bigger' where ours is worse; else the figures it is ahead in every round, or 'even'."""
-    if losses := duel.losses():
+    if losses := comparison.losses():
         return "; ".join(in_words(what, ratio) for what, ratio in losses)
-    figures = (("faster per step", duel.step), ("faster to decode", duel.decode), ("smaller", duel.peak))
+    figures = (
+        ("faster per step", comparison.step),
+        ("faster to decode", comparison.decode),
+        ("smaller", comparison.peak),
+    )
     return ", ".join(what for what, ratio in figures if ratio is not None and ratio.low > 1) or "even"
 
 
@@ -98,11 +104,11 @@ def in_words(loss: str, ratio: Spread, than: str = "") -> str:
     return f"{by} {loss}{f' than {than}' if than else ''}" + (" (not in every round)" if ratio.high >= 1 else "")
 
 
-def _duel(records: Records, peer: str, ours: str, comparable: bool) -> Duel:
+def _comparison(records: Records, peer: str, ours: str, comparable: bool) -> Comparison:
     def theirs(figure: Figure) -> Spread | None:
         return ratio_of(records, peer, figure, ours)
 
-    return Duel(peer, ours, comparable, theirs(STEP), theirs(DECODE), theirs(PEAK))
+    return Comparison(peer, ours, comparable, theirs(STEP), theirs(DECODE), theirs(PEAK))
 
 
 def _fastest(records: Records, rows: list[str]) -> str | None:

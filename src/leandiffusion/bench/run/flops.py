@@ -45,7 +45,7 @@ def count_flops_of(checkpoint: Path, size: int, batch: int) -> dict[str, float]:
 def _described(checkpoint: Path, component: str) -> tuple[type[Any], Mapping[str, Any]] | None:
     """Class and config of a component; None where the checkpoint has no such."""
     if checkpoint.is_file():
-        part = family_of_file(checkpoint).parts.get(component)
+        part = family_of_file(checkpoint).networks.get(component)
         return (component_class(part.class_name), part.config) if part is not None else None
     name = read_index(checkpoint).components.get(component)
     if name is None:

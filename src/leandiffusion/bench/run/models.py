@@ -45,8 +45,8 @@ def find_model(name: str, workdir: Path) -> dict[str, Any]:
         return {"checkpoint": str(folder), "size": family.size}
     path = Path(name).expanduser()
     if path.is_file():
-        parts = family_of_file(path).parts
-        return {"checkpoint": str(path), "size": _picture_size(parts["unet"].config, parts["vae"].config)}
+        networks = family_of_file(path).networks
+        return {"checkpoint": str(path), "size": _picture_size(networks["unet"].config, networks["vae"].config)}
     folder = find_checkpoint(packaged(name)).folder
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     return {"checkpoint": str(folder), "size": _picture_size(unet, vae)}
@@ -84,7 +84,7 @@ def write_random_checkpoint(family: Family, folder: Path, dtype: torch.dtype, *,
 def _write(family: Family, folder: Path, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
     index: dict[str, Any] = {"_class_name": family.pipeline, "_diffusers_version": "0.30.0"}
-    for name, part in family.parts.items():
+    for name, part in family.networks.items():
         network = _random_network(component_class(part.class_name), part.config, dtype)
         network.save_pretrained(folder / name)
         del network

@@ -1,4 +1,4 @@
-"""Texts -> embeddings, with one CLIP text encoder."""
+"""Prompts -> embeddings, with one CLIP text encoder."""
 
 from __future__ import annotations
 
