@@ -271,7 +271,7 @@ def test_after_an_interrupted_call(pipe: Any, kind: str, expected: np.ndarray) -
 
 
 def test_what_cannot_be_attached(pipe: Any) -> None:
-    with pytest.raises(ConfigError, match="no pipeline that draws"):
+    with pytest.raises(ConfigError, match="not a pipeline that draws"):
         attach(pipe.vae)
     with pytest.raises(ConfigError, match="has these techniques itself"):
         attach(StableDiffusionPipeline.from_pretrained("demo"))

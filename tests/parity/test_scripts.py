@@ -97,7 +97,7 @@ def test_tokens_with_a_role(pair: Pair) -> None:
     for given in (5, "cat</w>", "no such token"):
         name = "convert_ids_to_tokens" if isinstance(given, int) else "convert_tokens_to_ids"
         assert getattr(ours, name)(given) == getattr(theirs, name)(given)
-    with pytest.raises(leandiffusion.ConfigError, match="-1 is no token's id"):
+    with pytest.raises(leandiffusion.ConfigError, match="-1 is not a token's id"):
         ours.convert_ids_to_tokens([3, -1])
 
 

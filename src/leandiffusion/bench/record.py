@@ -147,7 +147,7 @@ def read_records(path: Path) -> Records:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{path} cannot be read: {reason}.") from error
     records: Records | None = None
     for number, line in enumerate(lines, 1):
@@ -157,7 +157,7 @@ def read_records(path: Path) -> Records:
         except (ValueError, KeyError, AttributeError, TypeError):
             if records is not None and number == len(lines):
                 break
-            raise ConfigError(f"{path}, line {number} is no record: expected a JSON object with a 'kind'.") from None
+            raise ConfigError(f"{path}, line {number} is not a record: expected a JSON object with a 'kind'.") from None
         records = _take(records, kind, values, f"{path}, line {number}")
     if records is None:
         raise ConfigError(f"{path} is empty: expected the records of a `leandiffusion bench` run.")
@@ -196,4 +196,4 @@ def _make(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     try:
         return cls(**{name: value for name, value in values.items() if name in known})
     except TypeError as error:
-        raise ConfigError(f"{where} is no {cls.__name__.lower()}: {error}.") from None
+        raise ConfigError(f"{where} is not a record of kind {cls.__name__.lower()!r}: {error}.") from None

@@ -38,7 +38,9 @@ def check_device(device: Any) -> torch.device:
         place = numbered(device) if number else torch.device(device)
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise ConfigError(f"device={device!r} is no device: use 'cpu', 'cuda', 'cuda:1' or 'mps'. ({reason})") from None
+        raise ConfigError(
+            f"device={device!r} is not a device: use 'cpu', 'cuda', 'cuda:1' or 'mps'. ({reason})"
+        ) from None
     if (reason := why_unusable(place)) is not None:
         raise BackendUnavailable(
             f"device {str(place)!r} cannot be used on this machine: {reason} There is {', '.join(device_names())}."

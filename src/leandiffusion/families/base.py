@@ -23,8 +23,8 @@ VAE_PREFIX = "first_stage_model."
 class NetworkSpec:
     """One network of a family.
 
-    `prefix` is that of its tensors in a single file, `elsewhere` their prefixes in some; `convert` renames them to its
-    parameters.
+    `prefix` is that of its tensors in a single file, `elsewhere` other prefixes that some files have; `convert` renames
+    them to its parameters.
     """
 
     class_name: str
@@ -86,7 +86,7 @@ def detect(entries: Entries, file: object = "the file") -> Family:
     """The family that a single file in the original layout belongs to, told by names and shapes of its tensors.
 
     The UNet's input channels are taken from the file: 4, or 9 for inpainting. Raises ConfigError for kinds that are
-    not supported, and WeightsError for files that are no such checkpoint; both say what was found.
+    not supported, and WeightsError for all other files; both say what was found.
     """
     conv_in = entries.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
     for name in families:

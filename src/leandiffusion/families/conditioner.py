@@ -57,7 +57,7 @@ def require(parts: Any, *names: str, otherwise: str = "") -> None:
     missing = [name for name in names if getattr(parts, name) is None]
     if missing:
         fix = f"set pipe.{missing[0]} = …{', or ' * bool(otherwise)}{otherwise}"
-        raise ConfigError(f"this pipeline has no {' and no '.join(missing)}, which this needs: {fix}.")
+        raise ConfigError(f"this pipeline has no {' and no '.join(missing)}, which encoding this prompt needs: {fix}.")
 
 
 def for_each_picture(

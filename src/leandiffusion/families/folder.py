@@ -62,7 +62,7 @@ class ModelIndex:
 def read_index(folder: str | Path) -> ModelIndex:
     """Read `folder`/model_index.json.
 
-    Raises CheckpointNotFound when `folder` is no pipeline folder, MalformedFile when the file is invalid.
+    Raises CheckpointNotFound when `folder` is not a pipeline folder, MalformedFile when the file is invalid.
     """
     folder = Path(folder)
     path = folder / INDEX_FILE
@@ -77,7 +77,7 @@ def read_index(folder: str | Path) -> ModelIndex:
             continue
         if not re.fullmatch(r"\w{1,100}", name):  # it names a folder too
             raise MalformedFile(
-                f"{path}: {show(name)} is no component's name, expected letters, digits and underscores."
+                f"{path}: {show(name)} is not the name of a component, expected letters, digits and underscores."
             )
         if isinstance(value, list) and len(value) == 2 and all(v is None or isinstance(v, str) for v in value):
             components[name] = value[1]

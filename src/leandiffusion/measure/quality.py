@@ -25,7 +25,7 @@ ROUNDING = 1e-3
 def psnr(picture: Picture, reference: Picture) -> float | None:
     """Peak signal-to-noise ratio in dB, of the mean squared error over all of the batch; None where both are the same.
 
-    ConfigError for shapes that are no pictures or differ, and for numbers outside [0, 1].
+    ConfigError for shapes that are not those of pictures or differ, and for numbers outside [0, 1].
     """
     x, y = _checked(picture, reference)
     error = float(np.mean(np.square(x - y)))

@@ -129,7 +129,7 @@ class WithProcessor(nn.Module):
         """Compute with `processor` from now on. One with weights becomes a part of the network."""
         if not callable(processor):
             raise ConfigError(
-                f"{processor!r} is no attention processor: it must be callable, as processor(layer, x, …)."
+                f"{processor!r} is not an attention processor: it must be callable, as processor(layer, x, …)."
             )
         self._modules.pop("processor", None)
         if isinstance(processor, AttnProcessor2_0):

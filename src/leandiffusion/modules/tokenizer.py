@@ -174,7 +174,7 @@ class CLIPTokenizer(TokenNames):
         fills up to that length ('max_length') or to the longest text here (True, 'longest') on the right.
         `return_tensors="pt"` gives int64 tensors (B, T), of one text too.
 
-        Raises ConfigError for other argument values, for texts that are no strings, and for tensors of unequal lengths.
+        Raises ConfigError for other argument values, for texts that are not str, and for tensors of unequal lengths.
         """
         texts = list(text) if isinstance(text, list | tuple) else [text]
         limit = self.model_max_length if max_length is None else max_length

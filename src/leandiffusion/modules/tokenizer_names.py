@@ -22,13 +22,13 @@ class TokenNames:
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The tokens, as the vocabulary writes them, of a list or tensor of ids, or the one of a number.
 
-        ConfigError for a number that is no id.
+        ConfigError for a number that is not an id.
         """
         listed = ids.tolist() if hasattr(ids, "tolist") else ids
         numbers = [listed] if isinstance(listed, int) else list(listed)
         tokens = [self._tokenizer.id_to_token(number) if number >= 0 else None for number in numbers]
         if None in tokens:
-            raise ConfigError(f"{numbers[tokens.index(None)]} is no token's id: there are {len(self.get_vocab())}.")
+            raise ConfigError(f"{numbers[tokens.index(None)]} is not a token's id: there are {len(self.get_vocab())}.")
         if isinstance(listed, int):
             return tokens[0]
         return [token for token in tokens if not skip_special_tokens or token not in self.all_special_tokens]

@@ -24,7 +24,7 @@ _MAX_CHUNKS = 500_000  # pixels lie in chunks of kilobytes, so a picture of a gi
 def read_png_text(path: Path, keyword: str) -> str | None:
     """The first text under `keyword`; None when the file has none. Takes time by the number of chunks, not by the size.
 
-    Raises ConfigError, naming the file, for what is no PNG, broken before the text, or holds a text of more than
+    Raises ConfigError, naming the file, when it is not PNG, is broken before the text, or holds a text of more than
     MAX_TEXT bytes; OSError when it cannot be read.
     """
     with path.open("rb") as stream:
@@ -103,4 +103,4 @@ def _decoded(data: bytes, encoding: str = "latin-1") -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise _Broken(f"its text is no UTF-8 (byte {error.start})") from None
+        raise _Broken(f"its text is not UTF-8 (byte {error.start})") from None

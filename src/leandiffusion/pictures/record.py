@@ -77,7 +77,7 @@ class PictureRecord:
 
     @classmethod
     def from_json(cls, text: str) -> PictureRecord:
-        """The record that `to_json` wrote. ConfigError for text that is none, naming what is wrong with it."""
+        """The record that `to_json` wrote. ConfigError for any other text, naming what is wrong with it."""
         try:
             values = parse_json(text, strict=True, half_pairs=True)  # a mistyped argument may hold some
         except BadJSON as error:
@@ -124,7 +124,7 @@ class PictureRecord:
 def read_record(path: Path) -> PictureRecord:
     """The record in a picture that Lean Diffusion drew, read without decoding the picture.
 
-    Raises ConfigError, naming the file, when it is no PNG picture, carries no record, or carries a broken one;
+    Raises ConfigError, naming the file, when it is not a PNG picture, carries no record, or carries a broken one;
     OSError when it cannot be read.
     """
     text = read_png_text(path, JSON_KEY)
@@ -169,7 +169,7 @@ def _checked(cls: type, values: Any, without: str = "") -> dict[str, Any]:
             else type(value) in _TYPES[kind]  # exact: True is an int to isinstance
         )
         if not fits:
-            raise ConfigError(f"its {name} is {show(value)}, which is no {kind}")
+            raise ConfigError(f"its {name} is {show(value)}, expected {kind}")
         if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
             raise ConfigError(f"its {name} is {show(value)}, expected {' to '.join(map(str, _RANGES[name]))}")
     return values

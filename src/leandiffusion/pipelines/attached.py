@@ -32,8 +32,8 @@ def attach(pipe: Any) -> Attached:
     needs this library's own layers (attention kernels, slices of attention, the traced UNet) says so. On a CPU
     offloading needs the checkpoint on disk that the pipeline was opened from.
 
-    ConfigError for what is no pipeline, for this library's own, which have the same calls themselves, and for one that
-    is attached already.
+    ConfigError for what is not a pipeline, for this library's own, which have the same calls themselves, and for one
+    that is attached already.
     """
     if hasattr(pipe, "_stack"):
         raise ConfigError(f"this {type(pipe).__name__} has these techniques itself: pipe.enable(…), without attach.")
@@ -42,7 +42,7 @@ def attach(pipe: Any) -> Attached:
     components = getattr(pipe, "components", None)
     if not callable(pipe) or not isinstance(components, dict) or not any(components.get(name) for name in DENOISERS):
         raise ConfigError(
-            f"{type(pipe).__name__} is no pipeline that draws: pass one of diffusers, with a unet or a transformer "
+            f"{type(pipe).__name__} is not a pipeline that draws: pass one of diffusers, with a unet or a transformer "
             "among its components."
         )
     return Attached(pipe)

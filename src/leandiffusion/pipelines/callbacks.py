@@ -1,4 +1,4 @@
-"""The callback that pipelines took before `callback_on_step_end`, as one of these."""
+"""The older arguments `callback` and `callback_steps`, turned into a `callback_on_step_end`."""
 
 from __future__ import annotations
 

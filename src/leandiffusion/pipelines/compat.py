@@ -79,10 +79,10 @@ class ForScripts:
         return embed_guidance(w + 1, embedding_dim, dtype)
 
     def maybe_free_model_hooks(self) -> None:
-        """Nothing is left to free: what offloading brought up makes room by itself."""
+        """Does nothing: offloading frees the memory of weights on the device by itself."""
 
     def reset_device_map(self) -> None:
-        """Nothing happens: weights are on one device, or travel to it."""
+        """Does nothing: there is no device map, weights are on one device or travel to it."""
 
     def set_attention_slice(self: Any, slice_size: str | int | list[int] | None) -> None:
         """`enable_attention_slicing` under its older name."""

@@ -24,13 +24,13 @@ _SHARED = ("scaling_factor", "shift_factor", "force_upcast", "sample_size", "nor
 
 
 def check_given(pipeline: str, components: Mapping[str, Any], paths: tuple[str, ...] = ()) -> None:
-    """ConfigError for components that cannot be any: paths where none of `paths`, numbers, classes, containers."""
+    """ConfigError for values that cannot be components: numbers, classes, containers, paths of others than `paths`."""
     for name, part in components.items():
         if isinstance(part, str | Path) and name in paths:
             if not local_path(part).exists():
                 raise CheckpointNotFound(
-                    f"{name}={show(str(part))} is no local file or folder. To take it from the hub, pass the object: "
-                    f"{name}=AutoencoderKL.from_pretrained({show(str(part))})."
+                    f"{name}={show(str(part))} is not a local file or folder. To take it from the hub, pass the "
+                    f"object: {name}=AutoencoderKL.from_pretrained({show(str(part))})."
                 )
         elif isinstance(part, str | bytes | Path):
             where = " or, when opening a checkpoint, a path" if name == "vae" else ""

@@ -32,7 +32,7 @@ class PerCall:
         try:
             return (pipe if view is None else view).__dict__[self._name]
         except KeyError:
-            raise AttributeError(f"{self._name}: nothing was drawn yet, it is a call's own.") from None
+            raise AttributeError(f"{self._name} is set by a call, and nothing was drawn yet.") from None
 
     def __set__(self, pipe: Running, value: Any) -> None:
         pipe.__dict__[self._name] = value

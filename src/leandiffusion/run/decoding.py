@@ -28,10 +28,10 @@ def to_unit(pictures: Tensor) -> Tensor:
 def decode_raw(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
     """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [-1, 1] or a little beyond.
 
-    A half-precision VAE whose result is no picture (`finite.found_wrong`) decodes again in float32, and with `upcast` a
-    float16 one does so at once: SDXL's overflows, and says so as force_upcast. Where float32 does not fit, bfloat16
-    takes its place, with a warning; so do strips where whole pictures do not fit. The VAE itself is left as it is.
-    NonFiniteError if no other dtype helps.
+    Where a half-precision VAE overflows (`finite.found_wrong`) decoding is repeated in float32. With `upcast` a float16
+    one decodes in float32 at once: SDXL's does overflow, which its config says as force_upcast. Where float32 does not
+    fit in memory, bfloat16 takes its place; where whole pictures do not fit, strips do; both with a warning. The VAE
+    itself is left as it is. NonFiniteError if no other dtype helps.
     """
     overflows = upcast and vae.dtype == torch.float16
     picture = None if overflows else _decoded(vae, latents)

@@ -1,4 +1,4 @@
-"""Numbers that no picture can come from, found at the stage where they arise."""
+"""NaN, infinity and other values that cannot become a picture, found at the stage where they arise."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def check_finite(name: str, tensor: Tensor | None, why: str) -> None:
 
 
 def found_wrong(picture: Tensor, latents: Tensor) -> str | None:
-    """What tells that decoded pictures (B, C, H, W), before they are clamped, are none; None if nothing does.
+    """What is wrong with decoded pictures (B, C, H, W) that are not clamped yet; None when nothing is.
 
-    NaN and infinity; values beyond RANGE, which clamping would make a plain white or black; and a picture whose every
-    pixel is the same although its latents vary: swallowed by a huge bias, say, on the way. Pictures that are meant to
-    be white vary by more than rounding before they are clamped, at their edges if nowhere else.
+    Wrong are NaN and infinity; values beyond RANGE, which clamping would turn into plain white or black; and a picture
+    with the same value in every pixel although its latents vary, as a huge bias on the way leaves it. Pictures that are
+    meant to be white vary by more than rounding before they are clamped, at their edges if nowhere else.
     """
     low, high = (bound.float() for bound in torch.aminmax(picture.flatten(2), dim=2))
     if not (torch.isfinite(low) & torch.isfinite(high)).all():
@@ -37,6 +37,6 @@ def found_wrong(picture: Tensor, latents: Tensor) -> str | None:
 
 
 def varied(latents: Tensor) -> Tensor:
-    """Of latents (B, C, h, w), which are not one value throughout: (B,)."""
+    """For each of the latents (B, C, h, w) whether it holds more than one value: (B,) of bool."""
     low, high = torch.aminmax(latents.flatten(1), dim=1)
     return low != high

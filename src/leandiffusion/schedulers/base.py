@@ -69,7 +69,7 @@ class Scheduler(SchedulerSettings):
     def _set_alphas_cumprod(self, abar: torch.Tensor) -> None:
         if not bool(((abar >= 0) & (abar < 1)).all()) or not bool((abar[:-1] > 0).all()):
             raise ConfigError(
-                f"the betas of {type(self).__name__} are no noise schedule: each must lie between 0 and 1, and some "
+                f"the betas of {type(self).__name__} are not a noise schedule: each must lie between 0 and 1, and some "
                 "signal be left before the last step. Check beta_start, beta_end and trained_betas."
             )
         self.alphas_cumprod = abar

@@ -74,7 +74,7 @@ class Compile(Technique):
         try:
             return together(self._steps(subject))
         except (RuntimeError, ValueError, AssertionError) as error:  # a mode or backend that torch does not know
-            raise ConfigError(f"{self} is nothing that torch.compile does: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"torch.compile refuses {self}: {str(error).splitlines()[0]}") from error
 
     def _steps(self, subject: Subject) -> Iterator[Undo]:
         limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)

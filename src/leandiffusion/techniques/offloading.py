@@ -120,7 +120,7 @@ class Offload(Technique):
         if engine.kept:
             some = ", ".join(engine.kept[:3]) + (" …" if len(engine.kept) > 3 else "")
             warn(
-                f"{len(engine.kept)} weights are not in a checkpoint as they are in memory, so they stay there: {some}"
+                f"{len(engine.kept)} weights are not in a checkpoint as they are in memory, and stay in memory: {some}"
             )
         return engine
 
@@ -148,13 +148,13 @@ class OffloadMethods(Switchable):
 
 
 def device_of(gpu_id: int | None, device: torch.device | str | None) -> torch.device | str | None:
-    """The device that diffusers' two ways of naming it mean; None leaves the choice. ConfigError for what is none,
-    or if they disagree."""
+    """The device that diffusers' two ways of naming it mean; None leaves the choice. ConfigError for one that
+    there is not, or if the two disagree."""
     named = None if device is None else check_device(device)
     if gpu_id is None:
         return named
     if isinstance(gpu_id, bool) or not isinstance(gpu_id, int) or gpu_id < 0:
-        raise ConfigError(f"gpu_id={gpu_id!r} is no number of a GPU: use 0 for the first, or device='cuda:0'.")
+        raise ConfigError(f"gpu_id={gpu_id!r} is not the number of a GPU: use 0 for the first, or device='cuda:0'.")
     device_of_id = numbered(gpu_id)
     if named is not None and (named.type != device_of_id.type or named.index not in (None, gpu_id)):
         raise ConfigError(f"gpu_id={gpu_id} and device={str(device)!r} name two devices: give one of them.")

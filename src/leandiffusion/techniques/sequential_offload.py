@@ -49,13 +49,14 @@ class SequentialOffload(Offload):
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES[:2]:
             raise ConfigError(
-                f"granularity={self.granularity!r}: sequential offload moves 'leaf's or 'block's; whole components is "
-                "model offload."
+                f"granularity={self.granularity!r}: use 'leaf' or 'block'; moving whole components is model offload."
             )
         if not isinstance(self.resident_fraction, int | float) or not 0 <= self.resident_fraction <= 1:
             raise ConfigError(f"resident_fraction={self.resident_fraction!r} must lie between 0 and 1.")
         if isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 2:
-            raise ConfigError(f"slots={self.slots!r} must be a whole number from 2 up: one computes, one comes.")
+            raise ConfigError(
+                f"slots={self.slots!r} must be a whole number from 2 up: one layer computes while the next arrives."
+            )
 
     def estimate(self, footprint: Footprint) -> Footprint:
         def travelling(stage: Stage) -> Stage:

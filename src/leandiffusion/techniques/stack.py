@@ -208,7 +208,9 @@ def make(technique: Technique | str, settings: dict[str, Any]) -> Technique:
     """A technique from its name and settings, or the one given. ConfigError for unknown names and settings."""
     if isinstance(technique, Technique):
         if settings:
-            raise ConfigError(f"{technique} has its settings: pass {list(settings)} when making it.")
+            raise ConfigError(
+                f"{technique} has its settings already: pass {', '.join(settings)} to {type(technique).__name__}(…)."
+            )
         return technique
     cls = techniques.get(technique)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ class TracedUNet(Technique):
 
     `path` is a file that keeps the recorded graph, without weights: it is read when it was made for the same network,
     shapes, dtype and torch, and otherwise written. Without it the graph lives as long as the UNet, and is used again.
-    ConfigError for a path that is none.
+    ConfigError for a `path` that is neither text nor a Path.
     """
 
     path: str | Path | None = None
@@ -229,6 +229,6 @@ class Traced(nn.Module):
                 return graph
             reason = "was made for another network, shape, dtype or torch"
         except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-            reason = f"is no traced UNet ({str(error).strip().splitlines()[0]})"
+            reason = f"is not a traced UNet ({str(error).strip().splitlines()[0]})"
         warn(f"{self.path} {reason}: tracing anew, and replacing it.")
         return None

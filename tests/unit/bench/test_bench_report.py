@@ -104,5 +104,5 @@ def test_each_section_says_how_to_measure_it_again(folder: Path, published: Reco
 
 def test_a_broken_file_is_named(folder: Path) -> None:
     (folder / "a.jsonl").write_text("{")
-    with pytest.raises(ConfigError, match=r"a\.jsonl, line 1 is no record"):
+    with pytest.raises(ConfigError, match=r"a\.jsonl, line 1 is not a record"):
         main(folder)

@@ -69,14 +69,14 @@ def test_a_last_line_that_was_cut_off_is_left_out(cut: int, path: Path, publishe
 
 def test_a_cut_off_run_line_is_no_run(path: Path) -> None:
     edit(path, lambda lines: [lines[0][:-1]])
-    with pytest.raises(ConfigError, match="line 1 is no record"):
+    with pytest.raises(ConfigError, match="line 1 is not a record"):
         read_records(path)
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", "3", "null", '"kind"', "{}", ""])
 def test_a_broken_line_in_the_middle_is_named(broken: str, path: Path) -> None:
     edit(path, lambda lines: [lines[0], broken, *lines[1:]])
-    with pytest.raises(ConfigError, match=r"records\.jsonl, line 2 is no record"):
+    with pytest.raises(ConfigError, match=r"records\.jsonl, line 2 is not a record"):
         read_records(path)
 
 
@@ -103,7 +103,7 @@ def test_unknown_kinds_are_refused(kind: object, path: Path) -> None:
 @pytest.mark.parametrize(("kind", "missing"), [("absent", "reason"), ("failure", "error"), ("measurement", "steps")])
 def test_missing_fields_are_named(kind: str, missing: str, path: Path) -> None:
     edit(path, lambda lines: [lines[0], json.dumps({"kind": kind, "row": "plain", "round": 0}), *lines[1:]])
-    with pytest.raises(ConfigError, match=f"line 2 is no {kind}: .*'{missing}'"):
+    with pytest.raises(ConfigError, match=f"line 2 is not a record of kind '{kind}': .*'{missing}'"):
         read_records(path)
 
 
@@ -113,7 +113,7 @@ def test_fields_of_a_later_version_are_passed_over(path: Path, published: Record
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "cannot be read"), (b"", "is empty"), (b"\xff\xfe\x00", "no UTF-8 text")]
+    ("content", "reason"), [(None, "cannot be read"), (b"", "is empty"), (b"\xff\xfe\x00", "not UTF-8 text")]
 )
 def test_files_that_hold_nothing(content: bytes | None, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"

@@ -110,7 +110,7 @@ def test_another_vae_is_opened(tmp_path: Path) -> None:
     folder = demo.model_folder() / "vae"
     pipe = generate.open_model(ResolvedOptions(prompt="a ring", vae=str(folder), device="cpu"))
     assert pipe.vae._origin.entries["decoder.conv_in.weight"].file.parent == folder
-    with pytest.raises(CheckpointNotFound, match="vae='nowhere' is no local"):
+    with pytest.raises(CheckpointNotFound, match="vae='nowhere' is not a local"):
         generate.open_model(ResolvedOptions(prompt="a ring", vae="nowhere", device="cpu"))
 
 

@@ -52,7 +52,7 @@ def test_the_cpu_is_there(device: Any) -> None:
 
 @pytest.mark.parametrize("device", ["warp", "", [1], None, 1.5, -1])
 def test_what_names_no_device_is_refused(device: Any) -> None:
-    with pytest.raises(ConfigError, match="is no device: use 'cpu', 'cuda', 'cuda:1' or 'mps'") as refused:
+    with pytest.raises(ConfigError, match="is not a device: use 'cpu', 'cuda', 'cuda:1' or 'mps'") as refused:
         check_device(device)
     assert len(str(refused.value)) < 500
 

@@ -214,7 +214,7 @@ def bomb() -> bytes:
         (chunks((b"zTXt", KEY + b"\7" + TEXT)), "unknown method"),
         (chunks((b"zTXt", KEY + b"\0" + TEXT)), "does not unpack"),
         (chunks((b"iTXt", KEY + b"\0\0")), "ends before its text"),
-        (chunks((b"iTXt", KEY + b"\0\0\0\0\xff")), "no UTF-8"),
+        (chunks((b"iTXt", KEY + b"\0\0\0\0\xff")), "not UTF-8"),
         (chunks((b"tEXt", KEY + TEXT)).replace(b"red circle", b"red circus"), "checksum"),
         (chunks((b"tEXt", KEY + TEXT))[:200], "passes the end"),
         (chunks((b"tEXt", KEY + TEXT))[:8] + chunks((b"tEXt", KEY + TEXT))[33:], "expected b'IHDR'"),

@@ -66,9 +66,9 @@ def test_another_size_runs_untraced_and_says_so_once(pipe: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda file: file.write_bytes(b"not a trace"), "is no traced UNet"),
-        (lambda file: file.write_bytes(file.read_bytes()[:5000]), "is no traced UNet"),
-        (lambda file: file.write_bytes(b""), "is no traced UNet"),
+        (lambda file: file.write_bytes(b"not a trace"), "is not a traced UNet"),
+        (lambda file: file.write_bytes(file.read_bytes()[:5000]), "is not a traced UNet"),
+        (lambda file: file.write_bytes(b""), "is not a traced UNet"),
     ],
 )
 def test_a_broken_file_is_replaced(pipe: Any, tmp_path: Path, spoil: Any, message: str) -> None:

@@ -77,9 +77,9 @@ def test_trap_02_an_explicit_gpu_is_not_ignored(pipe: Any) -> None:
     with pytest.raises(ConfigError, match="name two devices"):
         pipe.enable_model_cpu_offload(gpu_id=0, device="cpu")
     for wrong in (-1, "0", True):
-        with pytest.raises(ConfigError, match=f"gpu_id={wrong!r} is no number of a GPU"):
+        with pytest.raises(ConfigError, match=f"gpu_id={wrong!r} is not the number of a GPU"):
             pipe.enable_sequential_cpu_offload(wrong)
-    with pytest.raises(ConfigError, match="device='gpu' is no device"):
+    with pytest.raises(ConfigError, match="device='gpu' is not a device"):
         pipe.enable_model_cpu_offload(device="gpu")
     assert pipe.techniques == ()
 

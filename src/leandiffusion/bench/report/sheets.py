@@ -81,7 +81,7 @@ def sizes(records: Records) -> dict[int, tuple[str, str]]:
 
 
 def share_of_limit(records: Records, row: str) -> Spread | None:
-    """Operations per second of a step, as a share of what the machine reached at most in that round at its dtype."""
+    """Operations per second of a step, as a share of the ceiling measured in that round at the row's dtype."""
     count = records.run.flops.get("step")
     if not count or suite_of(records).own_sizes:
         return None

@@ -67,6 +67,6 @@ def ratio_of(records: Records, row: str, figure: Figure, to: str | None = None) 
 
 
 def speedup_of(records: Records, row: str, figure: Figure, to: str | None = None) -> Spread | None:
-    """The figure of row `to` (the first measured one) over the row's, round by round: above 1 where the row is less."""
+    """The figure of row `to` (the first measured one) over the row's, by round: above 1 where the row needs less."""
     to = to or records.base
     return None if to is None else ratio_of(records, to, figure, row)

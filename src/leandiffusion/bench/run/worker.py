@@ -35,7 +35,9 @@ def survey(device: str | None, half: str | None) -> dict[str, Any]:
 
     place = check_device(device) if device else default_device()
     if not can_be_timed(place):
-        raise ConfigError(f"device {str(place)!r}: measured are CPUs, and GPUs whose events tell time, such as 'cuda'.")
+        raise ConfigError(
+            f"device {str(place)!r} cannot be measured: use 'cpu', or a GPU whose events tell time, such as 'cuda'."
+        )
     device = str(HOST if is_host(place) else place)
     half = half or str(fastest_half(place)).removeprefix("torch.")
     environment = describe_environment()

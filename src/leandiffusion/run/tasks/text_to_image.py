@@ -24,7 +24,7 @@ class TextToImage(Task):
     latents: Tensor | None = None
 
     def first_latents(self, run: Run) -> Tensor:
-        """Noise at the scheduler's scale, drawn as diffusers draws it. NonFiniteError for noise that is none."""
+        """Noise at the scheduler's scale, drawn as diffusers draws it. NonFiniteError for NaN or infinity in it."""
         device, dtype, noise = run.model.device, run.model.dtype, self.latents
         if noise is None:
             noise = randn(run.shape, generator=self.generator, device=device, dtype=dtype)
