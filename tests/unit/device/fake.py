@@ -2,7 +2,8 @@
 
 Tensors have shapes, dtypes and devices, and no numbers. An operation on tensors of two devices raises as it would on a
 GPU, so a tensor that was made on the wrong one is found where it meets the others. What depends on numbers is answered:
-everything is finite, nothing is the same everywhere, scalars are one.
+everything is finite, nothing is the same everywhere, files hold what memory holds, scalars are one. torch.jit and
+torch.compile take fake tensors for their own; `fake_graphs` lets them record graphs of such tensors all the same.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from tests.unit.device import fake_graphs
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from leandiffusion.device import memory, pinning, streams
 from leandiffusion.weights import read
@@ -31,6 +34,15 @@ class _Answers(TorchDispatchMode):
     """What a number is, when code asks for one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if fake_graphs.is_plain_number(args):  # a size, while torch.jit traces
+            with _disable_current_modes():
+                return func(*args, **(kwargs or {}))
+        with fake_graphs.not_tracing():
+            return self._answer(func, args, kwargs or {})
+
+    def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is torch.ops.aten.equal.default:
+            return args[0].shape == args[1].shape
         if func is torch.ops.aten._local_scalar_dense.default:
             answer = getattr(args[0], "answer", True)
             return answer if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
@@ -38,7 +50,7 @@ class _Answers(TorchDispatchMode):
             devices = {str(tensor.device) for tensor in args[:3] if tensor is not None}
             if len(devices) > 1:
                 raise RuntimeError(f"a convolution's input, weight and bias are on several devices: {sorted(devices)}")
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class _WithoutNumbers(TorchFunctionMode):
@@ -46,6 +58,9 @@ class _WithoutNumbers(TorchFunctionMode):
     Numbers that leave torch are zeros."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.conv2d and torch.jit.is_tracing():
+            with self:
+                return fake_graphs.product_for_convolution(*args, **(kwargs or {}))
         if func is Tensor.__getitem__:
             return _index(*args)
         if func is Tensor.__setitem__:
@@ -140,6 +155,12 @@ def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeTensorMode]:
         patch.setattr(memory, "_started", lambda: None)
         patch.setattr(read, "_fill", lambda *_: None)
         patch.setattr(nn.Module, "_apply", _apply)
+        patch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+        patch.setattr(torch, "compile", fake_graphs.compile_outside(torch.compile))
+        patch.setattr(torch.jit, "save", fake_graphs.save_graph)
+        patch.setattr(torch.jit, "load", fake_graphs.load_graph)
+        patch.setattr(fake_graphs, "recorded", [])
+        modes.enter_context(torch.jit.optimized_execution(False))  # whose passes compare the numbers of constants
         modes.enter_context(mode)
         modes.enter_context(_Answers())
         modes.enter_context(_WithoutNumbers())

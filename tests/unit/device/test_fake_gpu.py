@@ -1,22 +1,25 @@
 """Whole pipelines, schedulers and techniques on a GPU that only pretends: no tensor is on the wrong device.
 
-Not here: tracing and the compiler, which take fake tensors for their own; half precision as a technique, which reads
-the checkpoint again; and opening, whose files have numbers.
+What torch itself makes of a graph is not here: torch.jit's optimisations and torch.compile's own backend need numbers
+or a compiler for the device. Nor is opening, whose files have numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.unit.device import fake_graphs
 from tests.unit.device.fake import GPU, fake_gpu, without_numbers
-from tests.unit.pipelines.conftest import NOISE, make_sd1, make_sdxl, unet
+from tests.unit.pipelines.conftest import NOISE, make_sd1, make_sdxl, quiet, unet
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode
 
+from leandiffusion.modules import blocks
 from leandiffusion.schedulers import build, schedulers
 from leandiffusion.techniques import techniques
 
@@ -27,8 +30,9 @@ pytestmark = [
 ]
 
 CPU = torch.device("cpu")
-ELSEWHERE = {"compile", "traced_unet", "half_precision", "cudnn_autotune"}
 OFFLOADS = ("model_offload", "sequential_offload")
+GRAPHS = ("compile", "traced_unet")
+SETTINGS = {"compile": {"backend": fake_graphs.keep}}
 
 
 def make_sd2() -> Any:
@@ -94,16 +98,44 @@ def test_every_scheduler_steps_on_the_device(name: str, gpu: Callable[..., Any])
     assert draw(gpu(make_sd1(scheduler=build(name, NOISE))), output_type="latent", num_inference_steps=4).device == GPU
 
 
-@pytest.mark.parametrize("name", sorted(set(techniques.names()) - ELSEWHERE))
-def test_a_technique_leaves_tensors_where_they_meet(name: str, pipe: Any, gpu: Callable[..., Any]) -> None:
-    gpu(pipe, CPU if name in OFFLOADS else GPU)
-    assert pipe.why_not(techniques.get(name)()) == []
-    pipe.enable(name)
+@pytest.fixture
+def switched(gpu: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Puts a pipeline onto the fake device, or beside it, and the technique of that name on."""
+
+    def switch(pipe: Any, name: str) -> Any:
+        if name == "half_precision":  # reads the checkpoint again
+            pipe.save_pretrained(tmp_path)
+            pipe = quiet(type(pipe).from_pretrained(tmp_path))
+        gpu(pipe, CPU if name in OFFLOADS else GPU)
+        technique = techniques.get(name)(**SETTINGS.get(name, {}))
+        assert pipe.why_not(technique) == []
+        pipe.enable(technique)
+        return pipe
+
+    return switch
+
+
+@pytest.mark.parametrize("name", techniques.names())
+def test_a_technique_leaves_tensors_where_they_meet(name: str, pipe: Any, switched: Callable[..., Any]) -> None:
+    """Seconds each: every operation is an operation of Python's here, and some techniques record graphs of them."""
+    pipe = switched(pipe, name)
     assert draw(pipe, output_type="pt", num_inference_steps=1).device == GPU
+    assert bool(fake_graphs.recorded) == (name in GRAPHS)
     pipe.disable(name)
     home = CPU if name in OFFLOADS else GPU
     assert {p.device for p in pipe.unet.parameters()} == {home}
     assert draw(pipe, output_type="pt", num_inference_steps=1).device == home
+
+
+@pytest.mark.parametrize("name", techniques.names())
+def test_a_tensor_made_on_the_wrong_device_is_found(
+    name: str, switched: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each technique, in the recorded graphs of those that record some."""
+    monkeypatch.setattr(blocks, "add", lambda x, y, maker: x + y + torch.ones(1))
+    pipe = switched(make_sd1(), name)
+    with pytest.raises((FakeTensorDeviceMismatchError, RuntimeError), match="device"):
+        draw(pipe, num_inference_steps=1)
 
 
 @pytest.mark.parametrize("place", ["unet.conv_in", "vae.decoder.conv_out", "text_encoder.text_model.final_layer_norm"])
