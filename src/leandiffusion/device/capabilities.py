@@ -11,6 +11,7 @@ import torch
 
 from ..core.units import format_bytes
 from .host import is_host
+from .kinds import kind_of
 from .memory import free_memory
 from .names import device_names
 
@@ -62,6 +63,11 @@ def fast_bfloat16() -> bool:
 def fast_float16() -> bool:
     """Whether this CPU has instructions for float16."""
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether there are float64 tensors on the device; Apple's GPUs have none."""
+    return is_host(device) or kind_of(device).float64
 
 
 def usual_dtype(device: torch.device) -> torch.dtype:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # for editors; at run time every registered class is found by
     from .euler import EulerDiscreteScheduler as EulerDiscreteScheduler
     from .euler_ancestral import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
     from .heun import HeunDiscreteScheduler as HeunDiscreteScheduler
+    from .kdpm2 import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
+    from .kdpm2_ancestral import KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler
     from .lcm import LCMScheduler as LCMScheduler
     from .lms import LMSDiscreteScheduler as LMSDiscreteScheduler
     from .pndm import PNDMScheduler as PNDMScheduler

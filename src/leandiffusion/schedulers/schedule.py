@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,11 +146,11 @@ def beta_quantiles(p: np.ndarray, a: float) -> np.ndarray:
     return np.where(p <= 0.5, high, 1 - high) * (p > 0)
 
 
-def sigma_to_t(sigma: np.ndarray, log_sigmas: np.ndarray) -> np.ndarray:
+def sigma_to_t(sigma: np.ndarray, log_sigmas: np.ndarray, precision: Any = np.float64) -> np.ndarray:
     """Fractional timesteps of noise levels, linear in log(sigma) between training steps, clamped at both ends.
 
     `log_sigmas` is float32 and ascending. Its rounding decides on which side of a whole timestep a value falls, so
-    the differences are taken in that precision.
+    the differences are taken in that precision. The timesteps are summed in `precision`, or that of `sigma` if higher.
     """
     log_sigma = np.log(np.maximum(sigma, 1e-10))
     if len(log_sigmas) == 1:
@@ -157,7 +158,7 @@ def sigma_to_t(sigma: np.ndarray, log_sigmas: np.ndarray) -> np.ndarray:
     below = (np.searchsorted(log_sigmas, log_sigma, side="right") - 1).clip(0, len(log_sigmas) - 2)
     low, high = log_sigmas[below], log_sigmas[below + 1]
     w = ((low - log_sigma) / (low - high)).clip(0, 1)
-    return (1 - w) * below + w * (below + 1)
+    return (1 - w) * below.astype(precision) + w * (below + 1).astype(precision)
 
 
 def dynamic_threshold(x0: torch.Tensor, ratio: float, largest: float) -> torch.Tensor:

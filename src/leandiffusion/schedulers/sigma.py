@@ -105,8 +105,8 @@ class SigmaScheduler(Scheduler):
                 return shape(float(low), float(high), steps)
         return None
 
-    def _timesteps_of(self, sigmas: np.ndarray) -> np.ndarray:
-        return sigma_to_t(sigmas, np.log(self._train_sigmas))
+    def _timesteps_of(self, sigmas: np.ndarray, precision: Any = np.float64) -> np.ndarray:
+        return sigma_to_t(sigmas, np.log(self._train_sigmas), precision)
 
     def _custom_timesteps(self, num_inference_steps: int | None, timesteps: Any) -> np.ndarray:
         """A caller's own timesteps as float64; ConfigError unless they are given alone and no sigma shape is asked."""
@@ -143,8 +143,7 @@ class SigmaScheduler(Scheduler):
             places = [self.index_for_timestep(value) for value in values] if whole is None else [whole]
         else:
             places = [self._begin_index if self._step_index is None else self._step_index] * timesteps.numel()
-        levels = torch.tensor([self._sigmas[place] for place in places], dtype=torch.float32)
-        return levels.to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
+        return self.sigmas[places].to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x = x_0 + sigma noise, for samples (B, ...) and timesteps (B,) or (1,) of the schedule."""
