@@ -16,6 +16,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from .convolution import Conv2d
 
 
 def refuse_unsupported(owner: object, supported: Mapping[str, tuple[Any, ...]], config: Mapping[str, Any]) -> None:
@@ -119,10 +120,10 @@ class ResnetBlock2D(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, temb_channels: int | None, groups: int, eps: float) -> None:
         super().__init__()
         self.norm1 = GroupNorm(groups, in_channels, eps=eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv2d(in_channels, out_channels)
         self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels is not None else None
         self.norm2 = GroupNorm(groups, out_channels, eps=eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv2d(out_channels, out_channels)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
@@ -152,10 +153,12 @@ class Upsample2D(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W), or (B, C, *size) to fit a skip connection of odd size."""
+        if size is None and isinstance(self.conv, Conv2d):
+            return self.conv(x, double=True)
         if size is None:
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            size = 2 * x.shape[-2], 2 * x.shape[-1]
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
