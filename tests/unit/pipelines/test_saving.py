@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.unit.killed import NAMING, killed_at
 
 from leandiffusion import DDIMScheduler, UNet2DConditionModel
 from leandiffusion.pipelines import open_pipeline
 
-STEPS = ("replace", "link", "unlink", "mkdir", "rmdir", "write")
+STEPS = [*NAMING, (os, "write")]
 
 
 def filled(pipe: Any, value: float) -> Any:
@@ -42,55 +41,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def killed_at(work: Callable[[], object], at: int) -> tuple[bool, int]:
-    """Run `work` in a forked child that is killed at its step number `at`: whether it was, and how many it did."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        count = 0
-
-        def counting(step: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return step(*args, **kwargs)
-
-            return call
-
-        write = os.write
-        os.fsync = lambda _: None  # type: ignore[assignment]  # a killed process loses nothing that it wrote
-        for name in STEPS:
-            setattr(os, name, counting(getattr(os, name)))
-        try:
-            torch.set_num_threads(1)
-            work()
-            write(writing, str(count).encode())
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(writing)
-    with os.fdopen(reading) as stream:
-        steps = int(stream.read() or 0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0, steps
-
-
 @pytest.mark.skipif(os.name != "posix", reason="forks and kills")
 def test_killed_it_is_the_old_or_the_new(build: Any, tmp_path: Path) -> None:
     filled(build["sd1"](), 1.0).save_pretrained(tmp_path / "old", max_shard_size="100KB")
     new = filled(build["sd1"](), 2.0)
     shutil.copytree(tmp_path / "old", tmp_path / "count")
-    _, steps = killed_at(lambda: new.save_pretrained(tmp_path / "count"), 0)
+    _, steps = killed_at(lambda: new.save_pretrained(tmp_path / "count"), 0, STEPS)
     assert values(tmp_path / "count") == {2.0}
     found = []
     for at in sorted({*range(1, steps, 17), *range(steps - 60, steps, 4)}):  # names are given in the last ones
         folder = tmp_path / str(at)
         shutil.copytree(tmp_path / "old", folder)
         (folder / "README.md").write_text("mine")
-        killed, _ = killed_at(lambda f=folder: new.save_pretrained(f), at)
+        killed, _ = killed_at(lambda f=folder: new.save_pretrained(f), at, STEPS)
         assert killed
         if at % 2:  # a component by itself first
             UNet2DConditionModel.from_pretrained(folder, subfolder="unet")

@@ -80,7 +80,7 @@ def test_a_broken_file_is_replaced(pipe: Any, tmp_path: Path, spoil: Any, messag
     pipe.enable_traced_unet(file)
     with pytest.warns(UserWarning, match=message):
         np.testing.assert_allclose(draw(pipe), expected, atol=1e-4)
-    assert abs(file.stat().st_size - size) < 1000
+    assert abs(file.stat().st_size - size) < 0.1 * size  # torch numbers the types of modules on through the process
 
 
 def test_a_file_for_another_size_is_replaced(pipe: Any, tmp_path: Path) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
+from tests.unit.killed import NAMING, killed_at
 from torch import nn
 
 from leandiffusion.core.config import Configurable
@@ -22,6 +20,7 @@ from leandiffusion.weights.load import open_network
 from leandiffusion.weights.save import save_network
 
 STEM = "diffusion_pytorch_model"
+STEPS = [*NAMING, (safetensors.torch, "save_file")]
 
 
 class Net(Configurable, nn.Module):
@@ -138,34 +137,6 @@ def versions() -> tuple[nn.Module, nn.Module]:
     return Net(width=16), Net(width=24)  # whose config and weights do not fit each other
 
 
-def killed_at(work: Callable[[], object], at: int) -> bool:
-    """Run `work` in a forked child that is killed when it renames, removes or makes a file for the `at`-th time."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
-    count = 0
-
-    def counting(step: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(*args, **kwargs)
-
-        return call
-
-    os.fsync = lambda _: None  # type: ignore[assignment]  # a killed process loses nothing that it wrote
-    for name in ("replace", "link", "unlink", "mkdir", "rmdir"):
-        setattr(os, name, counting(getattr(os, name)))
-    safetensors.torch.save_file = counting(safetensors.torch.save_file)  # type: ignore[assignment]
-    try:
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
 @pytest.mark.skipif(os.name != "posix", reason="forks and kills")
 @pytest.mark.parametrize(
     ("before", "after", "variant"), [("10GB", "6KB", None), ("6KB", "10GB", "fp16"), ("6KB", "6KB", None)]
@@ -180,7 +151,7 @@ def test_killed_at_any_step_it_is_the_old_or_the_new(
         save_network(old, folder, variant=variant, max_shard_size=before)
         (folder / "README.md").write_text("mine")
         (folder / f"{STEM}.other.safetensors").write_text("mine")
-        killed = killed_at(lambda f=folder: save_network(new, f, variant=variant, max_shard_size=after), at)
+        killed, _ = killed_at(lambda f=folder: save_network(new, f, variant=variant, max_shard_size=after), at, STEPS)
         opened = open_network(Net, folder, variant=variant)
         found.append(same(opened, new))
         assert found[-1] or same(opened, old), at
