@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from ..families.two_encoders import Size, Sizes
+from ..families.two_encoders import Sizes
 from ..run import inputs
 from .absent import ATTENTION, no_ip_adapter, unsupported
 from .callbacks import wanted_tensors
@@ -103,8 +103,8 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RequestXL(Request):
-    """A call's arguments where there are two text encoders and sizes to condition on."""
+class RequestXL(Request, Sizes):
+    """A call's arguments where there are two text encoders, and the sizes to condition on."""
 
     PROMPT: ClassVar[tuple[str, ...]] = (
         *Request.PROMPT, "prompt_2", "negative_prompt_2", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
@@ -114,17 +114,6 @@ class RequestXL(Request):
     negative_prompt_2: Any
     pooled_prompt_embeds: Tensor | None
     negative_pooled_prompt_embeds: Tensor | None
-    original_size: Size | None
-    crops_coords_top_left: Size
-    target_size: Size | None
-    negative_original_size: Size | None
-    negative_crops_coords_top_left: Size
-    negative_target_size: Size | None
-
-    @property
-    def sizes(self) -> Sizes:
-        """The sizes that the UNet is told."""
-        return Sizes(**{size.name: getattr(self, size.name) for size in fields(Sizes)})
 
 
 def arguments_of(frame: dict[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:

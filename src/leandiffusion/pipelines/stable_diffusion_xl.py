@@ -184,5 +184,5 @@ class StableDiffusionXLPipeline(DiffusionPipeline, ChecksXL):
     def _conditions_besides_text(self, request: RequestXL, run: Run) -> tuple[Tensor, ...]:
         batch, _, h, w = run.shape
         factor = self.vae_scale_factor
-        rows = request.sizes.time_ids((h * factor, w * factor), batch)
+        rows = request.time_ids((h * factor, w * factor), batch)
         return tuple(each.to(self.device, self.dtype) for each in rows)
