@@ -97,26 +97,33 @@ def make_sd2() -> Any:
     )  # fmt: skip
 
 
-def make_sdxl(**settings: Any) -> Any:
+def make_sdxl(unet: dict[str, Any] | None = None, **settings: Any) -> Any:
     """Two text encoders, several transformer blocks per level, pooled text and sizes."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     torch.manual_seed(3)
-    unet = make_unet(
+    blocks = {"transformer_layers_per_block": (1, 2)} | (unet or {})
+    network = make_unet(
         cross_attention_dim=32 + 40, attention_head_dim=(4, 8), use_linear_projection=True,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2), addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24 + 6 * 8,
+        addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8, **blocks,
     )  # fmt: skip
     return StableDiffusionXLPipeline(
-        vae=make_vae(scaling_factor=0.13025, force_upcast=True), unet=unet, scheduler=EulerDiscreteScheduler(**NOISE),
-        text_encoder=make_text_encoder(32), tokenizer=make_tokenizer(),
+        vae=make_vae(scaling_factor=0.13025, force_upcast=True), unet=network,
+        scheduler=EulerDiscreteScheduler(**NOISE), text_encoder=make_text_encoder(32), tokenizer=make_tokenizer(),
         text_encoder_2=make_text_encoder(40, projection=24, act="gelu"), tokenizer_2=make_tokenizer("!"),
         add_watermarker=False, **settings,
     )  # fmt: skip
 
 
-MAKERS: dict[str, Callable[..., Any]] = {"sd1": make_sd1, "sd2": make_sd2, "sdxl": make_sdxl}
+def make_ssd1b() -> Any:
+    """SDXL with other depths within a level, and one resnet alone in the middle."""
+    depths = {"transformer_layers_per_block": (1, (2,)), "reverse_transformer_layers_per_block": ((1, 3), 1)}
+    return make_sdxl(unet={"mid_block_type": "UNetMidBlock2D"} | depths)
+
+
+MAKERS: dict[str, Callable[..., Any]] = {"sd1": make_sd1, "sd2": make_sd2, "sdxl": make_sdxl, "ssd1b": make_ssd1b}
 
 
 @pytest.fixture(scope="session")

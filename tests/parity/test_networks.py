@@ -48,6 +48,7 @@ UNETS: dict[str, dict[str, Any]] = {
     "lcm": {"time_cond_proj_dim": 20},
     "lcm sdxl": SDXL | {"time_cond_proj_dim": 20},
     "no middle": {"mid_block_type": None},
+    "a middle without text": {"mid_block_type": "UNetMidBlock2D"},
     "one of everything else": {
         "out_channels": 8, "flip_sin_to_cos": False, "freq_shift": 1, "time_embedding_dim": 40, "norm_eps": 1e-3,
         "layers_per_block": (2, 1), "cross_attention_dim": (24, 24), "act_fn": "swish",

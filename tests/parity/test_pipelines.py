@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import leandiffusion
+from leandiffusion.families import families
 from leandiffusion.pipelines import open_pipeline
 from leandiffusion.schedulers import PRESETS, build, schedulers
 
@@ -201,8 +202,9 @@ def test_arguments_of_sd2(pairs: Callable[[str], Pair], case: str) -> None:
 
 
 @pytest.mark.parametrize("case", XL)
-def test_arguments_of_sdxl(pairs: Callable[[str], Pair], case: str) -> None:
-    check_matters(pairs("sdxl"), **XL[case])
+@pytest.mark.parametrize("family", [n for n in families if families.get(n).pipeline == "StableDiffusionXLPipeline"])
+def test_arguments_of_sdxl(pairs: Callable[[str], Pair], family: str, case: str) -> None:
+    check_matters(pairs(family), **XL[case])
 
 
 def test_sdxl_without_zeros_for_an_empty_prompt(pairs: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +257,7 @@ def test_guidance_as_an_input(build_sd1: Callable[..., Any], tmp_path: Path) -> 
 # -- components ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("family", sorted(families))
 def test_diffusers_opens_what_we_save(
     pairs: Callable[[str], Pair], tiny: Callable[[str], tuple[Any, Path]], family: str, tmp_path: Path
 ) -> None:

@@ -67,9 +67,10 @@ def ldm_transformer(name: str, size: int, depth: int, context: int, linear: bool
 
 def ldm_unet(
     base: int, mult: tuple[int, ...], depth: tuple[int, ...], mid_depth: int, context: int, *,
-    inside: int = 4, linear: bool = False, adm: int | None = None,
+    inside: int = 4, linear: bool = False, adm: int | None = None, up_depth: tuple[int, ...] = (),
 ) -> Shapes:  # fmt: skip
-    """Walks through the original constructor: blocks are appended one by one and numbered as they come."""
+    """Walks through the original constructor: blocks are appended one by one and numbered as they come. `up_depth` has
+    the depth behind each resnet of the up path, where these differ; without a `mid_depth` the middle is one resnet."""
     emb, channels, stack, n = 4 * base, base, [base], 1
     shapes = dense("time_embed.0", emb, base) | dense("time_embed.2", emb, emb)
     if adm:
@@ -88,15 +89,17 @@ def ldm_unet(
             stack.append(channels)
             n += 1
     shapes |= ldm_resnet("middle_block.0", channels, channels, emb)
-    shapes |= ldm_transformer("middle_block.1", channels, mid_depth, context, linear)
-    shapes |= ldm_resnet("middle_block.2", channels, channels, emb)
+    if mid_depth:
+        shapes |= ldm_transformer("middle_block.1", channels, mid_depth, context, linear)
+        shapes |= ldm_resnet("middle_block.2", channels, channels, emb)
     n = 0
     for level, m in reversed(list(enumerate(mult))):
         for i in range(3):
             shapes |= ldm_resnet(f"output_blocks.{n}.0", channels + stack.pop(), m * base, emb)
             channels, place = m * base, 1
             if depth[level]:
-                shapes |= ldm_transformer(f"output_blocks.{n}.1", channels, depth[level], context, linear)
+                deep = up_depth[n] if up_depth else depth[level]
+                shapes |= ldm_transformer(f"output_blocks.{n}.1", channels, deep, context, linear)
                 place = 2
             if level and i == 2:
                 shapes |= dense(f"output_blocks.{n}.{place}.conv", channels, channels, 3, 3)
@@ -176,11 +179,14 @@ def prefixed(prefix: str, shapes: Shapes) -> Shapes:
 def original(kind: str, *, tiny: bool = False, inside: int = 4) -> Shapes:
     """Every tensor of a checkpoint of that kind. `tiny`: the same structure of names with small layers."""
     base, vae, vocab = (32, 32, 99) if tiny else (320, 128, 49408)
-    clip, open_clip = ((16, 2), (24, 3)) if tiny else ((768, 12), (1280, 32) if kind == "sdxl" else (1024, 24))
+    clip, open_clip = ((16, 2), (24, 3)) if tiny else ((768, 12), (1280, 32) if kind in LIKE_SDXL else (1024, 24))
     shapes = prefixed("first_stage_model.", ldm_vae(vae, (1, 2, 4, 4)))
     shapes |= {"betas": (1000,), "alphas_cumprod": (1000,), "model_ema.decay": ()}
-    if kind == "sdxl":
-        unet = ldm_unet(base, (1, 2, 4), (0, 2, 10), 10, 2048, inside=inside, linear=True, adm=2816)
+    if kind in LIKE_SDXL:
+        depth, mid_depth, up_depth = LIKE_SDXL[kind]
+        unet = ldm_unet(
+            base, (1, 2, 4), depth, mid_depth, 2048, inside=inside, linear=True, adm=2816, up_depth=up_depth
+        )  # fmt: skip
         shapes |= prefixed("conditioner.embedders.0.transformer.", clip_text(*clip, vocab))
         shapes |= prefixed("conditioner.embedders.1.model.", open_clip_text(*open_clip, vocab, open_clip[0]))
     elif kind == "sd2":
@@ -191,6 +197,12 @@ def original(kind: str, *, tiny: bool = False, inside: int = 4) -> Shapes:
         shapes |= prefixed("cond_stage_model.transformer.", clip_text(*clip, vocab))
     return shapes | prefixed("model.diffusion_model.", unet)
 
+
+LIKE_SDXL = {
+    "sdxl": ((0, 2, 10), 10, ()),
+    "ssd1b": ((0, 2, 4), 0, (4, 4, 10, 2, 1, 1, 0, 0, 0)),
+}
+"""Depths of the down path by level, of the middle, and of the up path by resnet."""
 
 TINY: dict[str, dict[str, Any]] = {
     "vae": {"block_out_channels": [32, 64, 128, 128]},
@@ -203,13 +215,13 @@ TINY: dict[str, dict[str, Any]] = {
 
 def tiny_configs(kind: str, folder: Path, inside: int = 4) -> Path:
     """config.json files for the networks of `original(kind, tiny=True)`."""
-    levels = [32, 64, 128] if kind == "sdxl" else [32, 64, 128, 128]
+    levels = [32, 64, 128] if kind in LIKE_SDXL else [32, 64, 128, 128]
     configs = {
         "vae": TINY["vae"],
         "unet": {"block_out_channels": levels, "in_channels": inside, "attention_head_dim": 4},
     }
     configs["text_encoder"] = TINY["clip"]
-    if kind == "sdxl":
+    if kind in LIKE_SDXL:
         configs["text_encoder_2"] = TINY["open_clip"] | {"projection_dim": 24}
     if kind == "sd2":
         configs["text_encoder"] = TINY["open_clip"] | {"num_hidden_layers": 2}
@@ -230,7 +242,13 @@ def entries(shapes: Shapes) -> dict[str, TensorEntry]:
 
 @pytest.mark.parametrize(
     ("kind", "inside", "parameters"),
-    [("sd1", 4, 859_520_964), ("sd1", 9, 859_535_364), ("sd2", 4, 865_910_724), ("sdxl", 4, 2_567_463_684)],
+    [
+        ("sd1", 4, 859_520_964),
+        ("sd1", 9, 859_535_364),
+        ("sd2", 4, 865_910_724),
+        ("sdxl", 4, 2_567_463_684),
+        ("ssd1b", 4, 1_331_334_404),
+    ],
 )
 def test_full_size(kind: str, inside: int, parameters: int) -> None:
     """Detected by its names; every weight of every network gets its tensor, none is left over. Published UNet sizes."""

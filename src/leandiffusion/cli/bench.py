@@ -58,7 +58,7 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="demo|PATH|ID|shape:NAME",
-        help="The packaged model, a checkpoint, or a full-size network with random weights: sd15, sd21 or sdxl.",
+        help="The packaged model, a checkpoint, or a full-size network with random weights: sd15, sdxl or another.",
     ),
 ]
 Size = Annotated[int | None, typer.Option(min=64, help="Side of the square pictures.", show_default="the model's")]

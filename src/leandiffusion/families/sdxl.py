@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..weights.convert import Entries, convert_clip, convert_open_clip, convert_unet, convert_vae
+from ..weights.convert import Entries, convert_clip, convert_open_clip, convert_unet, convert_vae, under
 from .base import UNET_PREFIX, VAE_PREFIX, Family, NetworkSpec, cross_attention_size, families
 from .sd1 import CLIP_L, NOISE, VAE
 
@@ -34,8 +34,17 @@ OPEN_CLIP_BIG_G = {
 }
 
 
+def deepest(entries: Entries) -> int | None:
+    """Transformer blocks behind one resnet of the lowest level of a UNet that reads both of SDXL's text encoders: 10,
+    or fewer in models that were distilled from it, or 0 where the file lacks them. None for all other UNets."""
+    if cross_attention_size(entries, "input_blocks.4.1") != 2048:
+        return None
+    blocks = under(entries, f"{UNET_PREFIX}input_blocks.7.1.transformer_blocks.")
+    return len({name.split(".")[0] for name in blocks})
+
+
 def _recognises(entries: Entries) -> bool:
-    return cross_attention_size(entries, "input_blocks.4.1") == 2048
+    return deepest(entries) in (10, 0)
 
 
 SDXL = families.add(

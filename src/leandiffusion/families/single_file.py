@@ -46,9 +46,9 @@ def open_single_file(
     progress: Callable[[str], None] | None = None,
     on_disk: bool = False,
 ) -> dict[str, Any]:
-    """Every component of a Stable Diffusion 1, 2 or XL checkpoint by name, straight from one file.
+    """Every component of a whole checkpoint by name, straight from one file in the original layout.
 
-    `family` ('sd1', 'sd2', 'sdxl') wins over detection. `prediction_type` ('epsilon', 'v_prediction', 'sample') says
+    `family`, a name such as 'sd1', wins over detection. `prediction_type` ('epsilon', 'v_prediction', 'sample') says
     what the UNet predicts where the file cannot: SD2 at 512 px predicts noise, at 768 px velocity. `config` is a local
     pipeline folder whose config.json files replace the built-in ones. Of `original_config`, a local .yaml of the
     training code, the `parameterization` is read. `dtype`, `device`, `components`, `leave_out`, `progress`, `on_disk`:

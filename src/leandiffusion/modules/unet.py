@@ -23,8 +23,8 @@ from .features import ATTENTION_WEIGHTS, AttentionFeatures, absent
 from .freeu import FreeUMixin
 from .processors import check_arguments
 from .transformer import set_attention_slice
-from .unet_blocks import SharedSettings, UNetMidBlock2DCrossAttn
-from .unet_levels import SUPPORTED, build_down, build_up, levels_of
+from .unet_blocks import SharedSettings
+from .unet_levels import SUPPORTED, build_down, build_middle, build_up, levels_of
 
 PIECES = (
     "the UNet's forward is not split as in diffusers: embed_time(sample, timestep, …) gives the embedding of time and "
@@ -129,7 +129,7 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels, time_cond_proj_dim)
         self.add_embedding = self._build_added_embedding(temb_channels)
         self.down_blocks, skip_channels = build_down(self.config, levels, shared)
-        self.mid_block = UNetMidBlock2DCrossAttn(levels[-1], shared) if mid_block_type is not None else None
+        self.mid_block = build_middle(self.config, levels[-1], shared)
         self.up_blocks = build_up(self.config, levels, skip_channels, shared)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)

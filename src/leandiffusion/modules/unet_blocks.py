@@ -123,6 +123,19 @@ class UNetMidBlock2DCrossAttn(GradientCheckpointing):
         return self.layer(self.resnets[1], x, temb)
 
 
+class UNetMidBlock2D(GradientCheckpointing):
+    """One resnet at the lowest resolution, without text: the middle of SSD-1B."""
+
+    def __init__(self, level: Level, shared: SharedSettings) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([shared.resnet(level.channels, level.channels)])
+        self.attentions = nn.ModuleList()
+
+    def forward(self, x: Tensor, temb: Tensor, *text: Any) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.layer(self.resnets[0], x, temb)
+
+
 class UpBlock2D(GradientCheckpointing):
     """Resnets that each take one skip connection, each followed by a transformer where the level has cross-attention,
     then upsampling unless last.

@@ -9,12 +9,21 @@ from torch import nn
 
 from ..core.config import Config
 from ..core.errors import ConfigError
-from .unet_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, Level, SharedSettings, UpBlock2D
+from .unet_blocks import (
+    CrossAttnDownBlock2D,
+    CrossAttnUpBlock2D,
+    DownBlock2D,
+    Level,
+    SharedSettings,
+    UNetMidBlock2D,
+    UNetMidBlock2DCrossAttn,
+    UpBlock2D,
+)
 
 # Keys of config.json that other architectures vary and this one does not.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),
     "only_cross_attention": (False,),
     "downsample_padding": (1,),
     "mid_block_scale_factor": (1, 1.0),
@@ -116,6 +125,12 @@ def build_down(config: Config, levels: list[Level], shared: SharedSettings) -> t
         skip_channels += [level.channels] * (level.layers + (not last))
         in_channels = level.channels
     return blocks, skip_channels
+
+
+def build_middle(config: Config, level: Level, shared: SharedSettings) -> nn.Module | None:
+    """The block at the lowest resolution; None where the config wants none."""
+    kinds = {"UNetMidBlock2DCrossAttn": UNetMidBlock2DCrossAttn, "UNetMidBlock2D": UNetMidBlock2D}
+    return None if config.mid_block_type is None else kinds[config.mid_block_type](level, shared)
 
 
 def build_up(config: Config, levels: list[Level], skip_channels: list[int], shared: SharedSettings) -> nn.ModuleList:

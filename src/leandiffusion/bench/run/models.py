@@ -25,8 +25,8 @@ from ...pipelines.from_folder import packaged
 from ...weights.build import build_empty
 from ...weights.locate import find_checkpoint
 
-SHAPES = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
-"""Names behind `shape:`, and the families whose networks they are."""
+VERSIONS = {"sd15": "sd1", "sd21": "sd2"}
+"""Names behind `shape:` besides those of families, and the families that they mean."""
 
 SHAPE = "shape:"
 
@@ -60,11 +60,12 @@ def _picture_size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
 
 def shape_of(name: str) -> Family:
     """The family behind 'shape:sd15' and its like; ConfigError for others."""
+    shapes = VERSIONS | {family: family for family in families if family not in VERSIONS.values()}
     shape = name.removeprefix(SHAPE)
-    if shape not in SHAPES:
-        known = [SHAPE + known for known in SHAPES]
+    if shape not in shapes:
+        known = [SHAPE + known for known in shapes]
         raise ConfigError(f"unknown model {name!r}.{did_you_mean(name, known)} Shapes: {', '.join(known)}.")
-    return families.get(SHAPES[shape])
+    return families.get(shapes[shape])
 
 
 def write_random_checkpoint(family: Family, folder: Path, dtype: torch.dtype, *, seed: int = 0) -> None:
