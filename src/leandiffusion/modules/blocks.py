@@ -88,6 +88,13 @@ def may_overwrite(maker: nn.Module) -> bool:
     return in_place_allowed() and not (maker._forward_hooks or nn.modules.module._global_forward_hooks)
 
 
+def is_untouched(layer: nn.Module) -> bool:
+    """Whether a layer runs just its class's forward: no hook, no offloading and no compiler sees it called."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._compiled_call_impl
+    shared = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
+    return not (hooked or shared or "forward" in vars(layer) or torch.compiler.is_compiling())
+
+
 class GradientCheckpointing(nn.Module):
     """Gradient checkpointing: keeps only layers' inputs, and computes layers again for gradients (Chen et al. 2016)."""
 
@@ -114,6 +121,13 @@ def add(x: Tensor, y: Tensor, maker: nn.Module) -> Tensor:
     return x.add_(y) if may_overwrite(maker) else x + y
 
 
+def repeat_rows(x: Tensor, rows: int) -> Tensor:
+    """x (B, ...) -> (rows, ...), the whole batch again and again; a view where B is 1. `rows` is a multiple of B."""
+    if len(x) == rows:
+        return x
+    return x.expand(rows, *x.shape[1:]) if len(x) == 1 else x.repeat(rows // len(x), *[1] * (x.dim() - 1))
+
+
 class ResnetBlock2D(nn.Module):
     """norm-silu-conv twice around a shortcut; the timestep embedding is added between (Ho et al. 2020, app. B)."""
 
@@ -127,10 +141,10 @@ class ResnetBlock2D(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """x (B, C_in, H, W), temb (B, temb_channels) after SiLU -> (B, C_out, H, W)."""
+        """x (B, C_in, H, W), temb (B, temb_channels) or fewer rows, after SiLU -> (B, C_out, H, W)."""
         h = self.conv1(silu(self.norm1(x), self.norm1))
         if self.time_emb_proj is not None and temb is not None:
-            h = add(h, self.time_emb_proj(temb)[:, :, None, None], self.conv1)
+            h = add(h, repeat_rows(self.time_emb_proj(temb), len(h))[:, :, None, None], self.conv1)
         h = self.conv2(silu(self.norm2(h), self.norm2))
         return add(h, x if self.conv_shortcut is None else self.conv_shortcut(x), self.conv2)
 

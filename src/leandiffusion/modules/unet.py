@@ -18,10 +18,10 @@ from ..core.errors import ConfigError
 from ..core.hub import local_path
 from ..core.output import Output
 from .base import Network, either_dtype, openers
-from .blocks import TimestepEmbedding, refuse_unsupported, silu, sinusoid
+from .blocks import TimestepEmbedding, refuse_unsupported, repeat_rows, silu, sinusoid
 from .features import ATTENTION_WEIGHTS, AttentionFeatures, absent
 from .freeu import FreeUMixin
-from .processors import check_arguments
+from .processors import CustomProcessor, attention_layers, check_arguments
 from .transformer import set_attention_slice
 from .unet_blocks import SharedSettings
 from .unet_levels import SUPPORTED, build_down, build_middle, build_up, levels_of
@@ -205,7 +205,9 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Predict for noisy latents `sample` (B, in_channels, h, w) at `timestep` (scalar or (B,)).
 
-        `encoder_hidden_states` (B, S, cross_attention_dim) is the encoded text; SDXL wants `added_cond_kwargs` with
+        `encoder_hidden_states` (B, S, cross_attention_dim) is the encoded text. With several texts for each sample, as
+        under classifier-free guidance, `sample` may have a row for each and is repeated; what comes before the text is
+        then computed once where it can be. SDXL wants `added_cond_kwargs` with
         `text_embeds` (B, P) and `time_ids` (B, 6). The `*_additional_residuals` are a ControlNet's, given together.
         `encoder_attention_mask` (B, S) is 1 for tokens to attend to and 0 for tokens to mask. `cross_attention_kwargs`
         are arguments of attention processors that were set. ConfigError for inputs this network does not use: class
@@ -234,6 +236,9 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
             check_arguments(self, cross_attention_kwargs)
         text = encoder_hidden_states, _bias(encoder_attention_mask, encoder_hidden_states), cross_attention_kwargs
 
+        rows = max(len(sample), len(encoder_hidden_states))
+        if len(sample) < rows and not self._may_share(timestep):
+            sample = repeat_rows(sample, rows)
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
         x = self.conv_in(sample)
         skips = [x]
@@ -252,7 +257,19 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
             # The next skip connection gives the size: it is odd where the down path rounded.
             x = block(x, own, temb, text[0], skips[-1].shape[-2:] if skips else None, *text[1:])
         x = self.conv_out(silu(self.conv_norm_out(x), self.conv_norm_out))
+        x = repeat_rows(x, rows)  # a network that attends to no text
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+
+    def _may_share(self, timestep: Tensor | float | int) -> bool:
+        """Whether texts that belong to one sample may share what comes before the first of them is attended to.
+
+        Not where anything tells them apart earlier, nor where somebody looks on and expects a row for each.
+        """
+        alike = self.add_embedding is None and (not isinstance(timestep, Tensor) or timestep.numel() == 1)
+        if not alike or any(isinstance(layer.backend, CustomProcessor) for _, layer in attention_layers(self)):
+            return False
+        first = self.conv_in, *(self.down_blocks[0].modules() if len(self.down_blocks) else ())
+        return not any(module._forward_hooks or module._forward_pre_hooks for module in first)
 
     def embed_time(
         self,
@@ -309,4 +326,4 @@ def _with_residuals(skips: list[Tensor], residuals: Sequence[Tensor]) -> list[Te
             f"{len(residuals)} down_block_additional_residuals for the {len(skips)} skip connections of this UNet: "
             "take them from a ControlNet made for it."
         )
-    return [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+    return [repeat_rows(skip, len(residual)) + residual for skip, residual in zip(skips, residuals, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .blocks import Downsample2D, GradientCheckpointing, ResnetBlock2D, Upsample2D
+from .blocks import Downsample2D, GradientCheckpointing, ResnetBlock2D, Upsample2D, repeat_rows
 from .freeu import FreeU
 from .transformer import Transformer2DModel
 
@@ -179,7 +179,8 @@ class UpBlock2D(GradientCheckpointing):
             skip = skips[-1 - i]
             if self.freeu is not None:
                 x, skip = self.freeu(x, skip)
-            x = torch.cat([x, skip], dim=1)  # by itself, so that what is joined is freed before the resnet runs
+            # By itself, so that what is joined is freed before the resnet runs.
+            x = torch.cat([x, repeat_rows(skip, len(x))], dim=1)
             x = self.layer(resnet, x, temb)
             x = x if attentions is None else self.layer(attentions[i], x, context, mask, extra)
         for upsampler in getattr(self, "upsamplers", ()):

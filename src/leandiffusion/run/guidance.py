@@ -8,7 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..modules.blocks import sinusoid
+from ..modules.blocks import is_untouched, sinusoid
+from ..modules.unet import UNet2DConditionModel
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ def rescale_contrast(guided: Tensor, reference: Tensor, amount: float) -> Tensor
 def embedding_width(unet: Any) -> int | None:
     """Width of the guidance embedding that a distilled UNet takes as `timestep_cond`; None for others."""
     return getattr(getattr(unet, "config", None), "time_cond_proj_dim", None)
+
+
+def shares_samples(unet: Any) -> bool:
+    """Whether the network takes one sample for the unconditional and the conditional text together.
+
+    Ours does. Who replaced it or its forward, or looks at what it is given, gets a sample for each as in diffusers.
+    """
+    own = isinstance(unet, UNet2DConditionModel) and type(unet).forward is UNet2DConditionModel.forward
+    return own and is_untouched(unet)
 
 
 def embed_guidance(scales: Tensor, dim: int, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from ..core.errors import ConfigError, NonFiniteError
 from ..device.host import is_host
 from .callback import Callback
 from .conditioning import Conditioning, Tensors
-from .guidance import Guidance, embed_guidance, embedding_width
+from .guidance import Guidance, embed_guidance, embedding_width, shares_samples
 from .schedule import accepted_by
 from .tasks.base import Task
 
@@ -102,7 +102,7 @@ class Run:
         guidance, conditioning = self.guidance, self.conditioning
         _check_rows(conditioning.embeds, len(x) * (1 + guidance.doubles))
         given = self.task.unet_input(self, x, i)
-        if guidance.doubles:
+        if guidance.doubles and (self.controls or not shares_samples(self.model.unet)):
             given = torch.cat([given, given])
         output = self.model.unet(
             given, self.times[i], encoder_hidden_states=conditioning.embeds, **self._inputs(given, i)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,3 +186,48 @@ def test_another_task_needs_nothing_of_the_loop(make: Make, unet: UNet2DConditio
     assert task.steps == [0, 1, 2]
     assert x.shape == SHAPE
     assert not torch.equal(x[..., 4:], task.known[..., 4:])
+
+
+def test_our_unet_is_given_one_sample_for_both_texts(make: Make, unet: UNet2DConditionModel) -> None:
+    run, x = make(), torch.randn(SHAPE)
+    spied = run.predict(x, 0)
+    assert len(run.model.unet.calls[0][0]) == 2  # a network that is not ours
+    rows: list[int] = []
+    forward = UNet2DConditionModel.forward
+
+    def spy(self: UNet2DConditionModel, sample: torch.Tensor, *args: Any, **inputs: Any) -> Any:
+        rows.append(len(sample))
+        return forward(self, sample, *args, **inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UNet2DConditionModel, "forward", spy)
+        run.model.unet = unet
+        shared = run.predict(x, 0)
+    assert rows == [1]
+    assert torch.allclose(shared, spied, rtol=0, atol=1e-5 * float(spied.abs().max()))
+
+
+@pytest.mark.parametrize("onlooker", ["hook", "replaced forward", "subclass", "control"])
+def test_who_looks_on_sees_a_sample_for_each_text(onlooker: str, make: Make, unet: UNet2DConditionModel) -> None:
+    unet, rows = copy.deepcopy(unet), []
+
+    def seen(sample: torch.Tensor) -> None:
+        rows.append(len(sample))
+
+    run = make(controls=[lambda run, given, i: seen(given) or {}] if onlooker == "control" else [])
+    if onlooker == "hook":
+        unet.register_forward_pre_hook(lambda module, args: seen(args[0]))
+    if onlooker == "replaced forward":
+        forward = unet.forward
+        unet.forward = lambda sample, *args, **inputs: seen(sample) or forward(sample, *args, **inputs)
+    if onlooker == "subclass":
+
+        class Own(UNet2DConditionModel):
+            def forward(self, sample: torch.Tensor, *args: Any, **inputs: Any) -> Any:
+                seen(sample)
+                return super().forward(sample, *args, **inputs)
+
+        unet.__class__ = Own
+    run.model.unet = unet
+    run.predict(torch.randn(SHAPE), 0)
+    assert rows == [2]
