@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointNotFound, WeightsError
+from .once import once
 from .replacing import finish_saving
 from .wording import show, to_length
 
@@ -69,7 +70,7 @@ def settings_folder(
     folder, inside = local_path(path_or_id), subfolder or ""
     if not folder.is_dir():
         check_hub_id(str(path_or_id))
-        hub = HubRepository(str(path_or_id), cache_dir, token, local_files_only)
+        hub = repository(str(path_or_id), cache_dir, token, local_files_only)
         folder, there = hub.open(revision, [inside] if inside else None)
         wanted = {f"{inside}/{file}".lstrip("/") for file in files}
         hub.fetch(folder, sorted(wanted.intersection(there)))
@@ -83,7 +84,10 @@ def _first_files(subfolders: list[str]) -> list[str]:
 
 
 class HubRepository:
-    """Names and files of one repository. `offline` uses the cache alone, as does the setting HF_HUB_OFFLINE=1."""
+    """Names and files of one repository. `offline` uses the cache alone, as does the setting HF_HUB_OFFLINE=1.
+
+    What the hub said of a revision is remembered: take a new one to ask anew.
+    """
 
     def __init__(self, name: str, cache_dir: str | Path | None, token: str | bool | None, offline: bool) -> None:
         from huggingface_hub import constants
@@ -93,17 +97,22 @@ class HubRepository:
         self.offline = offline or constants.HF_HUB_OFFLINE
         self._unreachable = False
         self._options: dict[str, Any] = {"repo_id": name, "cache_dir": self.cache, "token": token}
+        self._known: dict[Any, tuple[Path, list[str]]] = {}
 
     def open(self, revision: str | None, subfolders: list[str] | None) -> tuple[Path, list[str]]:
         """Resolve a branch, tag or commit once: the cache folder of that commit, and the names of its files.
 
         Offline, the names are of what is cached. Raises CheckpointNotFound and WeightsError.
         """
-        commit, names = self._listed(revision)
-        first = [name for name in _first_files(subfolders or []) if commit is None or name in names]
-        folder = self._resolve(revision, first)
-        if commit not in (None, folder.name):  # the branch moved meanwhile
-            names = self._listed(folder.name)[1]
+        asked = (revision, *(subfolders or ()))
+        if asked not in self._known:
+            commit, names = self._listed(revision)
+            first = [name for name in _first_files(subfolders or []) if commit is None or name in names]
+            folder = self._resolve(revision, first)
+            if commit not in (None, folder.name):  # the branch moved meanwhile
+                names = self._listed(folder.name)[1]
+            self._known[asked] = folder, names
+        folder, names = self._known[asked]
         return folder, self._cached(folder) if self.offline else names
 
     def fetch(self, folder: Path, files: list[str]) -> None:
@@ -195,3 +204,9 @@ class HubRepository:
                 )
             case _:
                 return WeightsError(f"{self.name!r}{at} could not be fetched: {type(error).__name__}: {error}")
+
+
+@once
+def repository(name: str, cache_dir: str | Path | None, token: str | bool | None, offline: bool) -> HubRepository:
+    """The repository of that name; the same one while a checkpoint is opened, so that the hub is asked once."""
+    return HubRepository(name, cache_dir, token, offline)

@@ -23,8 +23,8 @@ def open_pipeline(
     pipeline that is not supported; WeightsError's kinds for what is wrong with the files.
     """
     from ..core.errors import ConfigError
-    from ..core.hub import settings_folder
-    from ..families.folder import INDEX_FILE, read_index
+    from ..families.folder import read_index
+    from ..weights.locate import find_index
     from .from_folder import packaged
 
     known = classes()
@@ -35,7 +35,7 @@ def open_pipeline(
         cls = known[detect_file(path).pipeline]
         return cls.from_single_file(path, dtype=dtype, device=device, **options)
     hub = {key: options[key] for key in ("revision", "cache_dir", "token") if key in options}
-    folder = settings_folder(packaged(name_or_path), [INDEX_FILE], local_files_only=local_files_only, **hub)
+    folder = find_index(packaged(name_or_path), local_files_only=local_files_only, **hub)
     wanted = read_index(folder).pipeline
     if wanted not in known:
         raise ConfigError(f"{name_or_path} asks for {wanted!r}; supported are {' and '.join(known)}.")

@@ -15,7 +15,7 @@ from typing import Any
 from ..core.aside import is_aside
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat, VariantNotFound
-from ..core.hub import HubRepository, check_hub_id, local_path
+from ..core.hub import HubRepository, check_hub_id, local_path, repository, settings_folder
 from ..core.once import once
 from ..core.replacing import finish_saving
 from .files import choose_weights, variants_of
@@ -68,7 +68,7 @@ def find_checkpoint(
         return Checkpoint(folder, variant or (branch if found else None))
     _refuse_files(folder)
     check_hub_id(str(path_or_id))
-    hub = HubRepository(str(path_or_id), cache_dir, token, local_files_only)
+    hub = repository(str(path_or_id), cache_dir, token, local_files_only)
     wanted = None if subfolders is None else list(subfolders)
     if branch:
         try:
@@ -77,6 +77,19 @@ def find_checkpoint(
             log.info("%s: trying the branch %s, because: %s", path_or_id, branch, error)
             return Checkpoint(_fetch(hub, branch, None, wanted, without), None)
     return Checkpoint(_fetch(hub, revision, variant, wanted, without), variant)
+
+
+def find_index(path_or_id: str | Path, *, revision: str | None = None, **where: Any) -> Path:
+    """The folder with a checkpoint's model_index.json, from where `find_checkpoint` will take the rest.
+
+    `where`: cache_dir, local_files_only, token. Raises CheckpointNotFound and WeightsError for ids.
+    """
+    if revision in _VARIANT_BRANCHES:
+        try:
+            return settings_folder(path_or_id, [INDEX_FILE], **where)
+        except CheckpointNotFound:
+            pass  # offline, say, and only the branch of that name is cached
+    return settings_folder(path_or_id, [INDEX_FILE], revision=revision, **where)
 
 
 def choose_files(names: Iterable[str], components: Iterable[str], variant: str | None) -> list[str]:

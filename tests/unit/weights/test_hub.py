@@ -19,8 +19,9 @@ from leandiffusion.core.hub import settings_folder
 from leandiffusion.modules.clip_image_processor import CLIPImageProcessor
 from leandiffusion.modules.tokenizer import CLIPTokenizer
 from leandiffusion.modules.unet import UNet2DConditionModel
+from leandiffusion.pipelines import open_pipeline
 from leandiffusion.schedulers import DDIMScheduler
-from leandiffusion.weights.locate import choose_files, find_checkpoint
+from leandiffusion.weights.locate import choose_files, find_checkpoint, find_index
 
 
 def folder_of(*place: Any, **options: Any) -> Path:
@@ -175,6 +176,19 @@ def test_only_what_is_needed_is_fetched(hub: Hub, tmp_path: Path) -> None:
     assert by_branch == {"some/model/resolve/main/model_index.json"}, "one file resolves the branch for all others"
 
 
+def test_opening_asks_the_hub_once(hub: Hub, tmp_path: Path) -> None:
+    """The class is told from the index, then the rest is fetched: what the branch is and holds is asked once."""
+    with pytest.raises(ConfigError, match="lacks text_encoder"):  # said once everything is fetched
+        open_pipeline("some/model", cache_dir=tmp_path)
+    assert len([request for request in hub.requests if request.count("/") == 1]) == 1
+    about_main = [request for request in hub.requests if "/main/" in request]
+    assert set(about_main) == {"some/model/resolve/main/model_index.json"}
+    before = len(hub.requests)
+    with pytest.raises(ConfigError, match="lacks text_encoder"):
+        open_pipeline("some/model", cache_dir=tmp_path)
+    assert len(hub.requests) > before, "another opening asks anew: the branch may have moved"
+
+
 def test_a_branch_that_moves_meanwhile(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is opened is one commit, though the branch got a new one between two requests."""
     from huggingface_hub import HfApi
@@ -271,6 +285,7 @@ def test_the_old_fp16_revision(hub: Hub, tmp_path: Path, variants_on: str) -> No
     assert found.variant == ("fp16" if variants_on == "main" else None)
     assert found.folder.name == hub.commit("some/model", "main" if variants_on == "main" else "fp16")
     assert not any("non_ema" in name for name in fetched(found.folder))
+    assert (find_index("some/model", revision="fp16", cache_dir=tmp_path) / "model_index.json").is_file()
 
 
 @pytest.mark.parametrize(
