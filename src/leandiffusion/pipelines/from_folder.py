@@ -74,7 +74,8 @@ class FromFolder(Opening):
             local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
         )  # fmt: skip
         index = read_index(found.folder)
-        cls._check_fit(f"{name}, a {index.pipeline or 'pipeline'},", index.components, components)
+        described = f"{name}, a {index.pipeline or 'pipeline'},"
+        cls._check_fit(described, index.components, components, made_for=index.pipeline)
         components = open_given(components, cls.__name__, found.folder, dtype=chosen, device=device, on_disk=on_disk)
         opened = open_folder(
             found.folder, dtype=chosen, device=device, variant=found.variant, use_safetensors=use_safetensors,

@@ -35,18 +35,26 @@ class Opening:
         return self
 
     @classmethod
-    def _check_fit(cls, source: str, there: Mapping[str, str | None], given: Mapping[str, Any]) -> None:
-        """ConfigError when the components that are there, by name, are more or less than this class runs."""
+    def _check_fit(
+        cls, source: str, there: Mapping[str, str | None], given: Mapping[str, Any], made_for: str = ""
+    ) -> None:
+        """ConfigError when the components that are there, by name, are more or less than this class runs.
+
+        `made_for` is the class that the checkpoint names, if any.
+        """
         parameters = inspect.signature(cls.__init__).parameters
         needed = [name for name in cls.component_names if parameters[name].default is inspect.Parameter.empty]
         surplus = [name for name, part in there.items() if part is not None and name not in cls.component_names]
         missing = [name for name in needed if name not in there and name not in given]
         if surplus or missing:
             wrong = f"has {', '.join(surplus)}" if surplus else f"lacks {', '.join(missing)}"
-            raise ConfigError(
-                f"{source} {wrong}, so {cls.__name__} cannot run it: open it with leandiffusion.pipelines."
-                "open_pipeline, which picks the class, or pass the components by name."
-            )
+            ways = [] if made_for == cls.__name__ else ["open it with open_pipeline, which picks the class"]
+            if missing:
+                ways.append(f"pass what is missing by name: {'=…, '.join(missing)}=…")
+            elif not ways:
+                ways.append(f"take {', '.join(surplus)} out of its model_index.json")
+            fix = ", or ".join(ways)
+            raise ConfigError(f"{source} {wrong}, so {cls.__name__} cannot run it: {fix}.")
 
     @classmethod
     def _setting_names(cls) -> list[str]:
