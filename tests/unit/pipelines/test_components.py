@@ -68,14 +68,14 @@ def test_ways_to_say_where(sd1: Any, arguments: Any) -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        (("gpu",), {}, "device='gpu' is no device: use 'cpu'"),
+        (("gpu",), {}, "device='gpu' is not a device: use 'cpu'"),
         ((torch.int8,), {}, "torch.int8: pass torch.float32"),
         ((), {"dtype": "float16"}, "'float16': pass torch.float32"),
         ((), {"memory_format": torch.channels_last}, "pass a device, a dtype, or both"),
         (("cpu", "cpu"), {}, "device=cpu, device=cpu"),
         (("cpu",), {"device": "cpu"}, "pass a device, a dtype"),
         ((torch.float16,), {"torch_dtype": torch.float32}, "float16, dtype=torch.float32"),
-        (([1],), {}, r"device=\[1\] is no device"),
+        (([1],), {}, r"device=\[1\] is not a device"),
     ],
 )
 def test_nonsense_moves_nothing(sd1: Any, args: Any, kwargs: Any, message: str) -> None:

@@ -160,7 +160,7 @@ def test_opening_a_file_reads_its_header_and_tells_its_family_once(
         ({"dtype": torch.int8}, "dtype=torch.int8"),
         ({"dtype": {"unet": "half"}}, "dtype='half'"),
         ({"dtype": torch.float16, "torch_dtype": torch.float32}, "mean the same thing: give one"),
-        ({"device": "warp"}, "device='warp' is no device"),
+        ({"device": "warp"}, "device='warp' is not a device"),
         ({"use_safetensors": False}, "pickled weights, which are refused"),
         ({"image_encoder": object()}, "image_encoder"),
     ],
@@ -238,7 +238,7 @@ COMPONENTS = {cls: cls.component_names for cls in CLASSES.values()}
 def test_what_is_no_component(folders: Folders, cls: Any, name: str) -> None:
     folder = folders["sd1" if cls is StableDiffusionPipeline else "sdxl"]
     for wrong in ("a/path", Path("a/path"), 5, True, 1.5, [], {"a": 1}, AutoencoderKL, torch.ones(1), b"x"):
-        at = "vae=.* is no local" if name == "vae" and isinstance(wrong, str | Path) else f"{cls.__name__}: {name}.*"
+        at = "vae=.* is not a local" if name == "vae" and isinstance(wrong, str | Path) else f"{cls.__name__}: {name}.*"
         with pytest.raises((ConfigError, CheckpointNotFound), match=at) as caught:
             cls.from_pretrained(folder, **{name: wrong})
         assert len(str(caught.value)) < 500
