@@ -11,6 +11,8 @@ import torch
 from ..core.config import Configurable
 from ..core.errors import ConfigError
 from ..core.registry import Registry
+from ..device.host import is_host
+from ..weights.residence import read_weights
 from .features import Features
 
 
@@ -73,6 +75,42 @@ class Network(Configurable, Features):
                     return tensor
         return torch.empty(0)
 
+    # -- weights that wait for their first use -----------------------------------------------------------------------
+
+    _waits = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, once the weights are read: opening leaves them in their files until the first use."""
+        if self._waits:
+            read_weights([self])
+        return super().__call__(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module's; reads the weights."""
+        read_weights([self])
+        return super().state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """`to`, `half` and the like only say how weights will be read, but to another device they go at once."""
+        super()._apply(*args, **kwargs)
+        if self._waits and not is_host(self.device):
+            read_weights([self])
+        return self
+
+    _initialize_hook = True
+
+    def _infer_parameters(self, *_: Any) -> None:
+        """What torch.compile calls before it looks at a network, of any that has these two names."""
+        read_weights([self])
+
+    @property
+    def __jit_ignored_attributes__(self) -> list[str]:
+        """None. torch.jit asks for them before it takes up a module's weights, which have to be read by then."""
+        read_weights([self])
+        return []
+
+    # -- sizes, opening, saving --------------------------------------------------------------------------------------
+
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the parameters hold together, shared ones counted once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
@@ -97,8 +135,9 @@ class Network(Configurable, Features):
         """Open a checkpoint: a local folder or a hub id, or a `subfolder` of one, such as 'unet'.
 
         `dtype` (or its older name `torch_dtype`) is the type that tensors are cast to while they are read: float32
-        unless given. The network comes back in eval mode. Loading never takes much more memory than the weights,
-        whatever `low_cpu_mem_usage` says.
+        unless given. The network comes back in eval mode. Names and shapes are checked; the weights are read when they
+        are first used, or at once when `device` is another than the CPU. That never takes much more memory than they
+        do, whatever `low_cpu_mem_usage` says.
 
         Raises ConfigError for a bad config or dtype, and WeightsError's kinds for everything that can be wrong with
         the files.
@@ -124,6 +163,7 @@ class Network(Configurable, Features):
             device=device,
             variant=found.variant,
             use_safetensors=use_safetensors,
+            on_disk=True,
         )
 
     def save_pretrained(

@@ -18,6 +18,7 @@ from ..core.errors import ConfigError
 from ..core.hub import local_path
 from ..core.malloc import freed_at_once
 from ..core.output import Output
+from ..weights.residence import read_weights
 from .base import Network, either_dtype
 from .blocks import refuse_unsupported
 from .features import AttentionFeatures, absent
@@ -190,6 +191,7 @@ class AutoencoderKL(AttentionFeatures, Network):
 
     def _each(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         """`function` of the batch (B, …), with no more memory than asked for."""
+        read_weights([self])
         if not (self.use_slicing or self.use_tiling):
             return function(batch)
         with freed_at_once():
@@ -242,9 +244,8 @@ class AutoencoderKL(AttentionFeatures, Network):
         told, entries = read_vae_file(cls, file)
         given = read_config(local_path(config)) if isinstance(config, str | Path) else dict(config or {})
         settled = {**told, **given, **settings}
-        return fill_network(
-            cls, settled, entries, source=str(file), dtype=either_dtype(dtype, torch_dtype), device=device
-        )
+        chosen = either_dtype(dtype, torch_dtype)
+        return fill_network(cls, settled, entries, source=str(file), dtype=chosen, device=device, on_disk=True)
 
     @classmethod
     def rename_keys(cls, keys: list[str]) -> dict[str, str]:

@@ -16,7 +16,14 @@ from ..core.errors import WeightsError
 from ..core.fork import Lock, renew_in_child
 from ..device.host import is_host
 from ..weights.load import origin_of
-from ..weights.residence import is_on_disk, left_out, load_from_disk, release_to_disk
+from ..weights.residence import (
+    is_on_disk,
+    left_out,
+    load_from_disk,
+    release_to_disk,
+    stay_on_disk,
+    wait_for_use,
+)
 from ..weights.stored import StoredTensor
 from .arena import Arena, OneAtATime, Ring
 from .conveyor import Conveyor
@@ -108,6 +115,7 @@ class Engine:
             self.close()
             raise
         for network in networks.values():
+            wait_for_use(network, False)
             _engines[network] = self
         renew_in_child(self)
 
@@ -178,6 +186,7 @@ class Engine:
         staying = [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]
         stay = {id(weight.master) for weight in staying} - {i for net in networks.values() for i in left_out(net)}
         for name, network in networks.items():
+            stay_on_disk(network)
             self._raised[name] = load_from_disk(network, only=stay)
             self.kept += [f"{name}.{weight}" for weight in _put_down(network, progress, leave=stay)]
 
@@ -199,7 +208,7 @@ class Engine:
         self._host = HostStore(travelling, pieces.looked_up, policy.device, self._homes)
         for weight in [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]:
             home = self._homes.pop(id(weight.master), (weight, weight.master.device))[1]
-            weight.rehouse(weight.master.detach().to(policy.device))
+            weight.rehouse(weight.on(policy.device))
             self._homes[id(weight.master)] = weight, home
 
     def _let_go(self) -> None:

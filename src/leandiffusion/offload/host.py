@@ -8,6 +8,7 @@ from weakref import finalize
 import torch
 from torch import Tensor, nn
 
+from ..device.names import HOST
 from ..device.pinning import HostBlock, host_block
 from ..measure.environment import available_memory
 from .units import Unit, Weight
@@ -52,7 +53,7 @@ class HostStore:
             self._pack(group, block.memory)
         for embedding in looked_up:
             weight = Weight([(embedding._parameters, "weight")], embedding.weight)
-            self._rehouse(weight, embedding.weight.detach().cpu())
+            self._rehouse(weight, weight.on(HOST))
 
     def _pack(self, group: list[Unit], block: Tensor) -> None:
         start = 0
@@ -60,7 +61,7 @@ class HostStore:
             unit.packed = block[start : start + unit.nbytes]
             for weight, begin in unit.places:
                 view = weight.view(unit.packed, begin)
-                view.copy_(weight.master)
+                weight.write_to(view)
                 self._rehouse(weight, view.detach())
                 weight.address = view.data_ptr()
             start += unit.nbytes

@@ -60,11 +60,24 @@ class Weight:
         """Give the numbers other memory. A parameter stays the same object, so that whoever holds it sees it."""
         if isinstance(self.master, nn.Parameter):
             self.master.data = tensor
+            self._kind = self._describe()
         else:
             former, self.master = self.master, tensor
             for table, name in self.owners:
                 if table.get(name) is former:
                     table[name] = tensor
+
+    def on(self, device: torch.device) -> Tensor:
+        """The numbers on the device; those on disk are read straight to it."""
+        master = self.master.detach().to(device)
+        return master.read() if isinstance(master, StoredTensor) else master
+
+    def write_to(self, memory: Tensor) -> None:
+        """Copy the numbers to memory of this shape; those on disk are read straight into it."""
+        if isinstance(self.master, StoredTensor):
+            self.master.read_into(memory)
+        else:
+            memory.copy_(self.master, non_blocking=True)
 
     def view(self, memory: Tensor, begin: int) -> Tensor:
         """This weight's place in a flat tensor of bytes, with its master's dtype, shape and strides."""
@@ -103,10 +116,8 @@ class Unit:
             memory.copy_(self.packed, non_blocking=True)
             return
         for weight, begin in self.places:
-            if not isinstance(weight.master, StoredTensor):
-                weight.view(memory, begin).copy_(weight.master, non_blocking=True)
-            elif weight.master.on_disk:  # what is held in memory is shown from there
-                weight.master.read_into(weight.view(memory, begin))
+            if not isinstance(weight.master, StoredTensor) or weight.master.on_disk:  # what is held is shown from there
+                weight.write_to(weight.view(memory, begin))
 
     @property
     def places(self) -> Iterator[tuple[Weight, int]]:

@@ -24,6 +24,7 @@ from ..run.guidance import Guidance
 from ..run.run import Run
 from ..run.schedule import set_timesteps
 from ..run.tasks.base import Task
+from ..weights.residence import read_weights
 from .absent import Absent
 from .assembly import Assembly
 from .callbacks import take_old_callback
@@ -162,12 +163,21 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
             )  # fmt: skip
             timesteps = task.timesteps(call.scheduler, laid_out)
             call._num_timesteps = len(timesteps)
+            self._read_weights(request)
             function = request.callback_on_step_end
             yield call, Run(
                 model=call, task=task, conditioning_of=self.conditioner.conditioning, shape=shape, timesteps=timesteps,
                 step_options={"eta": request.eta, "generator": request.generator},
                 callback=function and Callback(function, request.callback_inputs, self.callback_tensors),
             )  # fmt: skip
+
+    def _read_weights(self, request: Request) -> None:
+        """Read the weights of all networks that the call runs, if nothing did yet: what is wrong with a file shows
+        before the first step, not after the last."""
+        unused = ("vae", "safety_checker") if request.output_type == "latent" else ()
+        if request.prompt_embeds is not None:
+            unused = (*unused, "text_encoder", "text_encoder_2")
+        read_weights(network for name, network in self._stack.subject.networks.items() if name not in unused)
 
     def _encode(
         self, prompt: Any, device: torch.device | str | None, count: int, guided: bool, clip_skip: int | None

@@ -8,7 +8,6 @@ from typing import Any, Self
 import torch
 
 from ..core.once import opening
-from ..device.host import is_host
 from ..device.names import check_device
 from ..families.single_file import detect_file, open_single_file
 from ..modules.base import either_dtype
@@ -48,15 +47,14 @@ class FromFile(Opening):
         settings = cls._take_settings(components, cls.from_single_file)
         chosen = either_dtype(dtype, torch_dtype)
         travel, device = opening_offload(offload, None if device is None else check_device(device))
-        on_disk = travel is not None and is_host(travel.compute_device)
         family = detect_file(Path(path).expanduser())
         there = dict.fromkeys([*family.networks, *family.tokenizers, "scheduler"], "")
         cls._check_fit(f"{path}, a {family.title} checkpoint,", there, components)
         folder = None if config is None else Path(config).expanduser()
-        components = open_given(components, cls.__name__, folder, dtype=chosen, device=device, on_disk=on_disk)
+        components = open_given(components, cls.__name__, folder, dtype=chosen, device=device, on_disk=True)
         opened = open_single_file(
             path, dtype=chosen, device=device, components=components, prediction_type=prediction_type, config=config,
-            original_config=original_config, on_disk=on_disk,
+            original_config=original_config, on_disk=True,
         )  # fmt: skip
         parts: dict[str, Any] = {name: opened.get(name) for name in cls.component_names}
         pipe = cls(**parts, **settings)

@@ -8,7 +8,6 @@ from typing import Any, Self
 import torch
 
 from ..core.once import opening
-from ..device.host import is_host
 from ..device.names import check_device
 from ..families.folder import open_folder, read_index
 from ..modules.base import either_dtype
@@ -68,7 +67,6 @@ class FromFolder(Opening):
         settings = cls._take_settings(components, cls.from_pretrained)
         chosen = either_dtype(dtype, torch_dtype)
         travel, device = opening_offload(offload, None if device is None else check_device(device))
-        on_disk = travel is not None and is_host(travel.compute_device)
         found = find_checkpoint(
             packaged(name), revision=revision, variant=variant, use_safetensors=use_safetensors,
             local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
@@ -76,10 +74,10 @@ class FromFolder(Opening):
         index = read_index(found.folder)
         described = f"{name}, a {index.pipeline or 'pipeline'},"
         cls._check_fit(described, index.components, components, made_for=index.pipeline)
-        components = open_given(components, cls.__name__, found.folder, dtype=chosen, device=device, on_disk=on_disk)
+        components = open_given(components, cls.__name__, found.folder, dtype=chosen, device=device, on_disk=True)
         opened = open_folder(
             found.folder, dtype=chosen, device=device, variant=found.variant, use_safetensors=use_safetensors,
-            components=components, on_disk=on_disk,
+            components=components, on_disk=True,
         )  # fmt: skip
         stored = {key: value for key, value in index.settings.items() if key in cls._setting_names()}
         parts: dict[str, Any] = {part: opened.get(part) for part in cls.component_names}

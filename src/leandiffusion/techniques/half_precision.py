@@ -14,7 +14,7 @@ from ..device.capabilities import HALF, why_slow
 from ..device.host import is_host
 from ..weights.build import put_tensor
 from ..weights.load import origin_of
-from ..weights.residence import cast, load_from_disk, release_to_disk, same_bits
+from ..weights.residence import cast, is_waiting, load_from_disk, release_to_disk, same_bits, tensors_of
 from ..weights.stored import StoredTensor
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
@@ -81,11 +81,11 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
     assert origin is not None
     release_to_disk(network, origin.entries, origin.stamps)
     before = cast(network, dtype)
+    if is_waiting(network):  # and will be read as that
+        return lambda: _uncast(network, before)
 
     def undo() -> None:
-        now = network.state_dict(keep_vars=True)
-        for names, tensor in before:
-            put_tensor(network, names, _unless_edited(now[names[0]], tensor))
+        _uncast(network, before)
         if not is_host(device):
             load_from_disk(network, device)
 
@@ -95,6 +95,12 @@ def _cast(network: nn.Module, dtype: torch.dtype) -> Undo:
         undo()
         raise
     return undo
+
+
+def _uncast(network: nn.Module, before: list[tuple[list[str], Tensor]]) -> None:
+    now = tensors_of(network)
+    for names, tensor in before:
+        put_tensor(network, names, _unless_edited(now[names[0]], tensor))
 
 
 def _unless_edited(now: Tensor, before: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ..core.registry import did_you_mean
 from ..device.host import is_host
 from ..device.threads import in_forked_child
 from ..offload.engine import engine_of
-from ..weights.residence import load_from_disk
+from ..weights.residence import is_waiting, load_from_disk
 from . import techniques
 from .base import Technique
 from .hooks import Undo
@@ -162,7 +162,7 @@ class Stack:
         networks = self.subject.networks
         self._networks = {name: ref(network) for name, network in networks.items()}
         for network in networks.values():
-            if engine_of(network) is None:  # what offloading left on disk belongs in memory again
+            if engine_of(network) is None and not is_waiting(network):  # what offloading left on disk
                 load_from_disk(network)
 
     # -- calls -------------------------------------------------------------------------------------------------------

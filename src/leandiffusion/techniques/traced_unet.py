@@ -24,6 +24,7 @@ from ..core.notices import warn
 from ..modules.processors import CustomProcessor
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
 from ..weights.load import origin_of
+from ..weights.residence import read_weights
 from . import graphs, techniques
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo
@@ -180,6 +181,7 @@ class Traced(nn.Module):
 
     def _take_up(self, key: str, inputs: Mapping[str, Tensor]) -> Any:
         """The graph for this key with the UNet's own weights: kept from before, read, or recorded now."""
+        read_weights([self.unet])
         kept = graphs.kept_graphs.setdefault(self.unet, {})
         if key not in kept:
             graph = self._read(key)

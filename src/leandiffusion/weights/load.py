@@ -5,7 +5,7 @@ The peak of memory is the loaded weights and one small buffer, whatever the dtyp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +16,14 @@ from torch import nn
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError
 from ..core.malloc import TrimsAtEnd, keep_fewer_kernels
+from ..device.host import is_host
 from .build import build_empty, put_tensor
 from .check import check_tensors, named_for
 from .files import weight_files
 from .header import TensorEntry, read_headers
 from .opened import OpenFile, Stamp, stamp_of
 from .read import TensorReader
+from .residence import wait_for_use
 from .stored import StoredTensor
 
 N = TypeVar("N", bound=nn.Module)
@@ -60,7 +62,8 @@ def open_network(
     `dtype` is what floating-point tensors are cast to while they are read, None keeps the file's. `leave_out` names
     parts that are probably not needed, by prefixes of parameter names (`("encoder.",)`) or a predicate on them: those
     weights stay in their files, take no memory, and are read whenever they are used (`weights.stored`). `on_disk`
-    leaves all of them there.
+    leaves all of them there until the first use (`weights.residence.read_weights`), unless `device` is another than
+    the CPU.
 
     Raises CheckpointNotFound, ConfigError for an invalid config, MalformedFile for broken files, TensorMismatch when
     weights are missing or of another shape, UnsafeFormat for pickles. Nothing is read before names and shapes are found
@@ -106,7 +109,9 @@ def fill_network(
     left_out = frozenset(name for name, _ in network.named_parameters(remove_duplicate=False) if is_left_out(name))
     stamps = {file: stamp_of(file) for file in {entry.file for entry in entries.values()}}
     reader = TensorReader(dtype, torch.device(device or "cpu"))
-    _read_into(network, entries, reader, (lambda name: True) if on_disk else is_left_out, stamps)
+    on_disk = on_disk and is_host(reader.device)
+    _read_into(network, entries, reader, (lambda name: True) if on_disk else is_left_out, left_out, stamps)
+    wait_for_use(network, on_disk)
     object.__setattr__(network, "_origin", Origin(cls, config, entries, left_out, stamps))
     object.__setattr__(network, "_at_end", TrimsAtEnd())
     return network.eval()
@@ -148,11 +153,13 @@ def _read_into(
     entries: Mapping[str, TensorEntry],
     reader: TensorReader,
     stays: Callable[[str], bool],
+    left_out: Collection[str],
     stamps: Mapping[Path, Stamp],
-) -> None:  # fmt: leave_out
+) -> None:
     """Fill every weight of `network` that has an entry, and give its computed buffers the same dtype and device.
 
-    Parameters whose names `stays` picks are left on disk as stored tensors; `stamps` are those of their files.
+    Parameters whose names `stays` picks are left on disk as stored tensors, until their first use unless they are
+    `left_out`; `stamps` are those of their files.
     """
     aliases: dict[int, list[str]] = {}  # one parameter may stand under several names
     state = network.state_dict(keep_vars=True)
@@ -166,6 +173,7 @@ def _read_into(
     files = {path: OpenFile.at(path, stamps[path]) for path in {entry.file for entry in on_disk.values()}}
     for name, entry in on_disk.items():
         stored = StoredTensor(entry, files[entry.file], reader.target_dtype(entry.dtype), device=reader.device)
+        stored.held.keeps = name not in left_out
         put_tensor(network, aliases[id(state[name])], stored)
         del wanted[name]
     for name, tensor in reader.read_all(wanted):

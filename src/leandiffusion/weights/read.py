@@ -29,7 +29,7 @@ Seen = Callable[[memoryview], None]
 
 
 class TensorReader:
-    """Reads entries as tensors of one dtype and device. Holds one small buffer per thread."""
+    """Reads entries as tensors of one dtype and device. Holds one small buffer per thread and kind of device."""
 
     def __init__(self, dtype: torch.dtype | None, device: torch.device) -> None:
         self.dtype = dtype
@@ -78,15 +78,15 @@ class TensorReader:
         rows = max(1, CHUNK_BYTES // row_bytes)
         for begin in range(0, target.shape[0], rows):
             part = target[begin : begin + rows]
-            chunk = self._bytes(part.shape[0] * row_bytes)
+            chunk = self._bytes(part.shape[0] * row_bytes, target.device)
             _fill(stream, chunk, entry, begin * row_bytes, seen)
             part.copy_(chunk.view(entry.dtype).view(-1, *row_shape))
 
-    def _bytes(self, count: int) -> Tensor:
-        buffer = getattr(self._buffers, "bytes", None)
-        if buffer is None or buffer.numel() < count:
-            buffer = self._buffers.bytes = staging_buffer(count, self.device)
-        return buffer[:count]
+    def _bytes(self, count: int, device: torch.device) -> Tensor:
+        buffers = vars(self._buffers)
+        if device.type not in buffers or buffers[device.type].numel() < count:
+            buffers[device.type] = staging_buffer(count, device)
+        return buffers[device.type][:count]
 
 
 def _by_file(entries: dict[str, TensorEntry]) -> Iterator[tuple[str, Iterable[tuple[str, TensorEntry]]]]:

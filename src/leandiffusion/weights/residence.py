@@ -11,41 +11,88 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from .build import as_parameter, put_tensor, swap
+from ..core.fork import Lock
+from .build import as_parameter, put_tensor, swap, tensor_bytes
 from .header import TensorEntry
 from .opened import OpenFile, Stamp
 from .stored import StoredTensor
 
+_reading = Lock()
 _OWN_USES = 2  # of a storage that nothing but its tensor refers to, while it is asked for
 
 
 def names_on_disk(network: nn.Module) -> list[str]:
     """Names of the parameters and buffers that are on disk, except those that opening left out."""
     out = left_out(network)
-    return [n for n, tensor in _tensors(network).items() if isinstance(tensor, StoredTensor) and id(tensor) not in out]
+    return [
+        n for n, tensor in tensors_of(network).items() if isinstance(tensor, StoredTensor) and id(tensor) not in out
+    ]
 
 
 def left_out(network: nn.Module) -> set[int]:
     """Ids of the parameters on disk that opening left out, since they are probably not needed: they stay there."""
     names: Collection[str] = getattr(getattr(network, "_origin", None), "left_out", ())
-    return {id(tensor) for name, tensor in _tensors(network).items() if name in names and is_on_disk(tensor)}
+    return {id(tensor) for name, tensor in tensors_of(network).items() if name in names and is_on_disk(tensor)}
+
+
+def is_waiting(network: nn.Module) -> bool:
+    """Whether the network was opened and its weights were not read yet: its first use reads them."""
+    return getattr(network, "_waits", False)
+
+
+def wait_for_use(network: nn.Module, waits: bool) -> None:
+    """Say that the network's first use is to read its weights, or no longer."""
+    object.__setattr__(network, "_waits", waits)
+
+
+def read_weights(networks: Iterable[nn.Module]) -> None:
+    """Load the weights of those networks that wait for their first use, each to the device that it was moved to.
+
+    Raises what reading them raises; what was read until then stays, and the next use goes on from there. A bar shows
+    the progress where it takes longer than two seconds.
+    """
+    waiting = [network for network in networks if is_waiting(network)]
+    if not waiting:
+        return
+    with tqdm(
+        total=sum(map(tensor_bytes, waiting)), unit="B", unit_scale=True, delay=2, leave=False, disable=None,
+        desc="Reading weights",
+    ) as bar, _reading:  # fmt: skip
+        for network in waiting:
+            if is_waiting(network):  # and not read by another thread meanwhile
+                load_from_disk(network, progress=bar.update)
+                wait_for_use(network, False)
 
 
 def load_from_disk(
-    network: nn.Module, device: torch.device | None = None, *, only: Collection[int] | None = None
+    network: nn.Module,
+    device: torch.device | None = None,
+    *,
+    only: Collection[int] | None = None,
+    progress: Callable[[int], Any] = lambda count: None,
 ) -> set[int]:
-    """Load every weight that is on disk into memory, the CPU's unless `device` is given; returns their ids.
+    """Load every weight that is on disk into memory, on its own device unless one is given; returns their ids.
 
-    All except those that opening left out, or with `only` those of these ids. If one fails, those before it stay
-    loaded.
+    All except those that opening left out, or with `only` those of these ids; in the order of the files' bytes. If one
+    fails, those before it stay loaded. `progress` is called with the bytes done.
     """
     read, out = set(), left_out(network)
-    for names, tensor in _by_identity(network):
-        if isinstance(tensor, StoredTensor) and (id(tensor) not in out if only is None else id(tensor) in only):
-            put_tensor(network, names, tensor.hold().detach().to(device or "cpu"))
+    stored = [(names, tensor) for names, tensor in _by_identity(network) if isinstance(tensor, StoredTensor)]
+    for names, tensor in sorted(stored, key=lambda one: (one[1].entry.file, one[1].entry.start)):
+        if id(tensor) not in out if only is None else id(tensor) in only:
+            put_tensor(network, names, tensor.hold().detach().to(device or tensor.device))
             read.add(id(network.get_parameter(names[0])))
+            progress(tensor.nbytes)
     return read
+
+
+def stay_on_disk(network: nn.Module) -> None:
+    """Have the weights that are on disk stay there, whoever reads them."""
+    for tensor in tensors_of(network).values():
+        if isinstance(tensor, StoredTensor):
+            tensor.held.keeps = False
 
 
 def release_to_disk(
@@ -62,13 +109,15 @@ def release_to_disk(
     back. One whose memory is shared (by a view, a numpy array) stays too, so that writes through those are not lost.
     Those whose id() is in `leave` are skipped. `progress` is called with the bytes done.
     """
-    files = {path: OpenFile.at(path, stamps.get(path)) for path in {entry.file for entry in entries.values()}}
+    files: dict[Path, OpenFile] = {}
     kept: list[str] = []
     for names, tensor in _by_identity(network):
         if id(tensor) in leave or not isinstance(tensor, nn.Parameter) or is_on_disk(tensor):
             continue
         name = next((n for n in names if n in entries), None)
         entry = None if name is None else entries[name].reshaped(tuple(tensor.shape))
+        if entry is not None and entry.file not in files:
+            files[entry.file] = OpenFile.at(entry.file, stamps.get(entry.file))
         if entry is None or not _release_one(tensor, entry, files[entry.file]):
             kept.append(names[0])
         progress(tensor.nbytes)
@@ -117,13 +166,14 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return network.state_dict(keep_vars=True)
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones under each of their names; nothing is read."""
+    return nn.Module.state_dict(network, keep_vars=True)
 
 
 def _by_identity(network: nn.Module) -> Iterable[tuple[list[str], Tensor]]:
     """Every parameter and buffer once, with all the names it goes by."""
-    tensors = _tensors(network)
+    tensors = tensors_of(network)
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)

@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from ..core.replacing import Replacement
 from ..core.units import parse_bytes
 from .files import stale_weights
+from .residence import tensors_of
 from .stored import StoredTensor
 
 _METADATA = {"format": "pt"}  # transformers refuses files without it
@@ -31,7 +32,7 @@ def save_network(
     """
     folder = Path(folder)
     limit = parse_bytes(max_shard_size)
-    state = network.state_dict()
+    state = tensors_of(network)  # those on disk are read one at a time
     if empty := [name for name, tensor in state.items() if tensor.is_meta]:
         raise ConfigError(f"{empty[0]!r} has no data (it is on the meta device): load the weights before saving.")
     stem: str = getattr(network, "weights_stem", "diffusion_pytorch_model")

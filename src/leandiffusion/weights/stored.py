@@ -5,7 +5,9 @@ with it outside an offload engine (`weight.norm()`, a forward) reads it first, s
 know where they are. Casting it, laying it out channels-last or moving it to a device only changes how it will be read.
 An embedding reads just the rows that it looks up.
 
-Writing to it, and whatever could lead to a write, loads the values into memory permanently (`held`): taking a view
+A weight of a network that was just opened waits for its first use: reading it brings it into memory for good (`held`,
+`Held.keeps`). One that stays on disk, because its network travels or it was left out, is read anew each time. Writing
+to either, and whatever could lead to a write, loads the values into memory permanently: taking a view
 (`weight[5]`, `weight.data.view(-1)`), its memory (`weight.numpy()`, `weight.data_ptr()`) or its storage. That costs the
 weight's bytes until its network is opened anew. `weight.data = …` makes it an ordinary tensor.
 """
@@ -22,11 +24,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..core.errors import ConfigError
+from ..core.fork import Lock
 from .build import swap
 from .header import TensorEntry
 from .opened import OpenFile
 
 aten = torch.ops.aten
+
+_holding = Lock()
 
 # What reaches the tensor's memory without dispatching an operation, and what may change its shape in place.
 _REACH_MEMORY = {
@@ -40,17 +45,26 @@ _UNMARKED_VIEWS = (aten._unsafe_view.default, aten._reshape_alias.default)  # vi
 
 @dataclass(eq=False)
 class Held:
-    """Values loaded into memory permanently; None while those on disk are used. Shared by a tensor's aliases."""
+    """Values loaded into memory permanently; None while those on disk are used. Shared by a tensor's aliases.
+
+    `keeps` says that the next use is to load them so.
+    """
 
     value: Tensor | None = None
+    keeps: bool = False
 
 
 class StoredTensor(Tensor):
-    """A tensor whose values are at `entry` of `file`, or in `held` once they could be written to."""
+    """A tensor whose values are at `entry` of `file`, or in `held` once they could be written to.
+
+    `rounded` are the dtypes that the numbers go through when they are read, before the tensor's own: those that it had
+    before its first use, which hold fewer digits.
+    """
 
     entry: TensorEntry
     file: OpenFile
     held: Held
+    rounded: tuple[torch.dtype, ...]
 
     @staticmethod
     def __new__(
@@ -59,7 +73,7 @@ class StoredTensor(Tensor):
     ):  # fmt: skip
         strides = torch.empty(entry.shape, device="meta").stride() if strides is None else strides
         stored = Tensor._make_wrapper_subclass(cls, entry.shape, strides=strides, dtype=dtype, device=device)  # type: ignore[attr-defined]
-        stored.entry, stored.file, stored.held = entry, file, Held()
+        stored.entry, stored.file, stored.held, stored.rounded = entry, file, Held(), ()
         return stored
 
     @property
@@ -80,13 +94,31 @@ class StoredTensor(Tensor):
         if self.held.value is not None:
             into.copy_(self.held.value)
         else:
-            self.file.read(self.entry, into)
+            self._fill(self.entry, into)
+
+    def _fill(self, entry: TensorEntry, into: Tensor) -> None:
+        """Read the entry, which is this tensor's or a part of it."""
+        if not self.rounded:
+            self.file.read(entry, into)
+            return
+        narrow = torch.empty_like(into, dtype=self.rounded[0])
+        self.file.read(entry, narrow)
+        for dtype in self.rounded[1:]:
+            narrow = narrow.to(dtype)
+        into.copy_(narrow)
 
     def hold(self) -> Tensor:
         """The values in memory, where they stay from then on, so that writes to them last."""
         if self.held.value is None:
-            self.held.value = self.read()
+            value = self.read()
+            with _holding:  # of two threads that read it, one's numbers count for both
+                if self.held.value is None:
+                    self.held.value = value
         return self.held.value
+
+    def used(self) -> Tensor:
+        """The numbers in memory for an operation that only reads them."""
+        return self.hold() if self.held.keeps else self.read()
 
     def set_to(self, source: Tensor) -> StoredTensor:
         """`self.set_(source)`: share the memory of a tensor like this one; earlier aliases keep theirs."""
@@ -104,15 +136,23 @@ class StoredTensor(Tensor):
         for row, index in zip(found, unique.tolist(), strict=True):
             if not 0 <= index < self.shape[0]:
                 raise IndexError(f"index {index} is out of range: {self.entry.name} has {self.shape[0]} rows.")
-            self.file.read(self.entry.rows(index, index + 1), row[None])
+            self._fill(self.entry.rows(index, index + 1), row[None])
         return found[places]
 
     def like(
         self, dtype: torch.dtype, strides: tuple[int, ...], device: torch.device | str | None = None
     ) -> StoredTensor:
-        """The same numbers, to be read as another dtype, with other strides, or to another device."""
+        """The same numbers, to be read as another dtype, with other strides, or to another device.
+
+        As the file has them where they stay there; where they wait for their first use, as if they had been read.
+        """
         place = self.device if device is None else torch.device(device)
+        rounded = self.rounded
+        if self.held.keeps and not _holds(self.dtype, rounded[-1] if rounded else self.entry.dtype):
+            rounded = (*rounded, self.dtype)
         other = StoredTensor(self.entry, self.file, dtype, strides, place)
+        other.held.keeps = self.held.keeps
+        other.rounded = rounded[:-1] if rounded and rounded[-1] == dtype else rounded
         if self.held.value is not None:
             other.held.value = torch.empty_strided(self.shape, strides, dtype=dtype, device=place)
             other.held.value.copy_(self.held.value)
@@ -181,14 +221,21 @@ def _looked_up(indices: Tensor, weight: Tensor, *settings: Any, max_norm: float 
 def _alias(stored: StoredTensor) -> StoredTensor:
     """The same tensor to autograd's eyes; a value that is written through one is seen through the other."""
     other = StoredTensor(stored.entry, stored.file, stored.dtype, stored.stride(), stored.device)
+    other.rounded = stored.rounded
     other.held = stored.held
     return other
 
 
-def _relaid(stored: StoredTensor, kwargs: Mapping[str, Any]) -> StoredTensor | None:
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether every number of the `other` floating-point dtype is one of `dtype`."""
+    wide, narrow = torch.finfo(dtype), torch.finfo(other)
+    return wide.eps <= narrow.eps and wide.max >= narrow.max and wide.tiny <= narrow.tiny
+
+
+def _relaid(stored: StoredTensor, kwargs: Mapping[str, Any]) -> Tensor | None:
     """What `stored.to(...)` gives, to be read only when it is used; None when it has to be read now."""
     device = torch.device(kwargs.get("device") or stored.device)
-    if device.type == "meta" or kwargs.get("pin_memory"):
+    if kwargs.get("pin_memory"):
         return None
     dtype, form = kwargs.get("dtype") or stored.dtype, kwargs.get("memory_format")
     if not dtype.is_floating_point:
@@ -196,6 +243,8 @@ def _relaid(stored: StoredTensor, kwargs: Mapping[str, Any]) -> StoredTensor | N
     strides = stored.stride()
     if form not in (None, torch.preserve_format):
         strides = torch.empty(stored.shape, device="meta").to(memory_format=form).stride()
+    if device.type == "meta":  # which has no numbers
+        return torch.empty_strided(stored.shape, strides, dtype=dtype, device=device)
     return stored.like(dtype, strides, device)
 
 
@@ -213,7 +262,7 @@ def _through(func: Any, args: Any, kwargs: Any) -> Any:
             if not isinstance(leaf, StoredTensor):
                 return leaf
             if not hold:
-                return leaf.read()
+                return leaf.used()
             reached.append((leaf, leaf.hold()))
             return leaf.hold()
 
@@ -250,4 +299,4 @@ def _assign(target: Tensor, value: Tensor) -> None:
 
 
 def _in_memory(value: Any) -> Any:
-    return value.read() if isinstance(value, StoredTensor) else value
+    return value.used() if isinstance(value, StoredTensor) else value

@@ -12,6 +12,7 @@ from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.device import capabilities
 from leandiffusion.device.capabilities import why_slow
 from leandiffusion.techniques import half_precision as module
+from leandiffusion.weights.residence import read_weights
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -63,6 +64,7 @@ def test_without_a_checkpoint_there_is_no_way_back() -> None:
 
 def test_a_failure_on_the_way_casts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe: Any = StableDiffusionPipeline.from_pretrained("demo")
+    read_weights(pipe.components[name] for name in ("unet", "vae", "text_encoder"))
     exact = [p.clone() for p in pipe.unet.parameters()]
     load_from_disk, calls = module.load_from_disk, 0
 
