@@ -123,7 +123,18 @@ def make_ssd1b() -> Any:
     return make_sdxl(unet={"mid_block_type": "UNetMidBlock2D"} | depths)
 
 
-MAKERS: dict[str, Callable[..., Any]] = {"sd1": make_sd1, "sd2": make_sd2, "sdxl": make_sdxl, "ssd1b": make_ssd1b}
+def make_vega() -> Any:
+    """SDXL with fewer transformer blocks, and one resnet alone in the middle."""
+    return make_sdxl(unet={"mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": (1, 1)})
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "sd1": make_sd1,
+    "sd2": make_sd2,
+    "sdxl": make_sdxl,
+    "ssd1b": make_ssd1b,
+    "vega": make_vega,
+}
 
 
 @pytest.fixture(scope="session")

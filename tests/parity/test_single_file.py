@@ -201,6 +201,7 @@ def original(kind: str, *, tiny: bool = False, inside: int = 4) -> Shapes:
 LIKE_SDXL = {
     "sdxl": ((0, 2, 10), 10, ()),
     "ssd1b": ((0, 2, 4), 0, (4, 4, 10, 2, 1, 1, 0, 0, 0)),
+    "vega": ((0, 1, 2), 0, ()),
 }
 """Depths of the down path by level, of the middle, and of the up path by resnet."""
 
@@ -248,6 +249,7 @@ def entries(shapes: Shapes) -> dict[str, TensorEntry]:
         ("sd2", 4, 865_910_724),
         ("sdxl", 4, 2_567_463_684),
         ("ssd1b", 4, 1_331_334_404),
+        ("vega", 4, 745_225_604),
     ],
 )
 def test_full_size(kind: str, inside: int, parameters: int) -> None:
