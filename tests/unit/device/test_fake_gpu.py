@@ -106,6 +106,7 @@ def switched(gpu: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         if name == "half_precision":  # reads the checkpoint again
             pipe.save_pretrained(tmp_path)
             pipe = quiet(type(pipe).from_pretrained(tmp_path))
+            draw(pipe, num_inference_steps=1)  # whose weights are read when they are first needed
         gpu(pipe, CPU if name in OFFLOADS else GPU)
         technique = techniques.get(name)(**SETTINGS.get(name, {}))
         assert pipe.why_not(technique) == []
