@@ -77,7 +77,7 @@ def test_settings_of_diffusers_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
 def test_openvino_tells_nobody() -> None:
     code = (
-        "import sys; from leandiffusion.bench.peers.openvino.networks import openvino; openvino();"
+        "import sys; from leandiffusion.device.openvino import openvino; openvino();"
         "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -30,8 +30,9 @@ class OpenVINO:
     def __init__(self, job: Job) -> None:
         import torch
 
+        from ....device.openvino import openvino
         from ...loop import open_for_drawing
-        from .networks import KINDS, openvino
+        from .networks import KINDS
 
         self._job = job
         core = openvino().Core()

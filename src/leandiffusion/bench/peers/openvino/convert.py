@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ....core.errors import BackendUnavailable
+from ....device.openvino import openvino
 from ....pipelines import open_pipeline
-from .networks import ADDED, openvino
+from .networks import ADDED
 
 
 def convert(checkpoint: str, home: Path, size: int, batch: int) -> None:

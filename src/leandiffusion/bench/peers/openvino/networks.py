@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,6 @@ from ....core.config import Config, read_json
 
 ADDED = ("text_embeds", "time_ids")
 """SDXL's added conditions, in the order in which a converted UNet takes them."""
-
-
-def openvino() -> Any:
-    """The package `openvino`, without `openvino_telemetry`, which reports imports and conversions over the network."""
-    absent: Any = None  # in sys.modules it makes an import fail, which OpenVINO takes for 'not installed'
-    sys.modules.setdefault("openvino_telemetry", absent)
-    return importlib.import_module("openvino")
 
 
 class Network:

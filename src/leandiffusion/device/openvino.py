@@ -1,0 +1,90 @@
+"""OpenVINO, Intel's library that compiles networks for CPUs, where it is installed: imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from .host import is_host
+
+_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def openvino() -> Any:
+    """The package `openvino`, without `openvino_telemetry`, which reports imports and conversions over the network."""
+    absent: Any = None  # in sys.modules it makes an import fail, which OpenVINO takes for 'not installed'
+    sys.modules.setdefault("openvino_telemetry", absent)
+    return importlib.import_module("openvino")
+
+
+def operations() -> Any:
+    """OpenVINO's operations, to build models of."""
+    openvino()
+    return importlib.import_module("openvino.opset13")
+
+
+class _Started:
+    """The process in which OpenVINO's threads were started; None before that."""
+
+    process: int | None = None
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's entry point, one for the process."""
+    _Started.process = os.getpid()
+    return openvino().Core()
+
+
+def is_lost() -> bool:
+    """Whether this process was forked from one that used OpenVINO: its threads stayed there."""
+    return _Started.process not in (None, os.getpid())
+
+
+@cache
+def computes(dtype: torch.dtype) -> bool:
+    """Whether OpenVINO computes in that dtype on this CPU: float32, and bfloat16 if it has instructions."""
+    able = [name.lower() for name in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+    return dtype == torch.float32 or _PRECISIONS.get(dtype) in able  # which calls float32 'fp32'
+
+
+def why_no_openvino(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Why OpenVINO does not compute in that dtype there; empty when it does."""
+    if not is_host(device):
+        return [f"OpenVINO computes on the CPU here, and this pipeline runs on {device.type}"]
+    if find_spec("openvino") is None:
+        return ["OpenVINO is not installed: pip install 'leandiffusion[openvino]'"]
+    if is_lost():
+        return ["this process was forked from one that used OpenVINO, whose threads do not survive a fork"]
+    try:
+        able = computes(dtype)
+    except (ImportError, OSError, RuntimeError) as error:
+        return [f"OpenVINO is installed but cannot be used: {str(error).strip().splitlines()[0]}"]
+    if not able:
+        also = "" if dtype == torch.bfloat16 else ", and bfloat16 where the CPU has instructions for it"
+        return [f"OpenVINO does not compute {dtype} on this CPU: use float32{also}"]
+    return []
+
+
+def compiled(model: Any, dtype: torch.dtype, **properties: Any) -> Any:
+    """The model compiled for this CPU, computing in `dtype` with as many threads as torch has now."""
+    wanted = {
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    return core().compile_model(model, "CPU", wanted | properties)
+
+
+def shared(x: torch.Tensor) -> Any:
+    """The numbers of a contiguous tensor as OpenVINO's tensor, in the same memory."""
+    x = x.detach()
+    if x.dtype == torch.bfloat16:  # which numpy lacks
+        return openvino().Tensor(x.view(torch.int16).numpy(), openvino().Shape(list(x.shape)), openvino().Type.bf16)
+    return openvino().Tensor(x.numpy(), shared_memory=True)

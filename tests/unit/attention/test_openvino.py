@@ -1,0 +1,148 @@
+"""Attention by OpenVINO: as exact as torch's, whatever the size of heads and scores, and only where it pays."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leandiffusion import StableDiffusionPipeline
+from leandiffusion.attention import openvino
+from leandiffusion.attention.openvino import OpenVINO
+from leandiffusion.core.errors import BackendUnavailable
+from leandiffusion.device import openvino as engine
+
+pytestmark = pytest.mark.skipif(
+    bool(engine.why_no_openvino(torch.device("cpu"), torch.float32)), reason="OpenVINO does not compute here"
+)
+kernel = OpenVINO()
+
+
+def inputs(B: int, nh: int, T: int, S: int, hs: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """q, k and v as the networks make them: views of (B, T, nh * hs)."""
+    torch.manual_seed(0)
+    return [torch.randn(B, length, nh * hs).to(dtype).view(B, -1, nh, hs).transpose(1, 2) for length in (T, S, S)]
+
+
+def error(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    return float((out.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.fixture
+def every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "LONG", {torch.float32: 1, torch.bfloat16: 1})
+
+
+@pytest.mark.parametrize("largest", [4, 200, 2000])
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "head_size"),
+    [(8, 300, 300, 40), (5, 257, 257, 64), (8, 128, 128, 80), (8, 64, 64, 160), (1, 100, 100, 512), (8, 256, 77, 40)],
+)
+def test_as_exact_as_torch(heads: int, queries: int, keys: int, head_size: int, largest: float) -> None:
+    """Against float64, at scores up to `largest`. Both round each score to 2^-24 of itself, which the exponential turns
+    into that much of a weight: within four times that, torch's kernel too."""
+    q, k, v = inputs(2, heads, queries, keys, head_size)
+    q = q * (largest / (q @ k.transpose(-1, -2)).abs().max() * head_size**0.5)
+    rounding = 4 * largest * 2.0**-24
+    for out in (kernel.compute(q, k, v), F.scaled_dot_product_attention(q, k, v)):
+        assert error(out, q, k, v) <= max(rounding, 4e-6)
+
+
+def test_bfloat16_is_read_where_it_is() -> None:
+    """numpy has no bfloat16. Rounded to 2^-8 at the inputs of each product and in the result."""
+    q, k, v = inputs(2, 8, 128, 77, 40, torch.bfloat16)
+    out = kernel.compute(q, k, v)
+    assert (out.dtype, out.shape) == (q.dtype, q.shape)
+    assert error(out, q, k, v) <= 2e-2
+
+
+def test_the_result_lies_as_the_networks_read_it_on() -> None:
+    q, k, v = inputs(2, 4, 64, 64, 16)
+    assert kernel.compute(q, k, v).transpose(1, 2).is_contiguous()
+    by_heads = [x[:, 1:3] for x in (q, k, v)]  # as sliced attention has it
+    torch.testing.assert_close(kernel.compute(*by_heads), kernel.compute(q, k, v)[:, 1:3])
+
+
+def test_several_threads_at_once() -> None:
+    def one(length: int) -> float:
+        q, k, v = inputs(1, 4, length, length, 40)
+        return max(error(kernel.compute(q, k, v), q, k, v) for _ in range(5))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert max(threads.map(one, range(100, 108))) <= 4e-6
+
+
+def test_it_follows_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    q, k, v = inputs(1, 2, 32, 32, 8)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            kernel.compute(q, k, v)
+            model = openvino._operation(2, 8, torch.float32, threads)
+            assert model.get_property("INFERENCE_NUM_THREADS") == min(threads, os.cpu_count() or 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.usefixtures("every_length")
+def test_gradients_traces_and_other_dtypes_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OpenVINO computed would be a constant to autograd and to a trace."""
+    monkeypatch.setattr(kernel, "compute", None)
+    q, k, v = inputs(1, 2, 8, 8, 8)
+    kernel(q.requires_grad_(), k, v).square().sum().backward()
+    assert q.grad is not None
+    traced = torch.jit.trace(lambda *qkv: kernel(*qkv), tuple(x.detach() for x in (q, k, v)), check_trace=False)
+    assert "scaled_dot_product_attention" in str(traced.graph)
+    kernel(*(x.detach().half() for x in (q, k, v)), check_trace=False)
+    kernel(*(x.detach().to("meta") for x in (q, k, v)), check_trace=False)
+
+
+@pytest.mark.parametrize(("queries", "keys", "theirs"), [(16, 16, True), (15, 16, False), (16, 15, False)])
+def test_short_sequences_are_torchs(queries: int, keys: int, theirs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Tensor] = []
+    monkeypatch.setattr(openvino, "LONG", {torch.float32: 16})
+    monkeypatch.setattr(kernel, "compute", lambda q, k, v: calls.append(q))
+    kernel(*inputs(1, 1, queries, keys, 8))
+    assert bool(calls) is theirs
+
+
+@pytest.mark.usefixtures("every_length")
+def test_a_pipeline_draws_the_same_with_it() -> None:
+    """Within 1e-4 of a picture's range after two steps in float32."""
+    pipe = StableDiffusionPipeline.from_pretrained("demo")
+    options = {"num_inference_steps": 2, "output_type": "np", "width": 64, "height": 64}
+
+    def draw() -> Tensor:
+        return torch.as_tensor(pipe("a cat", generator=torch.Generator().manual_seed(1), **options).images)
+
+    plain = draw()
+    pipe.enable("attention_backend", backend="openvino")
+    torch.testing.assert_close(draw(), plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.usefixtures("every_length")
+def test_a_forked_child_computes_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's threads stay in the parent: the child would wait for them for ever."""
+    q, k, v = inputs(1, 2, 8, 8, 8)
+    kernel(q, k, v)
+    monkeypatch.setattr(engine.os, "getpid", lambda: -1)
+    monkeypatch.setattr(kernel, "compute", None)
+    kernel(q, k, v)
+    assert "threads do not survive a fork" in kernel.why_not(torch.device("cpu"), torch.float32)[0]
+
+
+def test_what_it_says_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "runs on cuda" in kernel.why_not(torch.device("cuda"), torch.float32)[0]
+    assert "use float32" in kernel.why_not(torch.device("cpu"), torch.float16)[0]
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    pipe = StableDiffusionPipeline.from_pretrained("demo")
+    with pytest.raises(BackendUnavailable, match=r"OpenVINO is not installed: pip install 'leandiffusion\[openvino\]'"):
+        pipe.enable("attention_backend", backend="openvino")
