@@ -35,9 +35,9 @@ Nothing that computes something else is ever switched on unasked.
 ## Offloading: to which tier?
 
 Weights lie on the tier below the device that computes. For a GPU that is the host's memory, pinned as far as half of
-what is free. For a CPU it is the checkpoint on disk: each weight is compared with its file once, and one that was
-changed since it was loaded stays in memory. Opened with `from_pretrained(path, offload="sequential")` a model is never
-in memory as a whole. Weights are never copied back, since the masters never leave.
+what is free. For a CPU it is the checkpoint on disk: weights that nothing has used yet are there still, so that the
+model never is in memory as a whole. Of those that were read each is compared with its file once, and one that was
+changed since stays in memory. Weights are never copied back, since the masters never leave.
 
 Inside `from_pretrained` the dtype is free: a float16 or bfloat16 checkpoint can travel from disk and be computed in
 float32, which is what CPUs without bfloat16 instructions need.

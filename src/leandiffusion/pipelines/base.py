@@ -13,7 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.errors import ConfigError
+from ..core.malloc import trim
 from ..core.notices import warn
+from ..device.host import is_host
 from ..device.streams import synchronize
 from ..families.conditioner import Conditioner, for_each_picture, require
 from ..measure.clock import StageClock, Watch
@@ -131,6 +133,8 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
                 run.condition_on(self.conditioner.tensors(*encoded, *besides_text))
             with clock.stage("denoise"), call.progress_bar(total=run.length) as bar:
                 images = run.denoise(bar.update)
+            if is_host(self.device):
+                trim()  # what denoising freed would otherwise lie beneath the peak of decoding
             if request.output_type != "latent":
                 with clock.stage("decode"):
                     upcast = self._heeds_force_upcast and bool(getattr(call.vae.config, "force_upcast", False))

@@ -44,12 +44,13 @@ class FromFolder(Opening):
         """Open a local folder, a hub id, or 'demo', the small model in this package.
 
         `dtype` (older name `torch_dtype`) is the type weights get on their way from the file: float32 unless given.
-        `device` is where they go, without a copy on the CPU. `variant="fp16"` chooses files; `revision` a branch, tag
+        They are read when they are first used, files, names and shapes are checked now. `device` is where they go,
+        at once unless it is the CPU, and without a copy there. `variant="fp16"` chooses files; `revision` a branch, tag
         or commit of a hub id. A component by name replaces the checkpoint's, None leaves it out; `vae` may also be a
-        path, of a .safetensors file or a folder. Loading never takes much more memory than the weights, whatever
-        `low_cpu_mem_usage` says. `offload` is 'model', 'sequential' or such
-        a technique: on a CPU weights then stay on disk until they are used, so that the model is never in memory as a
-        whole. `DiffusionPipeline.from_pretrained` opens with the class that the checkpoint was made for.
+        path, of a .safetensors file or a folder. Reading never takes much more memory than the weights, whatever
+        `low_cpu_mem_usage` says. `offload` is 'model', 'sequential' or such a technique, as if switched on afterwards:
+        on a CPU weights then never are in memory as a whole. `DiffusionPipeline.from_pretrained` opens with the class
+        that the checkpoint was made for.
 
         Raises ConfigError for wrong arguments, WeightsError's kinds for what is wrong with the files.
         """

@@ -41,8 +41,8 @@ class SequentialOffload(Offload):
         saves="Nearly all memory of weights: the device holds a few layers at a time, while the next ones come.",
         costs="Every step reads every weight from the tier below: from host memory over PCIe, or from the checkpoint "
         "on disk. Where computing a layer takes longer than fetching the next, little time is lost.",
-        use='The model does not fit otherwise. On a CPU open the model with offload="sequential", so that it is '
-        "never in memory as a whole. Raise resident_fraction until memory is used up.",
+        use="The model does not fit otherwise. On a CPU switch it on before the first picture: then the model never is "
+        "in memory as a whole. Raise resident_fraction until memory is used up.",
         refuses="A traced or compiled UNet fixes where its weights are, and here they move.",
     )
 
