@@ -12,7 +12,7 @@ from ..core.config import Configurable
 from ..core.errors import ConfigError
 from ..core.registry import Registry
 from ..device.host import is_host
-from ..weights.residence import read_weights
+from ..weights.residence import is_waiting, read_weights
 from .features import Features
 
 
@@ -77,11 +77,9 @@ class Network(Configurable, Features):
 
     # -- weights that wait for their first use -----------------------------------------------------------------------
 
-    _waits = False
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`forward`, once the weights are read: opening leaves them in their files until the first use."""
-        if self._waits:
+        if is_waiting(self):
             read_weights([self])
         return super().__call__(*args, **kwargs)
 
@@ -93,7 +91,7 @@ class Network(Configurable, Features):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """`to`, `half` and the like only say how weights will be read, but to another device they go at once."""
         super()._apply(*args, **kwargs)
-        if self._waits and not is_host(self.device):
+        if is_waiting(self) and not is_host(self.device):
             read_weights([self])
         return self
 

@@ -22,7 +22,7 @@ from ..weights.residence import (
     load_from_disk,
     release_to_disk,
     stay_on_disk,
-    wait_for_use,
+    wait_no_longer,
 )
 from ..weights.stored import StoredTensor
 from .arena import Arena, OneAtATime, Ring
@@ -115,7 +115,7 @@ class Engine:
             self.close()
             raise
         for network in networks.values():
-            wait_for_use(network, False)
+            wait_no_longer(network)
             _engines[network] = self
         renew_in_child(self)
 

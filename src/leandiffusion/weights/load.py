@@ -111,7 +111,8 @@ def fill_network(
     reader = TensorReader(dtype, torch.device(device or "cpu"))
     on_disk = on_disk and is_host(reader.device)
     _read_into(network, entries, reader, (lambda name: True) if on_disk else is_left_out, left_out, stamps)
-    wait_for_use(network, on_disk)
+    if on_disk:
+        wait_for_use(network)
     object.__setattr__(network, "_origin", Origin(cls, config, entries, left_out, stamps))
     object.__setattr__(network, "_at_end", TrimsAtEnd())
     return network.eval()

@@ -6,6 +6,7 @@ A parameter stays the same object wherever its values are, so that references to
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,28 @@ def left_out(network: nn.Module) -> set[int]:
     return {id(tensor) for name, tensor in tensors_of(network).items() if name in names and is_on_disk(tensor)}
 
 
+@dataclass
+class FirstUse:
+    """Whether a network's first use is still to come, which reads its weights. Copies of the network have their own."""
+
+    waits: bool
+
+
 def is_waiting(network: nn.Module) -> bool:
     """Whether the network was opened and its weights were not read yet: its first use reads them."""
-    return getattr(network, "_waits", False)
+    first_use: FirstUse | None = getattr(network, "_first_use", None)
+    return first_use is not None and first_use.waits
 
 
-def wait_for_use(network: nn.Module, waits: bool) -> None:
-    """Say that the network's first use is to read its weights, or no longer."""
-    object.__setattr__(network, "_waits", waits)
+def wait_for_use(network: nn.Module) -> None:
+    """Have the network's first use read its weights."""
+    object.__setattr__(network, "_first_use", FirstUse(True))
+
+
+def wait_no_longer(network: nn.Module) -> None:
+    """Its weights were read, or will be by somebody else."""
+    if is_waiting(network):
+        network._first_use.waits = False  # type: ignore[union-attr]
 
 
 def read_weights(networks: Iterable[nn.Module]) -> None:
@@ -63,7 +78,7 @@ def read_weights(networks: Iterable[nn.Module]) -> None:
         for network in waiting:
             if is_waiting(network):  # and not read by another thread meanwhile
                 load_from_disk(network, progress=bar.update)
-                wait_for_use(network, False)
+                wait_no_longer(network)
 
 
 def load_from_disk(

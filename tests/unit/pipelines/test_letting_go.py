@@ -87,12 +87,20 @@ import gc, sys, torch
 from leandiffusion import AutoencoderKL
 from leandiffusion.measure.memory import rss
 gc.disable()
+
+
+def opened():
+    network = AutoencoderKL.from_pretrained(sys.argv[1])
+    network.state_dict()  # the first use, which reads the weights
+    return network
+
+
 before = rss()
-network = AutoencoderKL.from_pretrained(sys.argv[1])
+network = opened()
 once = rss() - before
 for _ in range(5):
     network = None
-    network = AutoencoderKL.from_pretrained(sys.argv[1])
+    network = opened()
 again = rss() - before
 network = None
 print(once, again, rss() - before)
