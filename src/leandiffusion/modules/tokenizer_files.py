@@ -85,15 +85,15 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise MalformedFile(f"{path} is not UTF-8 text ({error}). Download or save the tokenizer again.") from error
-    if lines[0].startswith("#version"):
-        lines[0] = ""
-    pairs = [tuple(line.split()) for line in lines]
-    wrong = next((i for i, pair in enumerate(pairs) if len(pair) not in (0, 2)), None)
-    if wrong is not None:
-        raise MalformedFile(
-            f"{path} line {wrong + 1} is {show(lines[wrong])}: expected two tokens with a space between them."
-        )
-    return [pair for pair in pairs if pair]  # type: ignore[misc]
+    merges = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split()
+        if len(pair) != 2:
+            raise MalformedFile(f"{path} line {number} is {show(line)}: expected two tokens with a space between them.")
+        merges.append((pair[0], pair[1]))
+    return merges
 
 
 def _from_serialized(serialized: dict[str, Any], path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
