@@ -30,7 +30,7 @@ reason, before anything changes; a technique that only saves time and that this 
 out.
 
 *Exact* means the same algebra: in float32 within 1e-5 of the plain result. *Rounding* means numbers of lower precision.
-Nothing that computes something else is ever switched on unasked.
+*Approximate* means that something else is computed, and the picture is another one: never switched on unasked.
 
 ## Offloading: to which tier?
 

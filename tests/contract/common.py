@@ -12,6 +12,7 @@ import torch
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.techniques import techniques
+from leandiffusion.weights.residence import read_weights
 
 Draw = Callable[..., np.ndarray]
 
@@ -21,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vae_tiling": {"rows": 16},  # small pictures would be one strip
     "attention_slicing": {"size": "max"},
     "attention_backend": {"backend": "plain"},
+    "deep_cache": {"interval": 2, "branch": 4},  # two steps differ more than fifty do
 }
 """What makes a technique do something to the small packaged model, where its defaults would not."""
 
@@ -57,7 +59,11 @@ def enable(pipe: Any, name: str) -> None:
 
 
 def state(pipe: Any) -> dict[str, Any]:
-    """All that undoing has to bring back: objects, attributes, hooks, weights and how they lie, torch's settings."""
+    """All that undoing has to bring back: objects, attributes, hooks, weights and how they lie, torch's settings.
+
+    Weights are read first, if nothing did yet: the first picture would do so.
+    """
+    read_weights(pipe._stack.subject.networks.values())
     found: dict[str, Any] = {
         "cudnn.benchmark": torch.backends.cudnn.benchmark,
         "fp32_precision": [

@@ -53,4 +53,15 @@ FLAGS: dict[str, Flag] = {
         name="--trace",
         help="Run a traced UNet.",
     ),
+    "deep_cache": Flag(
+        name="--deep-cache",
+        help="Compute the UNet's deep layers in every Nth step only: another picture.",
+        value="N",
+        setting="interval",
+        number="a number of steps",
+    ),
+    "guidance_interval": Flag(
+        name="--guidance-interval",
+        help="Guide in a part of the steps only, and halve the work of the others: another picture.",
+    ),
 }

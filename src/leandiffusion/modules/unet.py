@@ -19,6 +19,7 @@ from ..core.hub import local_path
 from ..core.output import Output
 from .base import Network, either_dtype, openers
 from .blocks import TimestepEmbedding, refuse_unsupported, repeat_rows, silu, sinusoid
+from .deep import DeepFeature
 from .features import ATTENTION_WEIGHTS, AttentionFeatures, absent
 from .freeu import FreeUMixin
 from .processors import CustomProcessor, attention_layers, check_arguments
@@ -202,6 +203,7 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
         down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
+        deep: DeepFeature | None = None,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Predict for noisy latents `sample` (B, in_channels, h, w) at `timestep` (scalar or (B,)).
 
@@ -210,7 +212,8 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
         then computed once where it can be. SDXL wants `added_cond_kwargs` with
         `text_embeds` (B, P) and `time_ids` (B, 6). The `*_additional_residuals` are a ControlNet's, given together.
         `encoder_attention_mask` (B, S) is 1 for tokens to attend to and 0 for tokens to mask. `cross_attention_kwargs`
-        are arguments of attention processors that were set. ConfigError for inputs this network does not use: class
+        are arguments of attention processors that were set. `deep` keeps deep features for the next forwards, or has
+        those of an earlier one used. ConfigError for inputs this network does not use: class
         labels, masks of its self-attention, arguments that no processor takes, adapter residuals, and a `timestep_cond`
         or added conditions without a layer for them.
         """
@@ -240,25 +243,41 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
         if len(sample) < rows and not self._may_share(timestep):
             sample = repeat_rows(sample, rows)
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
+        wanted = left = self.skip_count
+        if deep is not None and deep.value is not None:
+            wanted = min(deep.depth, left)
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
-            x, made = block(x, temb, *text)
-            skips += made
+            if len(skips) < wanted:
+                x, made = block(x, temb, *text, **({} if wanted == left else {"count": wanted - len(skips)}))
+                skips += made
         if down_block_additional_residuals is not None:
-            skips = _with_residuals(skips, down_block_additional_residuals)
-        if self.mid_block is not None:
-            x = self.mid_block(x, temb, *text)
-        if mid_block_additional_residual is not None:
-            x = x + mid_block_additional_residual
+            skips = _with_residuals(skips, down_block_additional_residuals, left)
+        if deep is not None and deep.value is not None:
+            x = deep.value
+        else:
+            if self.mid_block is not None:
+                x = self.mid_block(x, temb, *text)
+            if mid_block_additional_residual is not None:
+                x = x + mid_block_additional_residual
         for block in self.up_blocks:
             count: int = len(block.resnets)  # type: ignore[arg-type]
-            own, skips = skips[-count:], skips[:-count]
+            left -= count
+            if len(skips) <= left:  # lies deeper than what is computed anew
+                continue
+            own, skips = skips[left:], skips[:left]
+            kept = {} if deep is None else {"deep": deep, "keep_at": count + left - deep.depth}
             # The next skip connection gives the size: it is odd where the down path rounded.
-            x = block(x, own, temb, text[0], skips[-1].shape[-2:] if skips else None, *text[1:])
+            x = block(x, own, temb, text[0], skips[-1].shape[-2:] if skips else None, *text[1:], **kept)
         x = self.conv_out(silu(self.conv_norm_out(x), self.conv_norm_out))
         x = repeat_rows(x, rows)  # a network that attends to no text
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+
+    @property
+    def skip_count(self) -> int:
+        """Skip connections, each taken by one resnet of the up path."""
+        return sum(len(block.resnets) for block in self.up_blocks)  # type: ignore[arg-type]
 
     def _may_share(self, timestep: Tensor | float | int) -> bool:
         """Whether texts that belong to one sample may share what comes before the first of them is attended to.
@@ -318,12 +337,12 @@ def _bias(mask: Tensor | None, context: Tensor) -> Tensor | None:
     return ((1 - mask.to(context.dtype)) * -10000.0)[:, None]
 
 
-def _with_residuals(skips: list[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
-    """Skip connections (B, C, H, W) plus a ControlNet's outputs, one for each. ConfigError for another number of
-    them."""
-    if len(residuals) != len(skips):
+def _with_residuals(skips: list[Tensor], residuals: Sequence[Tensor], count: int) -> list[Tensor]:
+    """The outermost of `count` skip connections (B, C, H, W) plus a ControlNet's outputs. ConfigError for another
+    number of these."""
+    if len(residuals) != count:
         raise ConfigError(
-            f"{len(residuals)} down_block_additional_residuals for the {len(skips)} skip connections of this UNet: "
+            f"{len(residuals)} down_block_additional_residuals for the {count} skip connections of this UNet: "
             "take them from a ControlNet made for it."
         )
-    return [repeat_rows(skip, len(residual)) + residual for skip, residual in zip(skips, residuals, strict=True)]
+    return [repeat_rows(skip, len(residual)) + residual for skip, residual in zip(skips, residuals, strict=False)]

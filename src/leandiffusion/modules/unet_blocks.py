@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Downsample2D, GradientCheckpointing, ResnetBlock2D, Upsample2D, repeat_rows
+from .deep import DeepFeature
 from .freeu import FreeU
 from .transformer import Transformer2DModel
 
@@ -81,14 +82,18 @@ class DownBlock2D(GradientCheckpointing):
         context: Tensor,
         mask: Tensor | None = None,
         extra: Mapping[str, Any] | None = None,
+        count: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """(B, C_in, H, W) -> (B, C, H/2, W/2) and the skip connections, in order of making."""
+        """(B, C_in, H, W) -> (B, C, H/2, W/2) and the skip connections, in order of making: the first `count` of them,
+        where no more are wanted."""
         skips = []
         attentions = getattr(self, "attentions", None)
         for i, resnet in enumerate(self.resnets):
             x = self.layer(resnet, x, temb)
             x = x if attentions is None else self.layer(attentions[i], x, context, mask, extra)
             skips.append(x)
+            if len(skips) == count:
+                return x, skips
         for downsampler in getattr(self, "downsamplers", ()):
             x = downsampler(x)
             skips.append(x)
@@ -172,11 +177,19 @@ class UpBlock2D(GradientCheckpointing):
         size: Sequence[int] | None = None,
         mask: Tensor | None = None,
         extra: Mapping[str, Any] | None = None,
+        deep: DeepFeature | None = None,
+        keep_at: int | None = None,
     ) -> Tensor:
-        """(B, C_in, H, W) -> (B, C, 2H, 2W), or (B, C, *size). `skips` are one per resnet, the last one first used."""
+        """(B, C_in, H, W) -> (B, C, 2H, 2W), or (B, C, *size). `skips` are one per resnet, the last one first used;
+        with fewer, only the last so many resnets run. `deep` keeps what reaches resnet `keep_at`."""
         attentions = getattr(self, "attentions", None)
+        left_out = len(self.resnets) - len(skips)
         for i, resnet in enumerate(self.resnets):
-            skip = skips[-1 - i]
+            if i < left_out:
+                continue
+            if i == keep_at and deep is not None:
+                deep.value = x
+            skip = skips[left_out - 1 - i]
             if self.freeu is not None:
                 x, skip = self.freeu(x, skip)
             # By itself, so that what is joined is freed before the resnet runs.

@@ -29,7 +29,7 @@ class Assembly(FromFolder, FromFile, Saving):
         self.notice = None
         self._settings = dict(settings)
         self._opened_from = None
-        self._stack = Stack(Subject(self))
+        self._stack = Stack(Subject(self, has_runs=True))
         for name, component in components.items():
             setattr(self, name, component)
 

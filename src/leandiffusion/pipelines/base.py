@@ -169,11 +169,13 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
             call._num_timesteps = len(timesteps)
             self._read_weights(request)
             function = request.callback_on_step_end
-            yield call, Run(
+            run = Run(
                 model=call, task=task, conditioning_of=self.conditioner.conditioning, shape=shape, timesteps=timesteps,
                 step_options={"eta": request.eta, "generator": request.generator},
                 callback=function and Callback(function, request.callback_inputs, self.callback_tensors),
             )  # fmt: skip
+            self._stack.subject.prepare(run)
+            yield call, run
 
     def _read_weights(self, request: Request) -> None:
         """Read the weights of all networks that the call runs, if nothing did yet: what is wrong with a file shows

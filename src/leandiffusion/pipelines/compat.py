@@ -154,7 +154,7 @@ class ForScripts:
             self._stack.lifted(fill)
         else:
             fill()
-        new.__dict__["_stack"] = Stack(Subject(new))
+        new.__dict__["_stack"] = Stack(Subject(new, has_runs=True))
         for applied in techniques:
             new._stack.enable(applied.technique, applied.why)
         return new

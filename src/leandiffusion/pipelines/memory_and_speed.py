@@ -7,6 +7,8 @@ from ..techniques.attention_slicing import AttentionSlicingMethods
 from ..techniques.channels_last import ChannelsLastMethods
 from ..techniques.compile import CompileMethods
 from ..techniques.cudnn_autotune import CudnnAutotuneMethods
+from ..techniques.deep_cache import DeepCacheMethods
+from ..techniques.guidance_interval import GuidanceIntervalMethods
 from ..techniques.model_offload import ModelOffloadMethods
 from ..techniques.offloading import OffloadMethods
 from ..techniques.sequential_offload import SequentialOffloadMethods
@@ -22,6 +24,8 @@ class MemoryAndSpeed(
     ChannelsLastMethods,
     CompileMethods,
     CudnnAutotuneMethods,
+    DeepCacheMethods,
+    GuidanceIntervalMethods,
     ModelOffloadMethods,
     OffloadMethods,
     SequentialOffloadMethods,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +24,12 @@ class Conditioning:
 
     embeds: Tensor
     added: Mapping[str, Tensor] | None = None
+
+    @cached_property
+    def conditional(self) -> Conditioning:
+        """The conditional half of a doubled batch, for steps without guidance: the same object each time."""
+        added = None if self.added is None else {name: tensor.chunk(2)[1] for name, tensor in self.added.items()}
+        return Conditioning(self.embeds.chunk(2)[1], added)
 
 
 def both_halves(unconditional: Tensor | None, conditional: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +44,15 @@ class Model(Protocol):
 Control = Callable[["Run", Tensor, int], Mapping[str, Any]]
 """(run, the UNet's input (B, C, h, w), doubled under guidance, step) -> further keyword inputs of the UNet."""
 
+UNetCall = Callable[["Run", Tensor, int, Mapping[str, Any]], Tensor]
+"""(run, the UNet's input (B, C, h, w), step, its keyword inputs) -> its prediction (B, C, h, w)."""
+
+
+def call_unet(run: Run, given: Tensor, i: int, inputs: Mapping[str, Any]) -> Tensor:
+    """The UNet as it is now, called for step i."""
+    output = run.model.unet(given, run.times[i], **inputs)
+    return output.sample if hasattr(output, "sample") else output[0]
+
 
 @dataclass(eq=False, kw_only=True)
 class Run:
@@ -52,6 +61,9 @@ class Run:
     `shape` (B, C, h, w) and `timesteps` (N,) are the latents' and the schedule's; `conditioning_of` makes the family's
     conditioning of `tensors`, which callbacks may change; `step_options` (eta, generator) reach those schedulers whose
     `step` takes them; `controls` add inputs to each call of the UNet.
+
+    Techniques may replace `guides`, which says of each call of the UNet whether guidance, where it is on, applies
+    there, and `call`, which calls the UNet. What they put there lasts as long as the run, and must not hold the run.
     """
 
     model: Model
@@ -62,6 +74,8 @@ class Run:
     step_options: Mapping[str, Any] = field(default_factory=dict)
     callback: Callback | None = None
     controls: list[Control] = field(default_factory=list)
+    guides: Callable[[int], bool] = lambda i: True
+    call: UNetCall = call_unet
     tensors: dict[str, Tensor | None] = field(default_factory=dict)
     conditioning: Conditioning = field(init=False)
     times: tuple[Tensor, ...] = field(init=False)
@@ -84,6 +98,10 @@ class Run:
         """Guidance as it is now."""
         return Guidance.of(self.model)
 
+    def guidance_at(self, i: int) -> Guidance:
+        """Guidance of step i, as it is now: with a scale of 1 where `guides` leaves it out."""
+        return self.guidance if self.guides(i) else replace(self.guidance, scale=1.0)
+
     @property
     def length(self) -> int:
         """Steps as users count them; a scheduler of a higher order calls the UNet several times in each."""
@@ -99,15 +117,14 @@ class Run:
 
         ConfigError when the conditioning is not for B pictures, twice that under guidance.
         """
-        guidance, conditioning = self.guidance, self.conditioning
-        _check_rows(conditioning.embeds, len(x) * (1 + guidance.doubles))
+        guidance, conditioning, doubled = self.guidance_at(i), self.conditioning, self.guidance.doubles
+        _check_rows(conditioning.embeds, len(x) * (1 + doubled))
+        if doubled and not guidance.doubles:
+            conditioning = conditioning.conditional
         given = self.task.unet_input(self, x, i)
         if guidance.doubles and (self.controls or not shares_samples(self.model.unet)):
             given = torch.cat([given, given])
-        output = self.model.unet(
-            given, self.times[i], encoder_hidden_states=conditioning.embeds, **self._inputs(given, i)
-        )
-        prediction = output.sample if hasattr(output, "sample") else output[0]
+        prediction = self.call(self, given, i, self._inputs(conditioning, given, i))
         return guidance.combine(prediction) if guidance.doubles else prediction
 
     def denoise(self, step_done: Callable[[], object] = lambda: None) -> Tensor:
@@ -132,9 +149,13 @@ class Run:
         _check_finite(x, predicted)
         return x
 
-    def _inputs(self, given: Tensor, i: int) -> dict[str, Any]:
-        """The UNet's keyword inputs besides the text; those that are None are left out, for UNets that take none."""
-        inputs = {"timestep_cond": self.guidance_embedding, "added_cond_kwargs": self.conditioning.added}
+    def _inputs(self, conditioning: Conditioning, given: Tensor, i: int) -> dict[str, Any]:
+        """The UNet's keyword inputs; those that are None are left out, for UNets that take none."""
+        inputs: dict[str, Any] = {
+            "encoder_hidden_states": conditioning.embeds,
+            "timestep_cond": self.guidance_embedding,
+            "added_cond_kwargs": conditioning.added,
+        }
         for control in self.controls:
             inputs.update(control(self, given, i))
         return {name: value for name, value in inputs.items() if value is not None}

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Phase(IntEnum):
-    """When a technique is applied; undone in reverse. Layout has to be settled before weights travel, and so on."""
+    """When a technique is applied; undone in reverse. Layout has to be settled before weights travel, and so on.
+
+    Those of the last phase change no network, but each run (`Subject.each_run`).
+    """
 
     PRECISION = 0
     LAYOUT = 1
@@ -33,6 +36,7 @@ class Phase(IntEnum):
     SLICING = 3
     OFFLOAD = 4
     GRAPH = 5
+    RUN = 6
 
 
 class Exactness(StrEnum):

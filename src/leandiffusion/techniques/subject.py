@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..offload.engine import engine_of
+from ..run.run import Run
 from .hooks import Undo
 
 T = TypeVar("T", torch.device, torch.dtype)
@@ -30,12 +31,14 @@ class Pipeline(Protocol):
 class Subject:
     """Networks by role, where and in which dtype they run, and how to put another one in their place.
 
-    It does not keep the pipeline alive.
+    It does not keep the pipeline alive. `has_runs`: whether the pipeline draws by `run.run.Run`, and prepares each.
     """
 
-    def __init__(self, pipe: Pipeline) -> None:
+    def __init__(self, pipe: Pipeline, *, has_runs: bool = False) -> None:
         self._pipe = ref(pipe)
         self._after_calls: list[Callable[[], None]] = []
+        self._each_run: list[Callable[[Run], None]] = []
+        self.has_runs = has_runs
         self.destination: torch.device | None = None
         """Where networks will run, while offloading is just being put on or is on; None without it."""
 
@@ -124,7 +127,27 @@ class Subject:
         self._after_calls.append(step)
         return lambda: self._after_calls.remove(step)
 
+    def each_run(self, prepare: Callable[[Run], None]) -> Undo:
+        """Have `prepare` see each new run before it denoises; undo takes it off again. `Run` says what it may change.
+
+        What one drawing owns, such as a cache, is made there anew, so that runs in several threads have their own.
+        """
+        self._each_run.append(prepare)
+        return lambda: self._each_run.remove(prepare)
+
+    def prepare(self, run: Run) -> None:
+        """Show a new run to what waits for each."""
+        for prepare in list(self._each_run):
+            prepare(run)
+
     def calls_ended(self) -> None:
         """Run what waits for the end of calls."""
         for step in list(self._after_calls):
             step()
+
+
+def why_no_runs(subject: Subject) -> list[str]:
+    """Why runs cannot be prepared; empty when they can."""
+    if subject.has_runs:
+        return []
+    return [f"{type(subject.pipe).__name__} has a denoising loop of its own: open it with leandiffusion instead"]
