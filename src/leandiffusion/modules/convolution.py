@@ -1,4 +1,4 @@
-"""The 3x3 convolution of resnets and upsampling, computed in the way that is fastest where it runs."""
+"""Convolutions, computed in the way that is fastest where they run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from ..device.capabilities import fewer_bits
 from ..device.host import is_host
+from ..weights.packed import is_packed, packed_weight, unpack
 from . import winograd
 
 FEWEST_CHANNELS = 96
 FEWEST_TILES = 64
 """Below these the matrix products of Winograd's algorithm are too small to pay for its transforms."""
+
+FEWEST_NUMBERS = 1 << 14
+"""Of a weight that is worth packing."""
 
 MOST_THREADS = 16
 
@@ -23,41 +27,70 @@ _FULL = ("none", "ieee")  # torch's names for float32 that is computed in float3
 
 
 class Conv2d(nn.Conv2d):
-    """3x3 convolution of stride 1 that keeps the size of a feature map.
+    """A convolution of UNet and VAE. On a CPU it is computed in the way that is fastest for what it is given.
 
-    In float32 on a CPU it goes by Winograd's algorithm where that is faster: the same numbers to float32's rounding.
-    Everything else is torch's own.
+    3x3 ones of large float32 maps go by Winograd's algorithm: the same numbers to float32's rounding. With `packs` the
+    others keep their weights in oneDNN's order from their first use on (`weights.packed`). Everything else is torch's
+    own.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
+    packs: bool = False
+
+    def __init__(self, ins: int, outs: int, size: int = 3, *, stride: int = 1, padding: int = 1) -> None:
+        super().__init__(ins, outs, size, stride=stride, padding=padding)
 
     def forward(self, x: Tensor, double: bool = False) -> Tensor:
-        """(B, C, H, W) -> (B, C_out, H, W). With `double`, x is first enlarged to (2H, 2W) by nearest neighbour."""
-        if _plain_float32(x, self) and _large(x, self.weight, double=double) and pays():
+        """(B, C, H, W) -> (B, C_out, H', W'). With `double`, x is first enlarged to (2H, 2W) by nearest neighbour."""
+        free = _is_free(x, self)
+        if free and x.dtype == torch.float32 and _is_large(x, self, double=double) and pays():
+            unpack(self)  # if it was packed for a smaller map
             return winograd.convolve(x, self.weight, self.bias, double=double)
-        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest") if double else x)
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest") if double else x
+        weight = packed_weight(self, tuple(x.shape)) if free and may_pack(self) else None
+        if weight is None:
+            return super().forward(x)
+        geometry = self.padding, self.stride, self.dilation, self.groups
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, "none", [], "")
 
 
-def _large(x: Tensor, weight: Tensor, *, double: bool) -> bool:
-    return min(weight.shape[:2]) >= FEWEST_CHANNELS and winograd.tiles_of(x.shape, double=double) >= FEWEST_TILES
+def _is_large(x: Tensor, conv: nn.Conv2d, *, double: bool) -> bool:
+    """Whether Winograd's algorithm is for such a convolution, and pays for a map of this size."""
+    keeps_size = conv.kernel_size == (3, 3) and conv.padding == conv.stride == conv.dilation == (1, 1)
+    enough = min(conv.weight.shape[:2]) >= FEWEST_CHANNELS
+    return bool(keeps_size) and enough and winograd.tiles_of(x.shape, double=double) >= FEWEST_TILES
 
 
-def _plain_float32(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether this is float32 in memory of the CPU, computed as such, with nobody recording the operations."""
+def _is_free(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether it may be computed as one likes: in memory of the CPU, at full precision, with nobody recording it, and
+    with weights that stay where they are."""
     weight = conv.weight
     return (
-        x.dtype == weight.dtype == torch.float32
+        x.dtype == weight.dtype
         and is_host(x.device)
         and type(x) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
-        and conv.padding == conv.stride == conv.dilation == (1, 1)
+        and (type(weight) in (Tensor, nn.Parameter) or is_packed(weight))
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and not torch.compiler.is_compiling()
         and fewer_bits(x.device)[0][1].fp32_precision in _FULL
     )
+
+
+def may_pack(conv: Conv2d) -> bool:
+    """Whether its weight is to be in oneDNN's order, is worth it, and stays where it is."""
+    worth = conv.weight.numel() >= FEWEST_NUMBERS
+    return conv.packs and worth and "forward" not in vars(conv) and can_pack(conv.weight.dtype)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether torch's oneDNN computes with packed weights of that dtype on this CPU."""
+    ops = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return ops._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or (dtype == torch.float16 and ops._is_mkldnn_fp16_supported())
 
 
 def pays() -> bool:

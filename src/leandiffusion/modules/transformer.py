@@ -17,6 +17,7 @@ from ..attention.sliced import Sliced
 from ..core.errors import ConfigError
 from ..device.host import is_host
 from .blocks import GradientCheckpointing, in_place_allowed, is_untouched, repeat_rows
+from .convolution import Conv2d
 from .processors import CustomProcessor, WithProcessor, attention_layers
 
 
@@ -205,11 +206,11 @@ class Transformer2DModel(GradientCheckpointing):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_in = nn.Linear(channels, channels) if linear else Conv2d(channels, channels, 1, padding=0)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, heads, context_dim, upcast=upcast) for _ in range(depth)
         )
-        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Linear(channels, channels) if linear else Conv2d(channels, channels, 1, padding=0)
 
     def forward(
         self, x: Tensor, context: Tensor, mask: Tensor | None = None, extra: Mapping[str, Any] | None = None

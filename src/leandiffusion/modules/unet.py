@@ -19,6 +19,7 @@ from ..core.hub import local_path
 from ..core.output import Output
 from .base import Network, either_dtype, openers
 from .blocks import TimestepEmbedding, refuse_unsupported, repeat_rows, silu, sinusoid
+from .convolution import Conv2d
 from .deep import DeepFeature
 from .features import ATTENTION_WEIGHTS, AttentionFeatures, absent
 from .freeu import FreeUMixin
@@ -126,14 +127,14 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
         temb_channels = time_embedding_dim or 4 * channels[0]
         shared = SharedSettings(temb_channels, norm_num_groups, norm_eps, use_linear_projection, bool(upcast_attention))
 
-        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(in_channels, channels[0])
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels, time_cond_proj_dim)
         self.add_embedding = self._build_added_embedding(temb_channels)
         self.down_blocks, skip_channels = build_down(self.config, levels, shared)
         self.mid_block = build_middle(self.config, levels[-1], shared)
         self.up_blocks = build_up(self.config, levels, skip_channels, shared)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
-        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[0], out_channels)
 
     @classmethod
     def _carry(cls, foreign: dict[str, Any]) -> dict[str, Any]:

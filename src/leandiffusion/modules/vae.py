@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.hub import local_path
@@ -21,6 +21,7 @@ from ..core.output import Output
 from ..weights.residence import read_weights
 from .base import Network, either_dtype
 from .blocks import refuse_unsupported
+from .convolution import Conv2d
 from .features import AttentionFeatures, absent
 from .vae_blocks import Decoder, Encoder
 from .vae_tiles import check_tile_rows, decode_tiled, encode_tiled
@@ -129,8 +130,8 @@ class AutoencoderKL(AttentionFeatures, Network):
         shared = (block_out_channels, layers_per_block, norm_num_groups, mid_block_add_attention)
         self.encoder = Encoder(in_channels, latent_channels, *shared)
         self.decoder = Decoder(latent_channels, out_channels, *shared)
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
+        self.quant_conv = Conv2d(2 * latent_channels, 2 * latent_channels, 1, padding=0) if use_quant_conv else None
+        self.post_quant_conv = Conv2d(latent_channels, latent_channels, 1, padding=0) if use_post_quant_conv else None
         self.use_slicing = False
         self.use_tiling = False
         self.tile_rows: int | None = None

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .blocks import Downsample2D, GradientCheckpointing, GroupNorm, ResnetBlock2D, Upsample2D, silu
+from .convolution import Conv2d
 from .processors import CustomProcessor
 from .transformer import Attention
 
@@ -96,7 +97,7 @@ class Encoder(GradientCheckpointing):
         self, in_channels: int, latent_channels: int, channels: Sequence[int], layers: int, groups: int, attention: bool
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(in_channels, channels[0])
         ins = [channels[0], *channels[:-1]]
         self.down_blocks = nn.ModuleList(
             EncoderBlock(c_in, c_out, layers, groups, last=i == len(channels) - 1)
@@ -104,7 +105,7 @@ class Encoder(GradientCheckpointing):
         )
         self.mid_block = UNetMidBlock2D(channels[-1], groups, attention=attention)
         self.conv_norm_out = GroupNorm(groups, channels[-1], eps=_EPS)
-        self.conv_out = nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[-1], 2 * latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -128,7 +129,7 @@ class Decoder(GradientCheckpointing):
     ) -> None:
         super().__init__()
         channels = list(reversed(channels))
-        self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(latent_channels, channels[0])
         self.mid_block = UNetMidBlock2D(channels[0], groups, attention=attention)
         ins = [channels[0], *channels[:-1]]
         self.up_blocks = nn.ModuleList(
@@ -136,7 +137,7 @@ class Decoder(GradientCheckpointing):
             for i, (c_in, c_out) in enumerate(zip(ins, channels, strict=True))
         )
         self.conv_norm_out = GroupNorm(groups, channels[-1], eps=_EPS)
-        self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[-1], out_channels)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(z))

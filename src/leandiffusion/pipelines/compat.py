@@ -156,7 +156,8 @@ class ForScripts:
             fill()
         new.__dict__["_stack"] = Stack(Subject(new, has_runs=True))
         for applied in techniques:
-            new._stack.enable(applied.technique, applied.why)
+            if not applied.default:
+                new._stack.enable(applied.technique, applied.why)
         return new
 
     # -- the config as a file ----------------------------------------------------------------------------------------

@@ -34,9 +34,10 @@ class Phase(IntEnum):
     LAYOUT = 1
     ATTENTION = 2
     SLICING = 3
-    OFFLOAD = 4
-    GRAPH = 5
-    RUN = 6
+    PACKING = 4
+    OFFLOAD = 5
+    GRAPH = 6
+    RUN = 7
 
 
 class Exactness(StrEnum):
@@ -90,6 +91,13 @@ class Technique(ABC):
     def why_not(self, subject: Subject) -> list[str]:
         """Reasons it cannot be used on this pipeline and machine, in words for the user; empty when it can."""
         return []
+
+    def by_default(self, subject: Subject) -> bool:
+        """Whether calls switch it on by themselves where it can be used and nobody switched it off.
+
+        Only for what costs nothing and is exact. It makes way for any technique that it cannot be on with.
+        """
+        return False
 
     def notes(self, subject: Subject) -> list[str]:
         """What a user should be warned of when switching it on here, though it works; empty when there is nothing."""

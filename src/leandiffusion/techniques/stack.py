@@ -34,6 +34,8 @@ class Applied:
 
     technique: Technique
     why: str
+    default: bool = False
+    """Whether a call switched it on by itself."""
 
     @property
     def name(self) -> str:
@@ -56,6 +58,8 @@ class Stack:
         self._applied: list[tuple[Applied, Undo]] = []
         self._wanted: tuple[Applied, ...] = ()  # what is on, or while that changes what is being put on
         self._networks: dict[str, ref[nn.Module]] = {}  # those that the techniques were applied to
+        self._declined: set[str] = set()  # switched off by hand, which no default switches on again
+        self._looked_at: Any = None  # that for which defaults were considered last
         self._lock = Lock()
         self._calls: Counter[int] = Counter()  # under way, by the thread that runs them
         renew_in_child(self)
@@ -93,8 +97,10 @@ class Stack:
                 return False
             notes = technique.notes(self.subject)
             kept = [entry for entry in self.applied if _group(entry.technique) != _group(technique)]
+            kept = [entry for entry in kept if not (entry.default and refuse_each_other(entry.technique, technique))]
             check_together([entry.technique for entry in kept] + [technique])
             self._become([*kept, Applied(technique, why)])
+            self._declined.discard(technique.name)
         for note in notes:
             warn(note)
         return True
@@ -104,6 +110,7 @@ class Stack:
         techniques.get(name)
         with self._changing():
             self._become([entry for entry in self.applied if entry.name != name])
+            self._declined.add(name)
 
     def clear(self) -> None:
         """Switch everything off."""
@@ -124,7 +131,7 @@ class Stack:
             finally:
                 why_not = [entry.technique.why_not(self.subject) for entry in wanted]
                 for entry, why in zip(wanted, why_not, strict=True):
-                    unfit += [f"{entry.name} is switched off: {'; '.join(why)}."] if why else []
+                    unfit += [f"{entry.name} is switched off: {'; '.join(why)}."] if why and not entry.default else []
                 self._wind([entry for entry, why in zip(wanted, why_not, strict=True) if not why])
         for message in unfit:
             warn(message)
@@ -195,8 +202,25 @@ class Stack:
         now = self.subject.networks
         then = {name: network() for name, network in self._networks.items()}
         replaced = any(now.get(name) is not then.get(name) for name in {*now, *then})
-        if self._applied and replaced and not self._calls.total() and not traffic.is_running(now.values()):
+        if self._calls.total() or traffic.is_running(now.values()):
+            return
+        if self._applied and replaced:
             self.lifted(lambda: None)
+        looked_at = ({name: id(network) for name, network in now.items()}, self.subject.device, self.subject.dtype)
+        if (*looked_at, self.applied) != self._looked_at:
+            self._put_on_defaults()
+            self._looked_at = (*looked_at, self.applied)
+
+    def _put_on_defaults(self) -> None:
+        """Switch on what is on by default, can be used here, and nobody switched off."""
+        for cls in map(techniques.get, techniques):
+            if cls.by_default is Technique.by_default or cls.name in self._declined or self.find(cls.name):
+                continue
+            technique = cls()
+            met = any(refuse_each_other(technique, entry.technique) for entry in self.applied)
+            if not met and not technique.why_not(self.subject) and technique.by_default(self.subject):
+                with self._changing():
+                    self._become([*self.applied, Applied(technique, "on by default here", default=True)])
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -227,10 +251,15 @@ def check_together(wanted: list[Technique], fix: str = "Switch one off: pipe.dis
     """ConfigError for the first two that refuse each other, by name; `fix` says what to do, given the first's name."""
     for i, one in enumerate(wanted):
         for other in wanted[i + 1 :]:
-            if other.name in one.refuses or one.name in other.refuses:
+            if refuse_each_other(one, other):
                 raise ConfigError(
                     f"{other.name} and {one.name} cannot be on together: {_because(one, other)} {fix.format(one.name)}"
                 )
+
+
+def refuse_each_other(one: Technique, other: Technique) -> bool:
+    """Whether the two cannot be on together."""
+    return other.name in one.refuses or one.name in other.refuses
 
 
 def _because(one: Technique, other: Technique) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,7 @@ _OWN_USES = 2  # of a storage that nothing but its tensor refers to, while it is
 def names_on_disk(network: nn.Module) -> list[str]:
     """Names of the parameters and buffers that are on disk, except those that opening left out."""
     out = left_out(network)
-    return [
-        n for n, tensor in tensors_of(network).items() if isinstance(tensor, StoredTensor) and id(tensor) not in out
-    ]
+    return [n for n, tensor in tensors_of(network).items() if _of_a_file(tensor) and id(tensor) not in out]
 
 
 def left_out(network: nn.Module) -> set[int]:
@@ -94,7 +92,7 @@ def load_from_disk(
     fails, those before it stay loaded. `progress` is called with the bytes done.
     """
     read, out = set(), left_out(network)
-    stored = [(names, tensor) for names, tensor in _by_identity(network) if isinstance(tensor, StoredTensor)]
+    stored = [(names, tensor) for names, tensor in _by_identity(network) if _of_a_file(tensor)]
     for names, tensor in sorted(stored, key=lambda one: (one[1].entry.file, one[1].entry.start)):
         if id(tensor) not in out if only is None else id(tensor) in only:
             put_tensor(network, names, tensor.hold().detach().to(device or tensor.device))
@@ -143,12 +141,12 @@ def _release_one(weight: nn.Parameter, entry: TensorEntry, file: OpenFile) -> bo
     """Make the parameter a stored tensor, if the file holds its values and nothing shares its memory."""
     numbers = weight.held.value if isinstance(weight, StoredTensor) else weight.detach()
     stored = StoredTensor(entry, file, weight.dtype, weight.stride())
-    if numbers is None or _has_other_users(numbers, weight) or not same_bits(stored.read(), numbers.cpu()):
+    if numbers is None or has_other_users(numbers, weight) or not same_bits(stored.read(), numbers.cpu()):
         return False
     return swap(weight, as_parameter(stored, weight.requires_grad))
 
 
-def _has_other_users(numbers: Tensor, weight: Tensor) -> bool:
+def has_other_users(numbers: Tensor, weight: Tensor) -> bool:
     """Whether anything but the weight refers to the memory of its `numbers`, as far as torch can tell."""
     if not hasattr(torch._C, "_storage_Use_Count"):
         return False
@@ -174,6 +172,11 @@ def cast(network: nn.Module, dtype: torch.dtype) -> list[tuple[list[str], Tensor
 def is_on_disk(tensor: Tensor) -> bool:
     """Whether the tensor's values are on disk only."""
     return isinstance(tensor, StoredTensor) and tensor.on_disk
+
+
+def _of_a_file(tensor: Tensor) -> TypeGuard[StoredTensor]:
+    """Whether the tensor was opened from a file and did not become a plain one since."""
+    return isinstance(tensor, StoredTensor) and isinstance(tensor.file, OpenFile)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -220,7 +220,7 @@ def _looked_up(indices: Tensor, weight: Tensor, *settings: Any, max_norm: float 
 
 def _alias(stored: StoredTensor) -> StoredTensor:
     """The same tensor to autograd's eyes; a value that is written through one is seen through the other."""
-    other = StoredTensor(stored.entry, stored.file, stored.dtype, stored.stride(), stored.device)
+    other = type(stored)(stored.entry, stored.file, stored.dtype, stored.stride(), stored.device)
     other.rounded = stored.rounded
     other.held = stored.held
     return other
