@@ -19,6 +19,7 @@ from ..device.host import is_host
 from .blocks import GradientCheckpointing, in_place_allowed, is_untouched, repeat_rows
 from .convolution import Conv2d
 from .processors import CustomProcessor, WithProcessor, attention_layers
+from .text_memory import keys_and_values
 
 
 class Attention(WithProcessor):
@@ -72,11 +73,8 @@ class Attention(WithProcessor):
     ) -> Tensor:
         """Attention by `backend`; a mask is left to torch's own kernel, which supports masks, whatever the backend."""
         context = x if context is None else context
-        q, k, v = (
-            self.split_heads(self.to_q(x)),
-            self.split_heads(self.to_k(context)),
-            self.split_heads(self.to_v(context)),
-        )
+        q, (k, v) = self.to_q(x), keys_and_values(self, context)
+        q, k, v = self.split_heads(q), self.split_heads(k), self.split_heads(v)
         q, dtype = repeat_rows(q, len(k)), q.dtype
         if self.upcast and dtype != torch.float32:  # SD2.1's scores overflow float16
             q, k, v = q.float(), k.float(), v.float()

@@ -53,10 +53,10 @@ def embedding_width(unet: Any) -> int | None:
     return getattr(getattr(unet, "config", None), "time_cond_proj_dim", None)
 
 
-def shares_samples(unet: Any) -> bool:
-    """Whether the network takes one sample for the unconditional and the conditional text together.
+def is_ours(unet: Any) -> bool:
+    """Whether the network is our UNet as it is: then it takes one sample for several texts, and remembers them.
 
-    Ours does. Who replaced it or its forward, or looks at what it is given, gets a sample for each as in diffusers.
+    Who replaced it or its forward, or looks at what it is given, gets a sample for each text as in diffusers.
     """
     own = isinstance(unet, UNet2DConditionModel) and type(unet).forward is UNet2DConditionModel.forward
     return own and is_untouched(unet)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, NonFiniteError
 from ..device.host import is_host
+from ..modules.text_memory import TextMemory, remembering
 from .callback import Callback
 from .conditioning import Conditioning, Tensors
-from .guidance import Guidance, embed_guidance, embedding_width, shares_samples
+from .guidance import Guidance, embed_guidance, embedding_width, is_ours
 from .schedule import accepted_by
 from .tasks.base import Task
 
@@ -111,6 +112,7 @@ class Run:
         """Go on with these tensors, all that the family's conditioning is made of."""
         self.tensors = dict(tensors)
         self.conditioning = self.conditioning_of(self.tensors)
+        self._text_memory = TextMemory(self.conditioning.embeds)
 
     def predict(self, x: Tensor, i: int) -> Tensor:
         """The guided prediction for latents x (B, c, h, w) at step i -> (B, c, h, w).
@@ -122,9 +124,11 @@ class Run:
         if doubled and not guidance.doubles:
             conditioning = conditioning.conditional
         given = self.task.unet_input(self, x, i)
-        if guidance.doubles and (self.controls or not shares_samples(self.model.unet)):
+        ours = is_ours(self.model.unet)
+        if guidance.doubles and (self.controls or not ours):  # ours takes one sample for both texts
             given = torch.cat([given, given])
-        prediction = self.call(self, given, i, self._inputs(conditioning, given, i))
+        with remembering(self._text_memory if ours else None):
+            prediction = self.call(self, given, i, self._inputs(conditioning, given, i))
         return guidance.combine(prediction) if guidance.doubles else prediction
 
     def denoise(self, step_done: Callable[[], object] = lambda: None) -> Tensor:
@@ -172,6 +176,7 @@ class Run:
         x = changed.pop("latents", x)
         if any(tensor is not self.tensors[name] for name, tensor in changed.items()):
             self.condition_on(self.tensors | changed)
+        self._text_memory = TextMemory(self.conditioning.embeds)  # it may have written to weights or to the text
         return x
 
     def _embed_guidance(self) -> Tensor | None:

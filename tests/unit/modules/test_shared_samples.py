@@ -12,8 +12,8 @@ import pytest
 import torch
 from tests.unit.modules.test_unet import SDXL, TINY
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from leandiffusion.measure.work import count_flops
 from leandiffusion.modules.transformer import BasicTransformerBlock, set_attention_slice
 from leandiffusion.modules.unet import UNet2DConditionModel
 
@@ -135,9 +135,7 @@ def test_what_comes_before_the_text_is_computed_once() -> None:
     first.attn1.to_q.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
 
     def flops(samples: Tensor) -> int:
-        with FlopCounterMode(display=False) as counter:
-            unet(samples, 500, text)
-        return counter.get_total_flops()
+        return count_flops(lambda: unet(samples, 500, text))
 
     assert flops(x) == flops(x.repeat(2, 1, 1, 1))  # somebody looks on
     assert rows == [2, 2]

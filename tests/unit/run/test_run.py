@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import torch
 
 import leandiffusion
 from leandiffusion import ConfigError, DDIMScheduler, UNet2DConditionModel
+from leandiffusion.measure.work import count_flops
+from leandiffusion.modules.transformer import Attention
 from leandiffusion.run.callback import Callback
 from leandiffusion.run.conditioning import Conditioning
 from leandiffusion.run.run import Run
@@ -231,3 +234,111 @@ def test_who_looks_on_sees_a_sample_for_each_text(onlooker: str, make: Make, une
     run.model.unet = unet
     run.predict(torch.randn(SHAPE), 0)
     assert rows == [2]
+
+
+# -- the text's keys and values --------------------------------------------------------------------------------------
+
+
+def text_flops(run: Run, i: int = 0) -> int:
+    return count_flops(lambda: run.predict(torch.ones(SHAPE), i))
+
+
+def own(make: Make, unet: UNet2DConditionModel, **settings: Any) -> Run:
+    run = make(**settings)
+    run.model.unet = unet
+    return run
+
+
+def test_the_text_is_projected_once(make: Make, unet: UNet2DConditionModel) -> None:
+    run = own(make, unet)
+    x = torch.ones(SHAPE)
+    layers = [module for module in unet.modules() if isinstance(module, Attention) and module.cross_attention_dim == 32]
+    cross = [layer for name, layer in unet.named_modules() if name.endswith("attn2")]
+    assert cross
+    assert {*cross} <= {*layers}
+    projecting = sum(2 * 2 * 2 * 6 * layer.to_k.weight.numel() for layer in cross)  # keys and values of 2 x 6 tokens
+    first, later = text_flops(run), text_flops(run, 1)
+    assert first - later == projecting
+    assert torch.equal(run.predict(x, 1), own(make, unet).predict(x, 1))
+
+
+def test_other_text_is_another_memory(make: Make, unet: UNet2DConditionModel) -> None:
+    run, x = own(make, unet), torch.ones(SHAPE)
+    run.predict(x, 0)
+    other = torch.randn(2, 6, 32)
+    run.condition_on({"prompt_embeds": other})
+    fresh = own(make, unet)
+    fresh.condition_on({"prompt_embeds": other})
+    assert torch.equal(run.predict(x, 0), fresh.predict(x, 0))
+
+
+@pytest.mark.parametrize("what", ["a weight", "a weight by its data", "the text"])
+def test_what_a_callback_writes_counts(what: str, make: Make, unet: UNet2DConditionModel) -> None:
+    unet = copy.deepcopy(unet).requires_grad_(False)
+
+    def change(model: Any, i: int, t: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        weight = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_v.weight
+        if what == "a weight":
+            weight.mul_(-3)
+        if what == "a weight by its data":
+            weight.data.mul_(-3)
+        if what == "the text":
+            tensors["prompt_embeds"].mul_(-3)
+        return {}
+
+    run, x = own(make, unet, callback=Callback(change, NAMES, NAMES)), torch.ones(SHAPE)
+    run.predict(x, 0)
+    run._call_back(run.callback, x, 0)
+    fresh = own(make, unet)
+    fresh.condition_on(run.tensors)
+    assert torch.equal(run.predict(x, 0), fresh.predict(x, 0))
+
+
+@pytest.mark.parametrize("whose", ["patched", "hooked", "another layer", "a hook on the network"])
+def test_layers_of_others_are_called_at_every_step(whose: str, make: Make, unet: UNet2DConditionModel) -> None:
+    unet = copy.deepcopy(unet)
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    calls: list[int] = []
+    forward = attention.to_k.forward
+    if whose == "patched":
+        attention.to_k.forward = lambda x: calls.append(1) or forward(x)
+    if whose == "hooked":
+        attention.to_k.register_forward_hook(lambda module, args, out: calls.append(1))
+    if whose == "another layer":
+
+        class Lora(torch.nn.Module):
+            def __init__(self, inner: torch.nn.Linear) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                calls.append(1)
+                return self.inner(x)
+
+        attention.to_k = Lora(attention.to_k)
+    if whose == "a hook on the network":
+        unet.register_forward_pre_hook(lambda module, args: calls.append(1))
+    run = own(make, unet)
+    for i in range(3):
+        run.predict(torch.ones(SHAPE), i)
+    assert len(calls) == 3
+
+
+def test_drawings_at_once_have_a_memory_each(make: Make, unet: UNet2DConditionModel) -> None:
+    x = torch.ones(SHAPE)
+    runs = [own(make, unet) for _ in range(4)]
+    for n, run in enumerate(runs):
+        run.condition_on({"prompt_embeds": torch.full((2, 6, 32), 0.3 * n)})
+    expected = [copy.copy(run).predict(x, 0) for run in runs]
+    results: dict[int, list[torch.Tensor]] = {}
+
+    def draw(n: int) -> None:
+        with torch.no_grad():
+            results[n] = [runs[n].predict(x, 0) for _ in range(5)]
+
+    threads = [threading.Thread(target=draw, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(made, expected[n]) for n in range(4) for made in results[n])
