@@ -24,7 +24,7 @@ def decode(size: int, count: int, tiling: bool, slicing: bool) -> dict[str, Any]
     from leandiffusion.families.folder import component_class
     from leandiffusion.measure.memory import peak_rss, release, reset_peak, rss
 
-    part = families.get("sd1").parts["vae"]
+    part = families.get("sd1").networks["vae"]
     torch.manual_seed(0)
     vae = component_class(part.class_name).from_config(part.config).eval()
     vae.encoder = None
