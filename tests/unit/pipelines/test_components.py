@@ -111,7 +111,8 @@ def test_any_module_as_unet(sd1: Any, draw: Draw, parameters: bool) -> None:
     """A wrapper as people write around a traced UNet: the same picture, size, device and dtype as before."""
     plain = draw(sd1)
     sd1.unet = ForeignUNet(sd1.unet, parameters)
-    assert torch.equal(draw(sd1), plain)
+    # Nearly: what is not our UNet is given a sample for each text, and products of two rows may add in another order.
+    assert torch.allclose(draw(sd1), plain, rtol=0, atol=1e-5)
     assert (sd1.device, sd1.dtype) == (torch.device("cpu"), torch.float32)
 
 

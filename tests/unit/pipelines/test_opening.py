@@ -319,7 +319,8 @@ def test_a_compiled_network_is_saved_as_the_network(sd1: Any, build: Any, draw: 
     plain = draw(sd1)
     sd1.unet = torch.compile(sd1.unet, backend="eager")
     sd1.vae = torch.compile(sd1.vae, backend="eager")
-    assert torch.equal(draw(sd1), plain)
+    # Nearly: a compiled UNet is given a sample for each text, and products of two rows may add in another order.
+    assert torch.allclose(draw(sd1), plain, rtol=0, atol=1e-5)
     sd1.save_pretrained(tmp_path)
     with safe_open(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "_orig_mod" in name]  # noqa: SIM118
