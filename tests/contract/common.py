@@ -12,7 +12,6 @@ import torch
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.techniques import techniques
-from leandiffusion.weights.residence import read_weights
 
 Draw = Callable[..., np.ndarray]
 
@@ -73,7 +72,6 @@ def state(pipe: Any) -> dict[str, Any]:
         "recompile_limit": torch._dynamo.config.recompile_limit,
         "components": {name: id(part) for name, part in pipe.components.items()},
     }  # fmt: skip
-    read_weights(pipe._stack.subject.networks.values())  # of a pipeline that was just opened
     for component, network in pipe._stack.subject.networks.items():
         for name, module in network.named_modules():
             where = f"{component}.{name}"
