@@ -12,6 +12,7 @@ import torch
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.techniques import techniques
+from leandiffusion.weights.residence import read_weights
 
 Draw = Callable[..., np.ndarray]
 
