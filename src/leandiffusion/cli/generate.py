@@ -45,7 +45,7 @@ def run(
         destination = Destination(out, count)
     except ConfigError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
-    resolved = resolve(options, like)
+    resolved = resolve(options, like, [name for name, _ in technique_options.enable])
     try:
         technique_options.check()
     except ConfigError as error:

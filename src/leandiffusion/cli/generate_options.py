@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,18 @@ class ResolvedOptions(GenerateOptions):
     seed: int = 0
 
 
-def resolve(options: GenerateOptions, like: Path | None = None) -> ResolvedOptions:
+def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collection[str] = ()) -> ResolvedOptions:
     """Complete `options` from the picture `like`, then from the demo model's settings if that one draws.
+
+    `enabled` are the names of techniques that are asked for: a note says which the picture was drawn with besides that
+    change a picture.
 
     Raises typer.BadParameter, which ends the command with code 2, for options that no machine could follow, and
     BackendUnavailable for a device that this machine lacks.
     """
     if like is not None:
         record = _read(like)
-        _say_what_differs(record)
+        _say_what_differs(record, enabled)
         values = dict(vars(record.recipe))
         if options.model not in (None, record.recipe.model):
             del values["vae"]  # it belongs to that picture's model
@@ -82,12 +85,19 @@ def _read(like: Path) -> PictureRecord:
         raise typer.BadParameter(reason, param_hint="--like") from error
 
 
-def _say_what_differs(record: PictureRecord) -> None:
+def _say_what_differs(record: PictureRecord, enabled: Collection[str]) -> None:
     from ..measure.environment import package_version
 
     then, now = record.versions.get("torch"), package_version("torch")
     if then and now and then != now:
         say(f"Note: that picture was drawn with torch {then}; here is {now}, so pixels may differ slightly.")
+    if left_out := {name: text for name, text in record.techniques.items() if name not in enabled}:
+        from ..techniques import techniques
+        from ..techniques.base import Exactness
+
+        for name, text in left_out.items():
+            if name in techniques and techniques.get(name).exactness == Exactness.APPROXIMATE:
+                say(f"Note: that picture was drawn with {text}, which changes it: see --enable to draw it so again.")
 
 
 def _check_scheduler(name: str | None) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from leandiffusion import demo
-from leandiffusion.cli import generate
+from leandiffusion.cli import generate, generate_options
 from leandiffusion.cli.generate_options import ResolvedOptions
 from leandiffusion.core.errors import CheckpointNotFound
 from leandiffusion.pictures.record import read_record
@@ -92,6 +93,18 @@ def test_like_draws_the_same_picture_again(studio):
     assert pixels("again.png") == pixels("first.png")
     assert read_record(Path("again.png")).recipe == read_record(Path("first.png")).recipe
     assert read_record(Path("first.png")).karras
+
+
+def test_like_tells_of_what_changed_the_picture(studio, monkeypatch):
+    """Techniques that compute something else; those that do not are left to whoever draws again."""
+    assert studio.run("generate", "a ring", "--model", "m", "--out", "first.png").exit_code == 0
+    names = {"deep_cache": "deep_cache(interval=5)", "vae_tiling": "vae_tiling(rows=8)", "gone": "gone"}
+    record = replace(read_record(Path("first.png")), techniques=names)
+    monkeypatch.setattr(generate_options, "read_record", lambda path: record)
+    told = "drawn with deep_cache(interval=5), which changes it"
+    again = ["generate", "--like", "first.png", "--out"]
+    assert told in studio.run(*again, "b.png").stderr.replace("\n", " ")
+    assert "which changes it" not in studio.run(*again, "c.png", "--enable", "deep_cache:interval=5").stderr
 
 
 def test_another_vae(studio):
