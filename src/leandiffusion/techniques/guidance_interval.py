@@ -29,17 +29,17 @@ class GuidanceInterval(Technique):
     """
 
     start: float = 0.0
-    stop: float = 0.5
+    stop: float = 0.7
 
     name: ClassVar[str] = "guidance_interval"
     title: ClassVar[str] = "Guidance interval"
     phase: ClassVar[Phase] = Phase.RUN
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
-    calls: ClassVar[tuple[str, ...]] = ("enable_guidance_interval(start=0.0, stop=0.5)",)
+    calls: ClassVar[tuple[str, ...]] = ("enable_guidance_interval(start=0.0, stop=0.7)",)
     flag: ClassVar[Flag] = Flag(
         "--guidance-interval", "Guide in a part of the steps only, and halve the work of the others: another picture."
     )
-    bench_row: ClassVar[tuple[str, str]] = ("published", "guidance in the first half of the steps")
+    bench_row: ClassVar[tuple[str, str]] = ("published", "guidance in the first 70% of the steps")
     refuses: ClassVar[tuple[str, ...]] = ("traced_unet",)
     price: ClassVar[Price] = Price(
         saves="Half of the UNet's work in every step outside the interval.",
@@ -88,7 +88,7 @@ class GuidanceInterval(Technique):
 class GuidanceIntervalMethods(Switchable):
     """Methods of the pipelines."""
 
-    def enable_guidance_interval(self, start: float = 0.0, stop: float = 0.5) -> None:
+    def enable_guidance_interval(self, start: float = 0.0, stop: float = 0.7) -> None:
         """Guide from `start` to `stop`, fractions of the steps, and compute the conditional prediction alone in the
         others. It is faster, and gives another picture."""
         self.enable("guidance_interval", start=start, stop=stop)
