@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from leandiffusion.weights.residence import read_weights
 
 Draw = Callable[..., np.ndarray]
 
+_GRAPHS = tempfile.TemporaryDirectory(prefix="openvino-graphs-")
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "half_precision": {"dtype": torch.float16},
     "compile": {"backend": "eager", "parts": ("vae",)},  # all of it, and with a compiler: test_compile.py
@@ -23,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "attention_slicing": {"size": "max"},
     "attention_backend": {"backend": "plain"},
     "deep_cache": {"interval": 2, "branch": 4},  # two steps differ more than fifty do
+    "openvino": {"cache_dir": _GRAPHS.name},  # converting takes seconds, which each test would
 }
 """What makes a technique do something to the small packaged model, where its defaults would not."""
 

@@ -29,7 +29,8 @@ EXACT = {
 """Nothing is computed otherwise: pictures are equal to the last bit."""
 
 NEED_OUR_LAYERS = {"attention_backend": "attention layers", "attention_slicing": "attention layers",
-                   "traced_unet": "UNet2DConditionModel", "guidance_interval": "loop of its own",
+                   "traced_unet": "UNet2DConditionModel", "openvino": "UNet2DConditionModel",
+                   "guidance_interval": "loop of its own",
                    "deep_cache": "loop of its own"}  # fmt: skip
 
 

@@ -53,6 +53,10 @@ FLAGS: dict[str, Flag] = {
         name="--trace",
         help="Run a traced UNet.",
     ),
+    "openvino": Flag(
+        name="--openvino",
+        help="Run UNet and VAE decoder in OpenVINO, on the CPU.",
+    ),
     "deep_cache": Flag(
         name="--deep-cache",
         help="Compute the UNet's deep layers in every Nth step only: another picture.",

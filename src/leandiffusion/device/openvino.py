@@ -7,6 +7,7 @@ import os
 import sys
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,14 +73,35 @@ def why_no_openvino(device: torch.device, dtype: torch.dtype) -> list[str]:
     return []
 
 
-def compiled(model: Any, dtype: torch.dtype, **properties: Any) -> Any:
+def compiled(model: Any, dtype: torch.dtype) -> Any:
     """The model compiled for this CPU, computing in `dtype` with as many threads as torch has now."""
-    wanted = {
-        "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
+    return core().compile_model(model, "CPU", _properties(dtype))
+
+
+def imported(file: Path, dtype: torch.dtype) -> Any:
+    """What was compiled and written to `file` for computing in `dtype`. Its memory is the file's, while it is mapped.
+
+    RuntimeError for a file that holds something else, or was written by another version or for another CPU.
+    """
+    return core().import_model(openvino().tensor_from_file(str(file)), "CPU", _properties(dtype))
+
+
+def describe_engine(dtype: torch.dtype) -> list[str]:
+    """All of the machine that a compiled model depends on."""
+    return [openvino().__version__, str(core().get_property("CPU", "FULL_DEVICE_NAME")), _hint(dtype)]
+
+
+def _properties(dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": _hint(dtype),
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return core().compile_model(model, "CPU", wanted | properties)
+
+
+def _hint(dtype: torch.dtype) -> str:
+    """The precision to compute in: the dtype's own where this CPU has instructions for it, or else float32."""
+    return _PRECISIONS[dtype] if computes(dtype) else "f32"
 
 
 def shared(x: torch.Tensor) -> Any:

@@ -11,6 +11,7 @@ from ..techniques.deep_cache import DeepCacheMethods
 from ..techniques.guidance_interval import GuidanceIntervalMethods
 from ..techniques.model_offload import ModelOffloadMethods
 from ..techniques.offloading import OffloadMethods
+from ..techniques.openvino import OpenVINOMethods
 from ..techniques.packed_weights import PackedWeightsMethods
 from ..techniques.sequential_offload import SequentialOffloadMethods
 from ..techniques.tf32 import TF32Methods
@@ -29,6 +30,7 @@ class MemoryAndSpeed(
     GuidanceIntervalMethods,
     ModelOffloadMethods,
     OffloadMethods,
+    OpenVINOMethods,
     PackedWeightsMethods,
     SequentialOffloadMethods,
     TF32Methods,

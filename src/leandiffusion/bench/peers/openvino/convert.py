@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ....core.errors import BackendUnavailable
-from ....device.openvino import openvino
+from ....device.openvino import openvino, operations
+from ....modules.openvino import convert as convert_network
 from ....pipelines import open_pipeline
 from .networks import ADDED
 
@@ -31,10 +29,7 @@ def convert(checkpoint: str, home: Path, size: int, batch: int) -> None:
     for name, (call, inputs) in _calls(pipe, size, batch).items():
         network = getattr(pipe, name)
         network.save_config(home / name)
-        with torch.no_grad(), _tracing():
-            model = openvino().convert_model(
-                _Flat(network, call), example_input=inputs, input=[list(x.shape) for x in inputs]
-            )
+        model = convert_network(network, call, inputs)
         _keep_frequencies(model)
         openvino().save_model(model, str(home / name / "model.xml"))
 
@@ -42,7 +37,7 @@ def convert(checkpoint: str, home: Path, size: int, batch: int) -> None:
 def _keep_frequencies(model: Any) -> None:
     """Store the frequencies of sinusoids as whole numbers over 2^30, which are not compressed: rounded to float16 they
     would turn timestep 999 by a quarter of a radian."""
-    ops: Any = importlib.import_module("openvino.opset13")
+    ops = operations()
     for frequencies in _constants_below(model, ("Sin", "Cos")):
         wholes = [ops.constant(value, dtype=np.int32) for value in (np.round(frequencies.data * 2.0**30), 2**30)]
         exact = ops.divide(*(ops.convert(whole, "f32") for whole in wholes))
@@ -96,25 +91,3 @@ def _encode(text_encoder: Any, ids: Tensor) -> Tensor:
 def _encode_xl(text_encoder: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     output = text_encoder(ids, output_hidden_states=True)
     return output[0], output.hidden_states[-2]
-
-
-class _Flat(nn.Module):
-    """A network as a module of tensors alone, which is what converters take."""
-
-    def __init__(self, network: nn.Module, call: Callable[..., Any]) -> None:
-        super().__init__()
-        self.network, self.call = network, call
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.call(self.network, *inputs)
-
-
-@contextmanager
-def _tracing() -> Iterator[None]:
-    """Without torch.jit's warnings: that shapes become constants, which is wanted here, and of its own future."""
-    tracer: Any = torch.jit
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", tracer.TracerWarning)
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=category)
-        yield
