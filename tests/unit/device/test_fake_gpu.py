@@ -32,6 +32,8 @@ pytestmark = [
 CPU = torch.device("cpu")
 OFFLOADS = ("model_offload", "sequential_offload")
 GRAPHS = ("compile", "traced_unet")
+FOR_CPUS = ("openvino", "packed_weights")
+FOR_GPUS = [name for name in techniques if name not in FOR_CPUS]
 SETTINGS = {"compile": {"backend": fake_graphs.keep}}
 
 
@@ -116,7 +118,12 @@ def switched(gpu: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     return switch
 
 
-@pytest.mark.parametrize("name", techniques.names())
+@pytest.mark.parametrize("name", FOR_CPUS)
+def test_what_is_for_cpus_says_so(name: str, gpu: Callable[..., Any]) -> None:
+    assert any("CPU" in reason for reason in gpu(make_sd1()).why_not(name))
+
+
+@pytest.mark.parametrize("name", FOR_GPUS)
 def test_a_technique_leaves_tensors_where_they_meet(name: str, pipe: Any, switched: Callable[..., Any]) -> None:
     """Seconds each: every operation is an operation of Python's here, and some techniques record graphs of them."""
     pipe = switched(pipe, name)
@@ -128,7 +135,7 @@ def test_a_technique_leaves_tensors_where_they_meet(name: str, pipe: Any, switch
     assert draw(pipe, output_type="pt", num_inference_steps=1).device == home
 
 
-@pytest.mark.parametrize("name", techniques.names())
+@pytest.mark.parametrize("name", FOR_GPUS)
 def test_a_tensor_made_on_the_wrong_device_is_found(
     name: str, switched: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
