@@ -123,6 +123,8 @@ class Run:
         _check_rows(conditioning.embeds, len(x) * (1 + doubled))
         if doubled and not guidance.doubles:
             conditioning = conditioning.conditional
+        if self._text_memory.text is not conditioning.embeds:
+            self._text_memory = TextMemory(conditioning.embeds)
         given = self.task.unet_input(self, x, i)
         ours = is_ours(self.model.unet)
         if guidance.doubles and (self.controls or not ours):  # ours takes one sample for both texts

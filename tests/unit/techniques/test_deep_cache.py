@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from leandiffusion import ConfigError, StableDiffusionPipeline
 from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.measure.work import count_flops
-from leandiffusion.modules.deep import DeepFeature
 from leandiffusion.run.run import Run
 from leandiffusion.schedulers import build
 from leandiffusion.weights import read
@@ -78,17 +77,19 @@ def test_an_interval_of_one_is_the_plain_path(family: str) -> None:
 
 
 def test_the_work_that_it_saves(pipe: Any) -> None:
-    """What a picture takes is its whole steps and its short ones, and these take what their layers do."""
+    """A picture takes what its whole steps take and its short ones; the text's keys and values are projected once."""
     pipe.set_attention_backend("plain")  # torch counts no other on a CPU
-    given = {"prompt_embeds": EMBEDS[:1], "negative_prompt_embeds": EMBEDS[1:]}
-    inputs = torch.randn(2, 4, 8, 8), torch.tensor(500), EMBEDS  # a sample for each text, as whoever counts is given
-    deep = DeepFeature(1)
-    with torch.no_grad():
-        full = count_flops(lambda: pipe.unet(*inputs, deep=deep))
-        short = count_flops(lambda: pipe.unet(*inputs, deep=deep))
-    assert short < full / 2
+
+    def count(steps: int) -> int:
+        given = {"prompt_embeds": EMBEDS[:1], "negative_prompt_embeds": EMBEDS[1:]}
+        return count_flops(lambda: draw(pipe, steps=steps, **given))
+
+    one, ten = count(1), count(10)
+    pipe.enable_deep_cache(interval=20)
+    whole_step, short_step = (ten - one) // 9, (count(10) - one) // 9
+    assert short_step < whole_step / 2
     pipe.enable_deep_cache(interval=3)
-    assert count_flops(lambda: draw(pipe, **given)) == 4 * full + 6 * short
+    assert count(10) == one + 3 * whole_step + 6 * short_step
 
 
 def test_calls_are_counted_where_a_step_has_two(pipe: Any) -> None:
