@@ -105,7 +105,7 @@ def _open_network(
         )
     named = named_for(cls, spec.convert(found, spec.config))
     return fill_network(
-        cls, spec.config, named, source=name, dtype=dtype, device=device, leave_out=leave_out, on_disk=on_disk
+        cls, spec.config, named, config_source=name, dtype=dtype, device=device, leave_out=leave_out, on_disk=on_disk
     )
 
 
@@ -130,7 +130,7 @@ def open_unet(
         kind = kind.with_config("unet", **{k: v for k, v in read_config(folder).items() if not k.startswith("_")})
     spec = kind.networks["unet"]
     named = named_for(cls, spec.convert(under(entries, UNET_PREFIX), spec.config))
-    return fill_network(cls, spec.config, named, source=str(path), dtype=dtype, device=device, on_disk=True)
+    return fill_network(cls, spec.config, named, config_source=str(path), dtype=dtype, device=device, on_disk=True)
 
 
 openers.add("UNet2DConditionModel", open_unet)

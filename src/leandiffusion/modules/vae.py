@@ -246,7 +246,7 @@ class AutoencoderKL(AttentionFeatures, Network):
         given = read_config(local_path(config)) if isinstance(config, str | Path) else dict(config or {})
         settled = {**told, **given, **settings}
         chosen = either_dtype(dtype, torch_dtype)
-        return fill_network(cls, settled, entries, source=str(file), dtype=chosen, device=device, on_disk=True)
+        return fill_network(cls, settled, entries, config_source=str(file), dtype=chosen, device=device, on_disk=True)
 
     @classmethod
     def rename_keys(cls, keys: list[str]) -> dict[str, str]:

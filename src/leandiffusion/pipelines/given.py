@@ -74,7 +74,7 @@ def open_given(
         told, entries = read_vae_file(AutoencoderKL, path)
         if "scaling_factor" not in told:
             told |= _shared(pipeline, folder)
-        vae = fill_network(AutoencoderKL, told, entries, source=str(path), **how)
+        vae = fill_network(AutoencoderKL, told, entries, config_source=str(path), **how)
     return {**components, "vae": vae}
 
 

@@ -79,7 +79,7 @@ def open_network(
         cls,
         config,
         entries,
-        source=str(folder / name),
+        config_source=str(folder / name),
         dtype=dtype,
         device=device,
         leave_out=leave_out,
@@ -92,7 +92,7 @@ def fill_network(
     config: Mapping[str, Any],
     entries: Mapping[str, TensorEntry],
     *,
-    source: str = "config",
+    config_source: str = "config",
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     leave_out: LeaveOut | None = None,
@@ -100,10 +100,10 @@ def fill_network(
 ) -> N:
     """A network of that class and config whose weights are `entries` (by parameter name). See `open_network`.
 
-    `source` says in messages where the config comes from.
+    `config_source` says in messages where the config comes from.
     """
     keep_fewer_kernels()
-    network = _empty(cls, config, source)
+    network = _empty(cls, config, config_source)
     entries = check_tensors(network, entries)
     is_left_out = _predicate(leave_out)
     left_out = frozenset(name for name, _ in network.named_parameters(remove_duplicate=False) if is_left_out(name))
@@ -133,13 +133,13 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return read_json(folder / name)
 
 
-def _empty(cls: type[N], config: Mapping[str, Any], source: str) -> N:
+def _empty(cls: type[N], config: Mapping[str, Any], config_source: str) -> N:
     build: Callable[..., N] = cls.from_config  # type: ignore[attr-defined]
     try:
         return build_empty(lambda: build(config))
     # Single settings were checked before (core.limits); impossible combinations show in torch's layers too.
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise ConfigError(f"{source} does not describe a {cls.__name__}: {error}") from error
+        raise ConfigError(f"{config_source} does not describe a {cls.__name__}: {error}") from error
 
 
 def _predicate(leave_out: LeaveOut | None) -> Callable[[str], bool]:
