@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .host import is_host
@@ -78,12 +79,13 @@ def compiled(model: Any, dtype: torch.dtype) -> Any:
     return core().compile_model(model, "CPU", _properties(dtype))
 
 
-def imported(file: Path, dtype: torch.dtype) -> Any:
-    """What was compiled and written to `file` for computing in `dtype`. Its memory is the file's, while it is mapped.
+def imported(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """What was compiled and written to `file` for computing in `dtype`, and the mapped file, which has to outlive it.
 
     RuntimeError for a file that holds something else, or was written by another version or for another CPU.
     """
-    return core().import_model(openvino().tensor_from_file(str(file)), "CPU", _properties(dtype))
+    mapped = np.memmap(file, dtype=np.uint8, mode="c")  # copy on write: OpenVINO takes no read-only memory
+    return core().import_model(openvino().Tensor(mapped, shared_memory=True), "CPU", _properties(dtype)), mapped
 
 
 def describe_engine(dtype: torch.dtype) -> list[str]:

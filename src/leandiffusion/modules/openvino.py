@@ -27,7 +27,7 @@ class Graph:
     """A compiled function of tensors with one result, read from `file`, where `write_graph` put it."""
 
     def __init__(self, file: Path, dtype: torch.dtype) -> None:
-        self._compiled = imported(file, dtype)
+        self._compiled, self._mapped = imported(file, dtype)
         output = self._compiled.output(0)
         self._shape = tuple(output.get_shape())
 

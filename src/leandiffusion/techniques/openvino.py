@@ -48,8 +48,8 @@ class OpenVINO(Technique):
     )  # fmt: skip
     price: ClassVar[Price] = Price(
         saves="Time per step on CPUs, most in bfloat16 where the CPU has instructions for it.",
-        costs="Half a minute and the weights once more on disk before the first picture of each size, unless cache_dir "
-        "holds its graphs.",
+        costs="A minute or more before the first picture of each size, half of that where cache_dir holds its graphs. "
+        "Memory: OpenVINO packs the weights and maps the file that it has them from; more than that while it compiles.",
         use="Many pictures of one size on a CPU: measure.",
         refuses="OpenVINO's graphs have the weights, so these cannot travel or be packed, and run the network whole.",
     )

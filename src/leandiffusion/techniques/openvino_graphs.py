@@ -72,7 +72,6 @@ class Graphs:
                 for oldest in list(self._graphs)[: len(self._graphs) - MOST_KEPT + 1]:
                     del self._graphs[oldest]
                 self._graphs[key] = graph
-                self._give_up_weights(module)
                 self._weights = _look(module)
             self._graphs[key] = graph = self._graphs.pop(key)  # the last one used is the last to go
         return graph
@@ -82,13 +81,15 @@ class Graphs:
         read_weights([] if network is None else [network])
         dtype = next(iter(call.inputs.values())).dtype
         if self.folder is None:
-            with tempfile.TemporaryDirectory(prefix="leandiffusion-") as folder:
+            with tempfile.TemporaryDirectory(prefix="leandiffusion-", ignore_cleanup_errors=True) as folder:
                 write_graph(Path(folder) / "graph", _twin(module), call.function, list(call.inputs.values()), dtype)
+                self._give_up_weights(module)
                 return Graph(Path(folder) / "graph", dtype)
         about = [shapes, _switched(module), _digest(module), *describe_engine(dtype), repr(module)]
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
         file = self.folder / f"{self.prefix or 'unet.'}{name}.openvino"
         if file.exists():
+            self._give_up_weights(module)
             try:
                 return Graph(file, dtype)
             except RuntimeError as error:
@@ -97,6 +98,7 @@ class Graphs:
         with aside(file) as place:
             write_graph(place, _twin(module), call.function, list(call.inputs.values()), dtype)
             os.replace(place, file)
+        self._give_up_weights(module)
         return Graph(file, dtype)
 
     def _give_up_weights(self, module: nn.Module) -> None:
