@@ -19,8 +19,9 @@ from leandiffusion.modules import vae_tiles
 from leandiffusion.modules.blocks import GroupNorm
 from leandiffusion.modules.vae_tiles import InMemory, Tiler
 
-# Relative to the largest value: strips sum in another order, and each of some thirty layers rounds at 6e-8.
-EXACT = 2e-5
+# Relative to the largest value. It is the whole decode that is inexact: torch's group norm takes a variance as the mean
+# of squares less the square of the mean, and is off by up to 3e-5 from float64 here, where strips are by 2e-6.
+EXACT = 5e-5
 
 
 def make(channels: tuple[int, ...] = (8, 16, 16, 16), **config: Any) -> AutoencoderKL:
