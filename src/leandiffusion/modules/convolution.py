@@ -43,7 +43,8 @@ class Conv2d(nn.Conv2d):
         """(B, C, H, W) -> (B, C_out, H', W'). With `double`, x is first enlarged to (2H, 2W) by nearest neighbour."""
         free = _is_free(x, self)
         if free and x.dtype == torch.float32 and _is_large(x, self, double=double) and pays():
-            unpack(self)  # if it was packed for a smaller map
+            if is_packed(self.weight):  # for a smaller map
+                unpack(self)
             return winograd.convolve(x, self.weight, self.bias, double=double)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest") if double else x
         weight = packed_weight(self, tuple(x.shape)) if free and may_pack(self) else None

@@ -197,6 +197,25 @@ def test_a_large_map_after_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_packed(conv.weight)
 
 
+def test_a_large_map_waits_for_nobody_who_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "pays", lambda: True)
+    conv, _ = make(96, 96)
+    x = inputs(96, side=32)
+    done = threading.Event()
+
+    def convolve() -> None:
+        with torch.no_grad():
+            conv(x)
+        done.set()
+
+    with packing._packing:
+        thread = threading.Thread(target=convolve)
+        thread.start()
+        went_through = done.wait(10)
+    thread.join()
+    assert went_through
+
+
 def test_threads_pack_once(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, plain = make(64, 64)
     made: list[Tensor] = []
