@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError
 from ..core.hub import local_path
 from ..core.output import Output
 from .base import Network, either_dtype, openers
-from .blocks import TimestepEmbedding, refuse_unsupported, repeat_rows, silu, sinusoid
+from .blocks import TimestepEmbedding, refuse_unsupported, repeat_rows, silu
 from .convolution import Conv2d
 from .deep import DeepFeature
 from .features import ATTENTION_WEIGHTS, AttentionFeatures, absent
@@ -26,7 +24,9 @@ from .freeu import FreeUMixin
 from .processors import CustomProcessor, attention_layers, check_arguments
 from .transformer import set_attention_slice
 from .unet_blocks import SharedSettings
+from .unet_inputs import check_residuals, refuse_unused, text_bias, with_residuals
 from .unet_levels import SUPPORTED, build_down, build_middle, build_up, levels_of
+from .unet_time import TimeMixin, build_added_embedding
 
 PIECES = (
     "the UNet's forward is not split as in diffusers: embed_time(sample, timestep, …) gives the embedding of time and "
@@ -46,7 +46,7 @@ class UNet2DConditionOutput(Output):
     sample: Tensor
 
 
-class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
+class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
     """Noisy latents, timestep and text -> prediction. Keywords are the keys of the UNet's config.json.
 
     `attention_head_dim` is, for historic reasons, the *number* of heads, one for all levels or one per level.
@@ -129,7 +129,7 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
 
         self.conv_in = Conv2d(in_channels, channels[0])
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels, time_cond_proj_dim)
-        self.add_embedding = self._build_added_embedding(temb_channels)
+        self.add_embedding = build_added_embedding(self.config, temb_channels)
         self.down_blocks, skip_channels = build_down(self.config, levels, shared)
         self.mid_block = build_middle(self.config, levels[-1], shared)
         self.up_blocks = build_up(self.config, levels, skip_channels, shared)
@@ -174,19 +174,6 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
             cls, file, config=folder, dtype=either_dtype(dtype, torch_dtype), device=device
         )
 
-    # -- construction ------------------------------------------------------------------------------------------------
-
-    def _build_added_embedding(self, temb_channels: int) -> TimestepEmbedding | None:
-        if self.config.addition_embed_type is None:
-            return None
-        in_channels = self.config.projection_class_embeddings_input_dim
-        if in_channels is None or self.config.addition_time_embed_dim is None:
-            raise ConfigError(
-                "addition_embed_type='text_time' needs addition_time_embed_dim and "
-                "projection_class_embeddings_input_dim (SDXL: 256 and 2816)."
-            )
-        return TimestepEmbedding(in_channels, temb_channels)
-
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def forward(
@@ -208,60 +195,69 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Predict for noisy latents `sample` (B, in_channels, h, w) at `timestep` (scalar or (B,)).
 
-        `encoder_hidden_states` (B, S, cross_attention_dim) is the encoded text. With several texts for each sample, as
-        under classifier-free guidance, `sample` may have a row for each and is repeated; what comes before the text is
-        then computed once where it can be. SDXL wants `added_cond_kwargs` with
-        `text_embeds` (B, P) and `time_ids` (B, 6). The `*_additional_residuals` are a ControlNet's, given together.
-        `encoder_attention_mask` (B, S) is 1 for tokens to attend to and 0 for tokens to mask. `cross_attention_kwargs`
-        are arguments of attention processors that were set. `deep` keeps deep features for the next forwards, or has
-        those of an earlier one used. ConfigError for inputs this network does not use: class
-        labels, masks of its self-attention, arguments that no processor takes, adapter residuals, and a `timestep_cond`
-        or added conditions without a layer for them.
+        `encoder_hidden_states` (B, S, cross_attention_dim) is the encoded text, `encoder_attention_mask` (B, S) 1 for
+        its tokens to attend to and 0 for those to mask. With several texts for each sample, as under classifier-free
+        guidance, `sample` may have fewer rows and is repeated; what comes before the text is then computed once where
+        it can be. SDXL wants `added_cond_kwargs` with `text_embeds` (B, P) and `time_ids` (B, 6). The
+        `*_additional_residuals` are a ControlNet's, given together. `cross_attention_kwargs` are arguments of attention
+        processors that were set. `deep` keeps deep features for the next forwards, or has those of an earlier one used.
+
+        ConfigError for inputs that this network does not use: class labels, masks of its self-attention, arguments that
+        no processor takes, adapter residuals, and a `timestep_cond` or added conditions without a layer for them.
         """
-        heeded = () if self.add_embedding is None else ("text_embeds", "time_ids")
-        surplus = {f"added_cond_kwargs[{k!r}]": v for k, v in (added_cond_kwargs or {}).items() if k not in heeded}
-        refused = {
+        unused = {
             "class_labels": class_labels,
             "timestep_cond": timestep_cond if self.time_embedding.cond_proj is None else None,
             "attention_mask": attention_mask,
             "down_intrablock_additional_residuals": down_intrablock_additional_residuals,
-            **surplus,
         }
-        given = [name for name, value in refused.items() if value is not None]
-        if given:
-            raise ConfigError(f"this UNet makes no use of {', '.join(given)}: leave out what it would ignore.")
-        if (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
-            raise ConfigError(
-                "down_block_additional_residuals and mid_block_additional_residual are the two outputs of a "
-                "ControlNet: pass both. (An adapter's residuals are not supported.)"
-            )
-
+        refuse_unused(unused, added_cond_kwargs, () if self.add_embedding is None else ("text_embeds", "time_ids"))
+        check_residuals(down_block_additional_residuals, mid_block_additional_residual, self.skip_count)
         if cross_attention_kwargs:
             check_arguments(self, cross_attention_kwargs)
-        text = encoder_hidden_states, _bias(encoder_attention_mask, encoder_hidden_states), cross_attention_kwargs
+        text = encoder_hidden_states, text_bias(encoder_attention_mask, encoder_hidden_states), cross_attention_kwargs
 
         rows = max(len(sample), len(encoder_hidden_states))
         if len(sample) < rows and not self._may_share(timestep):
             sample = repeat_rows(sample, rows)
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
-        wanted = left = self.skip_count
-        if deep is not None and deep.value is not None:
-            wanted = min(deep.depth, left)
+        x, skips = self._down(sample, temb, text, deep)
+        skips = with_residuals(skips, down_block_additional_residuals)
+        x = self._middle(x, temb, text, deep, mid_block_additional_residual)
+        x = self._up(x, skips, temb, text, deep)
+        x = self.conv_out(silu(self.conv_norm_out(x), self.conv_norm_out))
+        x = repeat_rows(x, rows)  # a network that attends to no text
+        return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+
+    def _down(
+        self, sample: Tensor, temb: Tensor, text: tuple[Any, ...], deep: DeepFeature | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What comes out at the bottom, and the skip connections, the outermost first. With a deep feature that stands
+        for the rest, only those outside of it."""
+        wanted = self.skip_count if deep is None or deep.value is None else min(deep.depth, self.skip_count)
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
             if len(skips) < wanted:
-                x, made = block(x, temb, *text, **({} if wanted == left else {"count": wanted - len(skips)}))
+                short = {} if wanted == self.skip_count else {"count": wanted - len(skips)}
+                x, made = block(x, temb, *text, **short)
                 skips += made
-        if down_block_additional_residuals is not None:
-            skips = _with_residuals(skips, down_block_additional_residuals, left)
+        return x, skips
+
+    def _middle(
+        self, x: Tensor, temb: Tensor, text: tuple[Any, ...], deep: DeepFeature | None, residual: Tensor | None
+    ) -> Tensor:
+        """What the up path starts from: a deep feature if there is one, or what the middle makes of x."""
         if deep is not None and deep.value is not None:
-            x = deep.value
-        else:
-            if self.mid_block is not None:
-                x = self.mid_block(x, temb, *text)
-            if mid_block_additional_residual is not None:
-                x = x + mid_block_additional_residual
+            return deep.value
+        x = x if self.mid_block is None else self.mid_block(x, temb, *text)
+        return x if residual is None else x + residual
+
+    def _up(
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, text: tuple[Any, ...], deep: DeepFeature | None
+    ) -> Tensor:
+        """x joined by every skip connection, the last one first."""
+        left = self.skip_count
         for block in self.up_blocks:
             count: int = len(block.resnets)  # type: ignore[arg-type]
             left -= count
@@ -271,9 +267,7 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
             kept = {} if deep is None else {"deep": deep, "keep_at": count + left - deep.depth}
             # The next skip connection gives the size: it is odd where the down path rounded.
             x = block(x, own, temb, text[0], skips[-1].shape[-2:] if skips else None, *text[1:], **kept)
-        x = self.conv_out(silu(self.conv_norm_out(x), self.conv_norm_out))
-        x = repeat_rows(x, rows)  # a network that attends to no text
-        return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+        return x
 
     @property
     def skip_count(self) -> int:
@@ -290,60 +284,3 @@ class UNet2DConditionModel(FreeUMixin, AttentionFeatures, Network):
             return False
         first = self.conv_in, *(self.down_blocks[0].modules() if len(self.down_blocks) else ())
         return not any(module._forward_hooks or module._forward_pre_hooks for module in first)
-
-    def embed_time(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float | int,
-        timestep_cond: Tensor | None = None,
-        added_cond_kwargs: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
-        """The embedding of time (and, in SDXL, of pooled text and sizes): (B, temb_channels), after SiLU."""
-        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
-        frequencies = sinusoid(
-            timesteps,
-            self.config.block_out_channels[0],
-            flip_sin_to_cos=self.config.flip_sin_to_cos,
-            freq_shift=self.config.freq_shift,
-        )
-        temb = self.time_embedding(frequencies.to(sample.dtype), timestep_cond)
-        if self.add_embedding is not None:
-            temb = temb + self.add_embedding(self._added_condition(added_cond_kwargs, temb.dtype))
-        return F.silu(temb)  # the resnets' projections all start with this SiLU: done once
-
-    def _added_condition(self, added: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Tensor:
-        """SDXL's pooled text and its sizes as sinusoids (Podell et al. 2023, sec. 2.2): (B, P + 6 * dim)."""
-        missing = [key for key in ("text_embeds", "time_ids") if key not in (added or {})]
-        if added is None or missing:
-            raise ConfigError(f"addition_embed_type='text_time' needs added_cond_kwargs with {' and '.join(missing)}.")
-        time_ids = added["time_ids"]
-        sizes = sinusoid(
-            time_ids.flatten(),
-            self.config.addition_time_embed_dim,
-            flip_sin_to_cos=self.config.flip_sin_to_cos,
-            freq_shift=self.config.freq_shift,
-        ).reshape(time_ids.shape[0], -1)
-        return torch.cat([added["text_embeds"], sizes.to(added["text_embeds"].dtype)], dim=-1).to(dtype)
-
-
-def _bias(mask: Tensor | None, context: Tensor) -> Tensor | None:
-    """1 for tokens to attend to, else 0 (B, S) -> what is added to scores (B, 1, S). ConfigError for other shapes."""
-    if mask is None:
-        return None
-    if mask.shape != context.shape[:2]:
-        raise ConfigError(
-            f"encoder_attention_mask has shape {tuple(mask.shape)}: expected {tuple(context.shape[:2])}, one entry for "
-            "each token of encoder_hidden_states, 1 to attend to it."
-        )
-    return ((1 - mask.to(context.dtype)) * -10000.0)[:, None]
-
-
-def _with_residuals(skips: list[Tensor], residuals: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The outermost of `count` skip connections (B, C, H, W) plus a ControlNet's outputs. ConfigError for another
-    number of these."""
-    if len(residuals) != count:
-        raise ConfigError(
-            f"{len(residuals)} down_block_additional_residuals for the {count} skip connections of this UNet: "
-            "take them from a ControlNet made for it."
-        )
-    return [repeat_rows(skip, len(residual)) + residual for skip, residual in zip(skips, residuals, strict=False)]
