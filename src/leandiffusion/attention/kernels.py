@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..device.capabilities import why_no_efficient, why_no_flash
 from ..device.host import is_host
 from . import backends
+from .sdpa import fused_attention
 
 _WIDEST_ON_GPUS = 256  # channels of a head, of FlashAttention-2 as torch builds it
 
@@ -29,7 +29,7 @@ class Flash:
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
         narrow = q.shape[-1] <= _WIDEST_ON_GPUS
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION if narrow else SDPBackend.EFFICIENT_ATTENTION):
-            return F.scaled_dot_product_attention(q, k, v)
+            return fused_attention(q, k, v)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
         return why_no_flash(device, dtype)
@@ -46,7 +46,7 @@ class Efficient:
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
-            return F.scaled_dot_product_attention(q, k, v)
+            return fused_attention(q, k, v)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
         return why_no_efficient(device)

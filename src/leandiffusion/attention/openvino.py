@@ -6,12 +6,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..device.host import is_host
 from ..device.openvino import compiled, computes, is_lost, openvino, operations, shared, why_no_openvino
 from . import backends
+from .sdpa import fused_attention
 
 LONG = {torch.float32: 4096, torch.bfloat16: 1024}
 """Queries and keys from which on it is at least as fast as torch's kernel. Calls with fewer are left to that one, and
@@ -25,12 +25,14 @@ class OpenVINO:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if _is_left_to_torch(q, k, v):
-            return F.scaled_dot_product_attention(q, k, v)
+            return fused_attention(q, k, v)
         return self.compute(q, k, v)
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As calling it, for any lengths, without gradients."""
         q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+        if q.is_meta:  # while shapes are traced
+            return fused_attention(*(x.transpose(1, 2) for x in (q, k, v)))
         out = torch.empty_like(q)
         # A request of its own for each call takes 10 microseconds, serves any thread, and keeps no tensor alive.
         heads, head_size = q.shape[2:]

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
+from ..core.shapes import is_traced
 from . import backends
+
+
+def fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+    """torch's `scaled_dot_product_attention` with its options, by whichever kernel torch chooses.
+
+    It has none for the meta device, where it would write attention out. While shapes are traced the CPU's kernel
+    stands for any: they all make the result and a number for each row.
+    """
+    if q.is_meta and is_traced():
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, **options)[0]
+    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 class ScaledDotProduct:
@@ -14,7 +28,7 @@ class ScaledDotProduct:
     name = "sdpa"
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(q, k, v)
+        return fused_attention(q, k, v)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
         return []

@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from .fork import Lock
+from .shapes import is_traced
 
 LARGE = 4 << 20
 """Bytes from which blocks are given back. Asking the system for them anew takes a few percent of a decode's time."""
@@ -36,10 +37,13 @@ def freed_at_once() -> Iterator[None]:
     """Until this ends, in every thread, freed blocks of LARGE bytes or more go back to the system at once.
 
     Afterwards the thresholds are those that glibc comes to by itself once it has seen blocks of that size; glibc cannot
-    report the previous ones, nor adapt them again. Nothing happens on other C libraries, or where the user chose a
-    threshold in the environment.
+    report the previous ones, nor adapt them again. Nothing happens on other C libraries, where the user chose a
+    threshold in the environment, or while shapes are traced, which allocates nothing.
     """
     global _users
+    if is_traced():
+        yield
+        return
     with _lock:
         _users += 1
         if _users == 1:

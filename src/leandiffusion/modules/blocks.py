@@ -16,6 +16,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.shapes import is_channels_last
+from ..device.host import is_host
 from .convolution import Conv2d
 
 
@@ -52,6 +54,11 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
         """(B, C, H, W) -> the same shape; `statistics` are of x itself unless given."""
+        if statistics is None and x.is_meta and is_host(x.device):  # torch would take another layout than on a CPU
+            form = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+            B, C, H, W = x.shape
+            settings = B, C, H * W, self.num_groups, self.eps
+            return torch.native_group_norm(x.contiguous(memory_format=form), self.weight, self.bias, *settings)[0]
         if statistics is None:
             return super().forward(x)
         per_group = self.num_channels // self.num_groups

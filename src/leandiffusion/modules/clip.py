@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 
+from ..attention.sdpa import fused_attention
 from ..core.config import write_json
 from ..core.errors import ConfigError
 from .base import Network
@@ -103,7 +104,7 @@ class CLIPAttention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+        y = fused_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 

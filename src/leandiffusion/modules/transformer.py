@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import AttentionBackend, backends
+from ..attention.sdpa import fused_attention
 from ..attention.sliced import Sliced
 from ..core.errors import ConfigError
 from ..device.host import is_host
-from .blocks import GradientCheckpointing, in_place_allowed, is_untouched, repeat_rows
+from .blocks import GradientCheckpointing, GroupNorm, in_place_allowed, is_untouched, repeat_rows
 from .convolution import Conv2d
 from .processors import CustomProcessor, WithProcessor, attention_layers
 from .text_memory import keys_and_values
@@ -81,7 +82,7 @@ class Attention(WithProcessor):
         if mask is None:
             out = backend(q, k, v).to(dtype)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None].to(q.dtype)).to(dtype)
+            out = fused_attention(q, k, v, attn_mask=mask[:, None].to(q.dtype)).to(dtype)
         B, nh, T, hs = out.shape
         return self.to_out[0](out.transpose(1, 2).reshape(B, T, nh * hs))
 
@@ -203,7 +204,7 @@ class Transformer2DModel(GradientCheckpointing):
     ) -> None:
         super().__init__()
         self.linear = linear
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels) if linear else Conv2d(channels, channels, 1, padding=0)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, heads, context_dim, upcast=upcast) for _ in range(depth)

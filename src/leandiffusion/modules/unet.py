@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.hub import local_path
 from ..core.output import Output
 from .base import Network, either_dtype, openers
-from .blocks import TimestepEmbedding, refuse_unsupported, repeat_rows, silu
+from .blocks import GroupNorm, TimestepEmbedding, refuse_unsupported, repeat_rows, silu
 from .convolution import Conv2d
 from .deep import DeepFeature
 from .features import ATTENTION_WEIGHTS, AttentionFeatures, absent
@@ -133,7 +133,7 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         self.down_blocks, skip_channels = build_down(self.config, levels, shared)
         self.mid_block = build_middle(self.config, levels[-1], shared)
         self.up_blocks = build_up(self.config, levels, skip_channels, shared)
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
+        self.conv_norm_out = GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
         self.conv_out = Conv2d(channels[0], out_channels)
 
     @classmethod

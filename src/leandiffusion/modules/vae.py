@@ -18,6 +18,7 @@ from ..core.errors import ConfigError
 from ..core.hub import local_path
 from ..core.malloc import freed_at_once
 from ..core.output import Output
+from ..core.shapes import alike
 from ..weights.residence import read_weights
 from .base import Network, either_dtype
 from .blocks import refuse_unsupported
@@ -203,7 +204,7 @@ class AutoencoderKL(AttentionFeatures, Network):
         first = function(batch[:1])
         result = first.new_empty((len(batch), *first.shape[1:]))
         result[0] = first[0]
-        for i in range(1, len(batch)):
+        for i in alike(range(1, len(batch))):
             result[i] = function(batch[i : i + 1])[0]
         return result
 

@@ -10,7 +10,6 @@ Weights are reached only by calling the layer that holds them, since offloading 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.shapes import alike
 from .blocks import GroupNorm, ResnetBlock2D, Statistics, silu
 
 if TYPE_CHECKING:
@@ -185,20 +185,20 @@ class Tiler:
     share: float | None
     itemsize: int
 
-    def strips(self, source: Rows) -> Iterator[tuple[int, int]]:
+    def strips(self, source: Rows) -> list[tuple[int, int]]:
         """[begin, end) of each strip, from the top."""
         B, _, H, _ = source.shape
         if self.share is None:
             step = max(STRIP_BYTES // (B * source.width * self.itemsize), MIN_ROWS)
         else:
             step = max(round(self.share * H), 1)
-        return ((begin, min(begin + step, H)) for begin in range(0, H, step))
+        return [(begin, min(begin + step, H)) for begin in range(0, H, step)]
 
     def compute(self, source: Rows, into: Tensor | None = None) -> Tensor:
         """The whole feature map. `into` may be a tensor that the source reads with a halo of one row: a strip is
         written when the one below it has been computed."""
         held: tuple[int, int, Tensor] | None = None
-        for begin, end in self.strips(source):
+        for begin, end in alike(self.strips(source)):
             strip = source.rows(begin, end)
             if into is None:
                 into = _like(strip, source.shape)
@@ -213,7 +213,7 @@ class Tiler:
     def statistics(self, source: Rows, groups: int) -> Statistics:
         """Mean and variance of each group of channels over the feature map, combined by strips (Chan et al. 1979)."""
         count, mean, total = 0, torch.zeros(()), torch.zeros(())  # total: sum of squared deviations
-        for begin, end in self.strips(source):
+        for begin, end in alike(self.strips(source)):
             x = source.rows(begin, end).float()
             B, C, h, W = x.shape
             n = C // groups * h * W

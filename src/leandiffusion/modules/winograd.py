@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.shapes import alike, traced_once
+
 OUT, IN = 4, 6
 """Outputs of a tile along one side, and the inputs that they read."""
 
@@ -31,6 +33,7 @@ _A, _B = 3 / 4, 3 / 2
 _A2, _B2 = _A * _A, _B * _B
 
 
+@traced_once
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = False) -> Tensor:
     """Convolution of stride 1, padding 1: x (B, C, H, W), weight (C_out, C, 3, 3) -> (B, C_out, H, W), channels-last.
 
@@ -50,11 +53,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = F
     at_once = min(max(fitting, FEWEST_TILES), MOST_TILES) if keep else MOST_TILES
     pictures, rows = (max(at_once // (h * w), 1), h) if h * w <= at_once else (1, max(at_once // w, 1))
     kept = [fold(weight[part]) for part in parts] if keep else []
-    for b in range(0, B, pictures):
-        for r in range(0, h, rows):
+    for b in alike(range(0, B, pictures)):
+        for r in alike(range(0, h, rows)):
             n = min(rows, h - r)
             v = transform(_slab(pixels[b : b + pictures], OUT * r - 1, OUT * n + 2, OUT * w + 2, double=double))
-            for i, part in enumerate(parts):
+            for i in alike(range(len(parts))):
+                part = parts[i]
                 u = kept[i] if keep else fold(weight[part])
                 tiles = torch.bmm(v.flatten(0, 1).flatten(1, 3), u.transpose(1, 2))
                 y = gather(tiles.view(IN, IN, *v.shape[2:5], -1))

@@ -23,8 +23,11 @@ def found_wrong(picture: Tensor, latents: Tensor) -> str | None:
 
     Wrong are NaN and infinity; values beyond RANGE, which clamping would turn into plain white or black; and a picture
     with the same value in every pixel although its latents vary, as a huge bias on the way leaves it. Pictures that are
-    meant to be white vary by more than rounding before they are clamped, at their edges if nowhere else.
+    meant to be white vary by more than rounding before they are clamped, at their edges if nowhere else. Nothing is
+    wrong with a picture without numbers, on the meta device.
     """
+    if picture.is_meta:
+        return None
     low, high = (bound.float() for bound in torch.aminmax(picture.flatten(2), dim=2))
     if not (torch.isfinite(low) & torch.isfinite(high)).all():
         return "holds NaN or infinity"

@@ -81,9 +81,11 @@ def packed_weight(layer: nn.Conv2d, size: tuple[int, ...]) -> Tensor | None:
     """The layer's weight for `torch.ops.mkldnn._convolution_pointwise` and inputs of shape `size` (B, C, H, W).
 
     It is packed now if it was not. None, and nothing changes, while something else refers to its memory, such as a
-    view: what is written through that has to count.
+    view: what is written through that has to count. One without numbers, on the meta device, stands for itself.
     """
     weight = layer.weight
+    if weight.is_meta:
+        return weight
     packed = weight.packed if isinstance(weight, PackedTensor) else None
     if packed is None:
         with _packing:

@@ -1,0 +1,144 @@
+"""What each operation computes, moves and takes for itself while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rules import RULES
+
+_aten = torch.ops.aten
+
+
+class Kernel(NamedTuple):
+    """One operation: its kind as in `work.Ops`, floating-point operations, bytes read and written, bytes that it takes
+    beside its inputs and results while it runs."""
+
+    kind: str
+    flops: float
+    nbytes: float
+    workspace: int
+
+
+_VIEWS = (_aten._unsafe_view.default, _aten._reshape_alias.default, _aten.lift_fresh.default)
+"""Those that do not declare that they are."""
+
+_UNFILLED = (
+    _aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default, _aten.new_empty.default,
+    _aten.new_empty_strided.default,
+)  # fmt: skip
+
+_OVERWRITING = (_aten.copy_.default, _aten.fill_.Scalar, _aten.zero_.default)
+
+Count = Callable[[Any, Any], tuple[str, float, int]]
+"""(arguments, result) -> kind, floating-point operations, workspace."""
+
+
+class Gives(Enum):
+    """What an operation gives: its input's memory in another shape, its first argument or `out`, written to, or memory
+    of its own."""
+
+    VIEW = 0
+    INPUT = 1
+    OUT = 2
+    OWN = 3
+
+
+class Operation(NamedTuple):
+    """What is known of an operation whatever it is called with.
+
+    `run` gives its result on the meta device; `moves`: whether numbers are read or written; `overwrites`: whether what
+    it writes to is not read; `count`: None for kind 'other'.
+    """
+
+    gives: Gives
+    run: Callable[..., Any]
+    moves: bool
+    overwrites: bool
+    count: Count | None
+
+
+def operation_of(func: Any) -> Operation:
+    """The operation that a dispatch mode calls `func`."""
+    found = _operations.get(func)
+    if found is None:
+        gives = _gives(func)
+        overwrites = gives is Gives.OUT or func in _OVERWRITING
+        found = Operation(gives, RULES.get(func) or func, func not in _UNFILLED, overwrites, _COUNTS.get(func))
+        _operations[func] = found
+    return found
+
+
+_operations: dict[Any, Operation] = {}
+
+
+def _gives(func: Any) -> Gives:
+    returns, arguments = func._schema.returns, func._schema.arguments
+    views = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    if views or func in _VIEWS:
+        return Gives.VIEW
+    if any(argument.name == "out" and argument.is_out for argument in arguments):
+        return Gives.OUT
+    first = arguments[0].alias_info if arguments else None
+    return Gives.INPUT if first is not None and first.is_write else Gives.OWN
+
+
+def kernel_of(operation: Operation, args: Any, kwargs: Any, result: Any, *, on_host: bool) -> Kernel:
+    """The operation on these arguments, which gave `result`."""
+    nbytes = _bytes(args)
+    if kwargs:
+        nbytes += _bytes(kwargs.values())
+    if not operation.overwrites:  # else it is among the arguments
+        nbytes += result.nbytes if isinstance(result, Tensor) else _bytes(result)
+    if operation.count is None:
+        return Kernel("other", 0.0, nbytes, 0)
+    kind, flops, workspace = operation.count(args, result)
+    return Kernel(kind, flops, nbytes, workspace if on_host else 0)
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    """Of all tensors among the values."""
+    total = 0
+    for value in values:
+        if isinstance(value, Tensor):
+            total += value.nbytes
+        elif isinstance(value, list | tuple):
+            total += _bytes(value)
+    return total
+
+
+def _product(x: Tensor, y: Tensor) -> float:
+    return 2.0 * x.numel() * y.shape[-1]
+
+
+def _convolution(args: Any, out: Tensor) -> tuple[str, float, int]:
+    """torch's own, by oneDNN, which computes with weights in blocks of channels, and brings plain ones into that order
+    in each call; and the maps too, unless they are channels-last."""
+    x, weight = args[:2]
+    last = out.is_contiguous(memory_format=torch.channels_last)
+    workspace = weight.nbytes + (0 if last else x.nbytes + out.nbytes)
+    return "conv", 2.0 * out.numel() * weight[0].numel(), workspace
+
+
+def _packed_convolution(args: Any, out: Tensor) -> tuple[str, float, int]:
+    kind, flops, workspace = _convolution(args, out)
+    return kind, flops, workspace - args[1].nbytes
+
+
+def _attention(args: Any, result: Any) -> tuple[str, float, int]:
+    q, k = args[:2]
+    return "attention", 4.0 * q.numel() * k.shape[2], 0
+
+
+_COUNTS: dict[Any, Count] = {
+    _aten.convolution.default: _convolution,
+    torch.ops.mkldnn._convolution_pointwise.default: _packed_convolution,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
+    _aten.mm.default: lambda args, out: ("matmul", _product(args[0], args[1]), 0),
+    _aten.bmm.default: lambda args, out: ("matmul", _product(args[0], args[1]), 0),
+    _aten.addmm.default: lambda args, out: ("matmul", _product(args[1], args[2]), 0),
+}
