@@ -25,11 +25,15 @@ from ..modules.unet import UNet2DConditionModel
 from ..modules.vae import AutoencoderKL
 from ..run.decoding import decode
 from ..run.guidance import Guidance, embedding_width, is_ours
+from ..run.size import CallSize
 from ..weights.build import build_empty
 from .trace import trace
-from .work import CallSize, StageWork
+from .work import StageWork
 
 TEXTS = ("text_encoder", "text_encoder_2")
+
+OWNERS = {"encode": TEXTS, "denoise": ("unet",), "decode": ("vae",)}
+"""The stages, and the networks that run in each."""
 
 TOKENS = 77  # that CLIP reads, where there is no text encoder to ask
 
@@ -46,16 +50,17 @@ def trace_stages(
     kernels take for themselves is known of CPUs only. A stage without a network is left out. ConfigError for networks
     of other kinds than this library's.
     """
+    there = {stage for stage, names in OWNERS.items() if any(networks.get(name) is not None for name in names)}
+    return {stage: trace_stage(stage, networks, call, device) for stage in OWNERS if stage in there}
+
+
+def trace_stage(
+    stage: str, networks: Mapping[str, nn.Module], call: CallSize, device: torch.device | str = "cpu"
+) -> StageWork:
+    """One of the stages, as `trace_stages` has them."""
     _check(networks)
-    on_host = is_host(device)
-    stages: dict[str, StageWork] = {}
-    if any(networks.get(name) is not None for name in TEXTS):
-        stages["encode"] = trace(*_encoding(networks, call), on_host=on_host)
-    if networks.get("unet") is not None:
-        stages["denoise"] = trace(*_denoising(networks, call), on_host=on_host)
-    if networks.get("vae") is not None:
-        stages["decode"] = trace(*_decoding(networks, call), on_host=on_host)
-    return stages
+    make = {"encode": _encoding, "denoise": _denoising, "decode": _decoding}[stage]
+    return trace(*make(networks, call), on_host=is_host(device))
 
 
 def empty_networks(
@@ -69,10 +74,16 @@ def empty_networks(
     """
     networks: dict[str, Any] = {}
     for name, (cls, config) in _described(source).items():
-        network = build_empty(lambda cls=cls, config=config: cls.from_config(config)).requires_grad_(False).eval()
-        _cast(network, dtype.get(name, dtype["default"]) if isinstance(dtype, Mapping) else dtype)
-        networks[name] = network
+        own = dtype.get(name, dtype["default"]) if isinstance(dtype, Mapping) else dtype
+        networks[name] = empty_network(cls, config, own)
     return networks
+
+
+def empty_network(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """One network without weights, on the meta device."""
+    network = build_empty(lambda: cls.from_config(config)).requires_grad_(False).eval()
+    _cast(network, dtype)
+    return network
 
 
 def _described(source: Family | str | Path) -> dict[str, tuple[Any, Mapping[str, Any]]]:

@@ -8,16 +8,6 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class CallSize:
-    """Pixels and pictures of a call; with `guidance` each step makes a conditional and an unconditional prediction."""
-
-    height: int
-    width: int
-    batch: int = 1
-    guidance: bool = True
-
-
-@dataclass(frozen=True)
 class Ops:
     """Operations of one kind and one size, all together.
 

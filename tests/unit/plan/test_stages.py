@@ -18,10 +18,11 @@ from leandiffusion.families.base import families
 from leandiffusion.measure.work import allocated_bytes
 from leandiffusion.modules.transformer import set_attention_backend
 from leandiffusion.plan.stages import empty_networks, trace_stages
-from leandiffusion.plan.work import CallSize, Ops
+from leandiffusion.plan.work import Ops
 from leandiffusion.run.conditioning import Conditioning
 from leandiffusion.run.decoding import decode
 from leandiffusion.run.run import Run
+from leandiffusion.run.size import CallSize
 from leandiffusion.run.tasks.text_to_image import TextToImage
 
 CALL = CallSize(128, 128)

@@ -267,7 +267,7 @@ def test_tracing_imports_no_compiler() -> None:
 import sys, torch
 from leandiffusion.families.base import families
 from leandiffusion.plan.stages import empty_networks, trace_stages
-from leandiffusion.plan.work import CallSize
+from leandiffusion.run.size import CallSize
 for family, dtype in (("sd1", torch.float32), ("sdxl", torch.bfloat16)):
     networks = empty_networks(families.get(family), dtype)
     networks["vae"].enable_tiling()

@@ -1,0 +1,15 @@
+"""The size of a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CallSize:
+    """Pixels and pictures of a call; with `guidance` each step makes a conditional and an unconditional prediction."""
+
+    height: int
+    width: int
+    batch: int = 1
+    guidance: bool = True
