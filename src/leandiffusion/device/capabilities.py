@@ -148,13 +148,18 @@ def describe_devices() -> dict[str, Any]:
     return told | {name: _described(torch.device(name)) for name in device_names()[1:]}
 
 
-def _described(device: torch.device) -> str:
+def name_of(device: torch.device) -> str:
+    """What an accelerator's maker calls it, as far as torch tells."""
     ask = getattr(torch.get_device_module(device), "get_device_properties", None)
     if ask is None:
         return "Apple GPU" if device.type == "mps" else device.type
-    properties, memory = ask(device), free_memory(device)
-    parts = [str(properties.name)]
-    if hasattr(properties, "minor"):
+    return str(ask(device).name)
+
+
+def _described(device: torch.device) -> str:
+    parts, memory = [name_of(device)], free_memory(device)
+    ask = getattr(torch.get_device_module(device), "get_device_properties", None)
+    if ask is not None and hasattr(properties := ask(device), "minor"):
         parts.append(f"compute capability {properties.major}.{properties.minor}")
     if memory is not None:
         parts.append(f"{format_bytes(memory[0])} of {format_bytes(memory[1])} free")

@@ -60,7 +60,7 @@ def measure_ceiling(device: str, dtypes: list[str], seconds: float = 1.0) -> dic
     if unknown := [name for name in dtypes if name not in DTYPES]:
         raise ConfigError(f"dtype {unknown[0]!r} is none of {', '.join(DTYPES)}.")
     found: dict[str, dict[str, float]] = {}
-    with torch.no_grad(), _fastest_convolutions():
+    with torch.no_grad(), fastest_convolutions():
         for name in dtypes:
             try:
                 found[name] = _compute(where, getattr(torch, name), seconds)
@@ -93,7 +93,7 @@ def _best(
     """The highest rate. Sizes grow until the next would take more than half the time that is left."""
     amount, run = make(sizes[0], device, dtype)
     if not is_host(device):  # what loading libraries and trying algorithms takes is not the device's speed
-        _timed(run, device)
+        timed(run, device)
     start = time.perf_counter()
 
     def left() -> float:
@@ -107,17 +107,31 @@ def _best(
         amount, run = larger, candidate
         took = _twice(run, device, left)
     while left() > 0:
-        took = min(took, _timed(run, device))
+        took = min(took, timed(run, device))
     return amount / took
+
+
+def least_seconds(run: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Of the fastest run among those that fit into about `seconds`. On a GPU two are made in any case, so that what
+    loading libraries takes does not count."""
+    start = time.perf_counter()
+
+    def left() -> float:
+        return seconds - (time.perf_counter() - start)
+
+    took = _twice(run, device, left)
+    while left() > 0:
+        took = min(took, timed(run, device))
+    return took
 
 
 def _twice(run: Callable[[], object], device: torch.device, left: Callable[[], float]) -> float:
     """Seconds of the better of two runs, the first of which warms up; on a CPU of that one where no time is left."""
-    first = _timed(run, device)
-    return min(first, _timed(run, device)) if not is_host(device) or left() > 0 else first
+    first = timed(run, device)
+    return min(first, timed(run, device)) if not is_host(device) or left() > 0 else first
 
 
-def _timed(run: Callable[[], object], device: torch.device) -> float:
+def timed(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one run, by the device's own clock."""
     from ..device.streams import seconds_between, tick
 
@@ -154,7 +168,7 @@ def _copy(mebibytes: int, device: torch.device, dtype: torch.dtype) -> Kernel:
 
 
 @contextmanager
-def _fastest_convolutions() -> Iterator[None]:
+def fastest_convolutions() -> Iterator[None]:
     """Let cuDNN try its algorithms and keep the fastest."""
     from torch.backends import cudnn
 

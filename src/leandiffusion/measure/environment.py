@@ -46,7 +46,7 @@ def describe_environment() -> dict[str, dict[str, Any]]:
             **{name: package_version(name) for name in PACKAGES},
         },
         "system": {"platform": platform.platform(), "executable": sys.executable},
-        "cpu": _cpu(),
+        "cpu": describe_cpu(),
         "memory": _memory(),
         "threads": _threads(),
         "devices": describe_devices(),
@@ -72,7 +72,8 @@ def available_memory() -> int | None:
     return min((value for value in (free, left) if value is not None), default=None)
 
 
-def _cpu() -> dict[str, Any]:
+def describe_cpu() -> dict[str, Any]:
+    """Model, cores and instruction sets of the processor."""
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -1,0 +1,192 @@
+"""How fast a device is, measured once and kept in the cache folder; see `core.cache`."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..core.cache import VARIABLE, cache_folder
+from ..core.config import read_json, write_json
+from ..core.errors import ConfigError, MalformedFile
+from ..core.notices import warn
+from .points import Points
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """What a device does in a second, under `taken_under`: versions, name, instruction sets, threads.
+
+    `products`: by dtype name, then by kind ('matmul', 'conv', 'attention'), points of FLOP/s over FLOP per byte read
+    and written; 'conv' with packed weights where there are such. `reorder`: by dtype name, seconds that plain weights
+    take longer, over the bytes that the convolution moves. `moves`: bytes/s of other operations over the bytes of one,
+    'kept' where the process keeps freed memory, 'fresh' where it gives it back (`core.malloc`). `overhead`: seconds of
+    an operation with nothing to do. `fetch`: by dtype name, bytes/s of weights from the tier below. `floor`: bytes of
+    host memory that a process has before any weights. `date`: when it was taken, ISO 8601.
+    """
+
+    taken_under: Mapping[str, str]
+    date: str
+    products: Mapping[str, Mapping[str, Points]]
+    reorder: Mapping[str, Points]
+    moves: Mapping[str, Points]
+    overhead: float
+    fetch: Mapping[str, float]
+    floor: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads back."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DeviceProfile:
+        """The profile that `to_json` wrote. ConfigError for anything else, rates that are no numbers above zero
+        included."""
+        try:
+            return cls(
+                taken_under={str(name): str(value) for name, value in values["taken_under"].items()},
+                date=str(values["date"]),
+                products={
+                    dtype: {kind: _points(kinds[kind]) for kind in ("matmul", "conv", "attention")}
+                    for dtype, kinds in values["products"].items()
+                },
+                reorder={dtype: _points(points, least=0.0) for dtype, points in values["reorder"].items()},
+                moves={name: _points(values["moves"][name]) for name in ("kept", "fresh")},
+                overhead=_number(values["overhead"]),
+                fetch={dtype: _number(rate) for dtype, rate in values["fetch"].items()},
+                floor=int(_number(values["floor"], least=0.0)),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"this is no profile of a device ({error!r}): delete it, and it is measured anew."
+            ) from error
+
+    @property
+    def threads(self) -> int:
+        """That computed while it was measured."""
+        return int(self.taken_under.get("threads", 1))
+
+
+def _points(values: Any, least: float = math.ulp(0)) -> Points:
+    points = tuple((_number(x), _number(y, least)) for x, y in values)
+    if list(points) != sorted(points):
+        raise ValueError("points are not in order")
+    return points
+
+
+def _number(value: Any, least: float = math.ulp(0)) -> float:
+    if not math.isfinite(value) or value < least:
+        raise ValueError(f"{value!r} is out of range")
+    return float(value)
+
+
+def profile_of(
+    device: torch.device | str, dtypes: Sequence[str] = ("float32",), *, anew: bool = False
+) -> DeviceProfile:
+    """The device's profile with at least these dtypes ('float32', 'bfloat16', 'float16').
+
+    It is read from the cache folder where one was taken there under the same versions, processor or GPU and number of
+    threads. Otherwise, or with `anew`, it is measured, which takes a few seconds and shows a bar, and written there. A
+    damaged file is measured anew; a folder that cannot be written to is told in a warning, and does no harm. A dtype
+    that the device does not compute is left out. ConfigError for devices whose time cannot be told.
+    """
+    import torch
+
+    from ..device.streams import can_be_timed
+
+    place = torch.device(device)
+    if not can_be_timed(place):
+        raise ConfigError(f"device={str(device)!r}: work is timed on 'cpu' or 'cuda', or where events tell time.")
+    if anew:
+        _remembered.cache_clear()
+    return _remembered(place, tuple(dtypes), tuple(_identity(place).items()), anew)
+
+
+@functools.cache
+def _remembered(
+    device: torch.device, dtypes: tuple[str, ...], identity: tuple[tuple[str, str], ...], anew: bool
+) -> DeviceProfile:
+    """Once in a process for the same question: where nothing can be kept on disk, it is not measured for each plan."""
+    path = cache_folder() / f"profile-{str(device).replace(':', '-')}.json"
+    known = None if anew else _read(path, dict(identity))
+    missing = [name for name in dtypes if known is None or name not in known.products]
+    if known is not None and not missing:
+        return known
+    profile = _measure(device, missing, dict(identity), known)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, profile.to_json())
+    except OSError as error:
+        warn(
+            f"{path.parent} cannot be written to ({error.strerror or error}), so the speed of {device} is measured in "
+            f"each process: make room there, or name another folder in {VARIABLE}."
+        )
+    return profile
+
+
+def _read(path: Any, identity: Mapping[str, str]) -> DeviceProfile | None:
+    """The profile in the file, None where there is none, it is damaged, or was taken under something else."""
+    try:
+        profile = DeviceProfile.from_json(read_json(path))
+    except (OSError, MalformedFile, ConfigError):
+        return None
+    return profile if profile.taken_under == identity else None
+
+
+def _identity(device: torch.device) -> dict[str, str]:
+    """What speed depends on: a profile that was taken under something else says nothing."""
+    import torch
+
+    from ..device.capabilities import name_of
+    from ..device.host import is_host
+    from ..measure.environment import describe_cpu
+
+    cpu = describe_cpu()
+    name = str(cpu["model"]) if is_host(device) else name_of(device)
+    return {
+        "leandiffusion": __version__,
+        "torch": str(torch.__version__),
+        "device": f"{device.type}: {name}",
+        "flags": " ".join(cpu["flags"]),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _measure(
+    device: torch.device, dtypes: Sequence[str], identity: Mapping[str, str], known: DeviceProfile | None
+) -> DeviceProfile:
+    """Measure the dtypes, and what all have in common unless it is known."""
+    import torch
+    from tqdm.auto import tqdm
+
+    from .floor import measure_floor
+    from .rates import measure_dtype, measure_moves, measure_overhead, steps_of
+
+    points = steps_of(device, len(dtypes)) + 1
+    with tqdm(total=points, delay=2, leave=False, disable=None, desc=f"Measuring {device}", unit="") as bar:
+        if known is None:
+            moves = {name: measure_moves(device, bar.update, fresh=name == "fresh") for name in ("kept", "fresh")}
+            overhead = measure_overhead(device, bar.update)
+            known = DeviceProfile(identity, "", {}, {}, moves, overhead, {}, measure_floor(device))
+            bar.update()
+        for name in dtypes:
+            try:
+                measured = measure_dtype(device, getattr(torch, name), bar.update)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # "not implemented for 'Half'": an old processor, or an old torch
+                continue
+            known = replace(
+                known,
+                products={**known.products, name: measured.products},
+                reorder={**known.reorder, name: measured.reorder},
+                fetch={**known.fetch, name: measured.fetch},
+            )
+    return replace(known, date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

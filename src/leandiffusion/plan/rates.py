@@ -1,0 +1,234 @@
+"""Measures how fast a device does what networks consist of, at a few sizes each. A few seconds in all.
+
+What is multiplied is told by its floating-point operations per byte: products of a few tokens wait for their weights,
+products of many for the multipliers, and in between the rate follows that number, whatever the shapes are.
+
+Others who use the machine only ever make a run slower. So the points are visited in rounds, each keeps its best run,
+and where two contradict each other the faster one is believed (`points.lift`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.malloc import freed_at_once
+from ..device.host import is_host
+from ..device.pinning import staging_buffer
+from ..measure.ceiling import fastest_convolutions, least_seconds
+from ..modules.convolution import can_pack
+from ..weights.header import TensorEntry
+from ..weights.opened import OpenFile
+from .points import Points, lift, product_rate, sink
+
+ROUNDS, SECONDS = 3, 0.02
+"""How often each point is visited, and for how long: one run at least."""
+
+POOL_BYTES = 96 << 20
+"""Of operands that runs take in turn: more than a cache keeps, as between two uses of a layer's weights."""
+
+CHANNELS = 1280
+
+TOKENS = {"host": (1, 8, 32, 128, 1024), "accelerator": (1, 16, 128, 1024, 16384)}
+"""Rows of products with weights of CHANNELS x CHANNELS."""
+
+MAPS = {"host": ((1280, 2), (1280, 4), (1280, 8), (640, 16)), "accelerator": ((1280, 4), (1280, 16), (640, 64))}
+"""Channels and sides of maps: those that Stable Diffusion has at its inner levels."""
+
+REORDERED = (320, 640, 960, 1280)
+"""Output channels of convolutions with plain weights, of 15 to 59 MB. From 32 MiB on allocators give memory back to the
+system, and bringing weights into another order takes several times as long."""
+
+ATTENDED = ((16, 77), (64, 64), (256, 77), (256, 256), (1024, 1024), (4096, 4096))
+"""Queries and keys of two heads of 64."""
+
+MEBIBYTES = (1, 6, 11, 14, 72, 90, 102)
+"""Read and written by one addition. A third of it is the sum, which is made: around the sizes from which the C library
+asks the system for memory, 4 MiB while the VAE decodes and 32 MiB at other times."""
+
+FILE_BYTES = 8 << 20
+
+
+class Sample(NamedTuple):
+    """Work of a kind at one point. `run` does it once, `amount` (operations or bytes) in all, at `size`."""
+
+    kind: str
+    size: float
+    amount: float
+    run: Callable[[], object]
+
+
+class Measured(NamedTuple):
+    """What one dtype gives on a device; see `profile.DeviceProfile`."""
+
+    products: dict[str, Points]
+    reorder: Points
+    fetch: float
+
+
+Step = Callable[[], object]
+"""Called when a point was visited."""
+
+
+def measure_dtype(device: torch.device, dtype: torch.dtype, step: Step) -> Measured:
+    """Rates of products, what plain weights of convolutions cost, and of bringing weights from the tier below."""
+    pool = _full((POOL_BYTES // dtype.itemsize,), device, dtype)
+    with fastest_convolutions(), tempfile.TemporaryDirectory() as folder:
+        found = _measure(lambda: _samples(pool, Path(folder)), device, step)
+    products = {
+        kind: lift((size, amount / seconds) for size, amount, seconds in found[kind])
+        for kind in ("matmul", "conv", "attention")
+    }
+    bytes_fetched = sum(amount for _, amount, _ in found["fetch"])
+    fetch = bytes_fetched / sum(seconds for _, _, seconds in found["fetch"])
+    return Measured(products, _reordering(found.get("plain", []), products["conv"]), fetch)
+
+
+def measure_moves(device: torch.device, step: Step, *, fresh: bool) -> Points:
+    """Bytes/s of an operation that adds two tensors, by the bytes that it reads and writes. `fresh`: while freed memory
+    goes back to the system at once, as in a decode."""
+    pool = _full((POOL_BYTES // 4,), device, torch.float32)
+    with freed_at_once() if fresh else nullcontext():
+        found = _measure(lambda: _additions(pool), device, step)
+    return sink((size, amount / seconds) for size, amount, seconds in found["add"])
+
+
+def measure_overhead(device: torch.device, step: Step) -> float:
+    """Seconds of an operation that has next to nothing to do."""
+    x, count = torch.ones(16, device=device), 1000
+
+    def run() -> None:
+        for _ in range(count):
+            torch.add(x, x)
+
+    found = _measure(lambda: iter([Sample("add", 0.0, count, run)]), device, step)
+    return found["add"][0][2] / count
+
+
+def steps_of(device: torch.device, dtypes: int) -> int:
+    """How often `step` is called for so many dtypes, moves and overhead included."""
+    kind = "host" if is_host(device) else "accelerator"
+    each = len(TOKENS[kind]) + len(MAPS[kind]) + len(ATTENDED) + (len(REORDERED) + 2 if is_host(device) else 1)
+    return ROUNDS * (dtypes * each + 2 * len(MEBIBYTES) + 1)
+
+
+def _reordering(plain: list[tuple[float, float, float]], packed: Points) -> Points:
+    """Seconds that plain weights take longer than packed ones, by the bytes that the convolution moves; with more bytes
+    never less."""
+    found = [(nbytes, max(took - flops / product_rate(packed, flops / nbytes), 0.0)) for nbytes, flops, took in plain]
+    return tuple((nbytes, min(seconds for _, seconds in found[i:])) for i, (nbytes, _) in enumerate(found))
+
+
+def _measure(
+    samples: Callable[[], Iterator[Sample]], device: torch.device, step: Step
+) -> dict[str, list[tuple[float, float, float]]]:
+    """(size, amount, seconds of the best run) of every sample, by kind. One is in memory at a time."""
+    best: dict[tuple[str, int], tuple[float, float, float]] = {}
+    with torch.no_grad():
+        for number in range(ROUNDS):
+            for i, sample in enumerate(samples()):
+                if not number:
+                    sample.run()  # first runs choose kernels, and let the allocator see the sizes
+                took = least_seconds(sample.run, device, SECONDS)
+                before = best.get((sample.kind, i), (0.0, 0.0, took))[2]
+                best[sample.kind, i] = (sample.size, sample.amount, min(took, before))
+                step()
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for (kind, _), values in best.items():
+        found.setdefault(kind, []).append(values)
+    return found
+
+
+# -- what is run -------------------------------------------------------------------------------------------------------
+
+
+def _samples(pool: Tensor, folder: Path) -> Iterator[Sample]:
+    host, kind = is_host(pool.device), "host" if is_host(pool.device) else "accelerator"
+    packs = host and can_pack(pool.dtype)
+    for tokens in TOKENS[kind]:
+        yield _matmul(tokens, pool)
+    for channels, side in MAPS[kind]:
+        yield _conv("conv", channels, channels, side, pool, packs=packs)
+    for outs in REORDERED if packs else ():
+        yield _conv("plain", CHANNELS, outs, 4, pool, packs=False)
+    for queries, keys in ATTENDED:
+        yield _attention(queries, keys, pool)
+    yield from _reads(folder, pool.dtype) if host else _copies(pool.device)
+
+
+def _matmul(tokens: int, pool: Tensor) -> Sample:
+    x, weights = pool[: tokens * CHANNELS].view(tokens, CHANNELS).clone(), _cut(pool, (CHANNELS, CHANNELS))
+    flops, nbytes = 2.0 * tokens * CHANNELS**2, 2 * x.nbytes + weights[0].nbytes
+    return Sample("matmul", flops / nbytes, flops, _in_turn(weights, lambda weight: F.linear(x, weight)))
+
+
+def _conv(name: str, ins: int, outs: int, side: int, pool: Tensor, *, packs: bool) -> Sample:
+    """3x3, of a batch of two, channels-last. 'plain' ones are told by the bytes that they move."""
+    x = _cut(pool, (2, side, side, ins))[0].clone().permute(0, 3, 1, 2)
+    weight = _cut(pool, (outs, 3, 3, ins))[0].permute(0, 3, 1, 2)
+    nbytes = x.nbytes + weight.nbytes + 2 * outs * side * side * pool.itemsize
+    flops = 2.0 * 2 * side * side * weight.numel()
+    size = flops / nbytes if name == "conv" else float(nbytes)
+    if not packs:
+        return Sample(name, size, flops, lambda: F.conv2d(x, weight, padding=1))
+    ops, geometry = torch.ops.mkldnn, ([1, 1], [1, 1], [1, 1], 1)
+    weight = ops._reorder_convolution_weight(weight, *geometry, list(x.shape))
+    return Sample(name, size, flops, lambda: ops._convolution_pointwise(x, weight, None, *geometry, "none", [], ""))
+
+
+def _attention(queries: int, keys: int, pool: Tensor) -> Sample:
+    q, k = (_cut(pool, (1, 2, count, 64))[0].clone() for count in (queries, keys))
+    flops = 4.0 * q.numel() * keys
+    size = flops / (2 * (q.nbytes + k.nbytes))
+    return Sample("attention", size, flops, lambda: F.scaled_dot_product_attention(q, k, k))
+
+
+def _reads(folder: Path, dtype: torch.dtype) -> Iterator[Sample]:
+    """A linear layer's weights and a convolution's, from a checkpoint in that dtype that the system has in memory."""
+    path = folder / "weights"
+    if not path.exists():
+        path.write_bytes(bytes(FILE_BYTES))
+    file = OpenFile.at(path)
+    side = int((FILE_BYTES / dtype.itemsize) ** 0.5)
+    for shape in ((side, side), (side // 3, side // 3, 3, 3)):
+        target = torch.empty(shape, dtype=dtype)
+        target = target.contiguous(memory_format=torch.channels_last) if target.dim() == 4 else target
+        entry = TensorEntry(path, "weight", dtype, shape, 0, target.nbytes)
+        yield Sample("fetch", 0.0, target.nbytes, lambda entry=entry, target=target: file.read(entry, target))
+    file.stream.close()
+
+
+def _copies(device: torch.device) -> Iterator[Sample]:
+    block, target = staging_buffer(FILE_BYTES, device), torch.empty(FILE_BYTES, dtype=torch.uint8, device=device)
+    yield Sample("fetch", 0.0, FILE_BYTES, lambda: target.copy_(block, non_blocking=True))
+
+
+def _additions(pool: Tensor) -> Iterator[Sample]:
+    for mebibytes in MEBIBYTES:
+        pairs = _cut(pool, (2, (mebibytes << 20) // 12))
+        nbytes = 1.5 * pairs[0].nbytes
+        yield Sample("add", nbytes, nbytes, _in_turn(pairs, lambda pair: torch.add(pair[0], pair[1])))
+
+
+def _full(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, 0.01, device=device, dtype=dtype)
+
+
+def _cut(pool: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+    """Operands of that shape, as many as the pool has room for."""
+    size = math.prod(shape)
+    return [part.view(shape) for part in pool[: pool.numel() // size * size].split(size)]
+
+
+def _in_turn(operands: list[Tensor], run: Callable[[Any], object]) -> Callable[[], object]:
+    turn = itertools.cycle(operands)
+    return lambda: run(next(turn))

@@ -1,0 +1,215 @@
+"""The profile as a file. What is measured is given here: how fast this machine is, is its own affair."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from leandiffusion.core.cache import cache_folder
+from leandiffusion.core.errors import ConfigError
+from leandiffusion.plan import profile, rates
+from leandiffusion.plan.floor import measure_floor
+from leandiffusion.plan.points import lift, rate_at, sink
+from leandiffusion.plan.profile import DeviceProfile, profile_of
+
+from .profiles import PROFILE
+
+
+class Bench:
+    """Stands for measuring: counts what is asked for, and gives known numbers."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def measure(self, device: Any, dtypes: Any, identity: Any, known: DeviceProfile | None) -> DeviceProfile:
+        self.asked.append(list(dtypes))
+        base = replace(PROFILE, taken_under=identity, products={}, reorder={}, fetch={}) if known is None else known
+        for name in dtypes:
+            base = replace(
+                base,
+                products={**base.products, name: PROFILE.products["float32"]},
+                reorder={**base.reorder, name: PROFILE.reorder["float32"]},
+                fetch={**base.fetch, name: 1e9},
+            )
+        return base
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bench]:
+    made = Bench()
+    monkeypatch.setenv("LEANDIFFUSION_CACHE", str(tmp_path))
+    monkeypatch.setattr(profile, "_measure", made.measure)
+    forget()
+    yield made
+    forget()
+
+
+def forget() -> None:
+    """What this process knows, as if it were another one."""
+    profile._remembered.cache_clear()
+
+
+def test_it_reads_what_it_wrote() -> None:
+    assert DeviceProfile.from_json(json.loads(json.dumps(PROFILE.to_json()))) == PROFILE
+
+
+def test_it_is_measured_once_and_kept(bench: Bench, tmp_path: Path) -> None:
+    first = profile_of("cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["profile-cpu.json"]
+    assert profile_of("cpu") is first
+    forget()
+    assert profile_of("cpu") == first
+    assert bench.asked == [["float32"]]
+
+
+def test_a_dtype_that_is_missing_is_added(bench: Bench) -> None:
+    profile_of("cpu")
+    assert set(profile_of("cpu", ("float32", "bfloat16")).products) == {"float32", "bfloat16"}
+    forget()
+    assert set(profile_of("cpu").products) == {"float32", "bfloat16"}
+    assert bench.asked == [["float32"], ["bfloat16"]]
+
+
+def test_anew_measures_again_and_replaces(bench: Bench, tmp_path: Path) -> None:
+    profile_of("cpu")
+    profile_of("cpu", anew=True)
+    profile_of("cpu", anew=True)
+    assert bench.asked == [["float32"]] * 3
+
+
+@pytest.mark.parametrize("fact", ["leandiffusion", "torch", "device", "flags", "threads"])
+def test_one_taken_under_something_else_is_stale(bench: Bench, tmp_path: Path, fact: str) -> None:
+    profile_of("cpu")
+    path = tmp_path / "profile-cpu.json"
+    values = json.loads(path.read_text())
+    values["taken_under"][fact] += "?"
+    path.write_text(json.dumps(values))
+    forget()
+    assert profile_of("cpu").taken_under[fact] + "?" == values["taken_under"][fact]
+    assert len(bench.asked) == 2
+
+
+def test_other_threads_are_another_profile(bench: Bench) -> None:
+    before = torch.get_num_threads()
+    profile_of("cpu")
+    torch.set_num_threads(before + 1)
+    try:
+        assert profile_of("cpu").threads == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert len(bench.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text.replace("1000000000.0", "-1.0"),
+        lambda text: text.replace("1000000000.0", '"fast"'),
+        lambda text: text.replace('"conv"', '"cnov"'),
+    ],
+)
+def test_a_damaged_file_is_measured_anew(bench: Bench, tmp_path: Path, damage: Any) -> None:
+    profile_of("cpu")
+    path = tmp_path / "profile-cpu.json"
+    whole = path.read_text()
+    path.write_text(damage(whole))
+    assert path.read_text() != whole
+    forget()
+    assert profile_of("cpu").products["float32"] == PROFILE.products["float32"]
+    assert len(bench.asked) == 2
+    assert path.read_text() == whole
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_once(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LEANDIFFUSION_CACHE", str(tmp_path / "file" / "folder"))
+    with pytest.warns(UserWarning, match=r"cannot be written to .*LEANDIFFUSION_CACHE"):
+        profile_of("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        profile_of("cpu")
+    assert len(bench.asked) == 1
+
+
+def test_a_full_disk_leaves_nothing_behind(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("leandiffusion.core.config.flush", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        profile_of("cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_whose_time_cannot_be_told_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'cpu' or 'cuda'"):
+        profile_of("meta")
+
+
+def test_the_folder_is_the_users_unless_the_environment_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEANDIFFUSION_CACHE", os.path.join("~", "elsewhere"))
+    assert cache_folder() == Path.home() / "elsewhere"
+    monkeypatch.delenv("LEANDIFFUSION_CACHE")
+    assert cache_folder().name == "leandiffusion" or cache_folder().parent.name == "leandiffusion"
+
+
+def test_rates_are_lifted_to_what_their_neighbours_prove() -> None:
+    """At 8 operations per byte 8e9 were reached, that is 1e9 bytes/s: so at 2 no less than 2e9. What was done at 8 can
+    be done at 64."""
+    assert lift([(2.0, 1e9), (8.0, 8e9), (64.0, 5e9)]) == ((2.0, 2e9), (8.0, 8e9), (64.0, 8e9))
+    assert lift([(8.0, 8e9), (2.0, 4e9)]) == ((2.0, 4e9), (8.0, 8e9))
+    assert sink([(1.0, 2e9), (4.0, 3e9), (9.0, 1e9)]) == ((1.0, 3e9), (4.0, 3e9), (9.0, 1e9))
+
+
+def test_between_points_rates_follow_a_line_in_logarithms() -> None:
+    points = ((1.0, 1e9), (100.0, 1e11))
+    assert rate_at(points, 10.0) == pytest.approx(1e10)
+    assert rate_at(points, 0.1) == 1e9
+    assert rate_at(points, 1e4) == 1e11
+
+
+def test_measuring_gives_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a tiny size, by a clock that tells a second for everything."""
+    monkeypatch.setattr(rates, "POOL_BYTES", 4 << 20)
+    monkeypatch.setattr(rates, "FILE_BYTES", 36 << 10)
+    monkeypatch.setattr(rates, "CHANNELS", 32)
+    monkeypatch.setattr(rates, "TOKENS", {"host": (1, 8)})
+    monkeypatch.setattr(rates, "MAPS", {"host": ((32, 2), (32, 4))})
+    monkeypatch.setattr(rates, "REORDERED", (16, 32))
+    monkeypatch.setattr(rates, "ATTENDED", ((8, 8), (16, 16)))
+    monkeypatch.setattr(rates, "MEBIBYTES", (1, 2))
+    monkeypatch.setattr(rates, "least_seconds", lambda run, device, seconds: run() is None or 1.0)
+    cpu, visits = torch.device("cpu"), [0]
+
+    def step() -> None:
+        visits[0] += 1
+
+    measured = rates.measure_dtype(cpu, torch.float32, step)
+    (one, _), eight = measured.products["matmul"]
+    assert one == 2 * 32 * 32 / (4 * (2 * 32 + 32 * 32))  # operations of one row, per byte of rows and weights
+    assert eight == (8 * 2 * 32 * 32 / (4 * (16 * 32 + 32 * 32)), 16384.0)
+    assert [len(measured.products[kind]) for kind in ("matmul", "conv", "attention")] == [2, 2, 2]
+    assert measured.fetch == pytest.approx((96 * 96 * 4 + 32 * 32 * 9 * 4) / 2)
+    assert [size for size, _ in rates.measure_moves(cpu, step, fresh=True)] == [12 * 87381, 12 * 174762]
+    rates.measure_moves(cpu, step, fresh=False)
+    assert rates.measure_overhead(cpu, step) == 1e-3
+    assert visits[0] == rates.steps_of(cpu, 1)
+
+
+def test_the_floor_is_a_whole_process() -> None:
+    """torch alone takes over 100 MB; nothing of ours takes a gigabyte."""
+    assert 100e6 < measure_floor(torch.device("cpu")) < 1e9

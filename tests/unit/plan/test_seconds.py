@@ -1,0 +1,100 @@
+"""Seconds from a profile with known numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leandiffusion.core.errors import ConfigError
+from leandiffusion.plan.points import product_rate
+from leandiffusion.plan.seconds import AROUND, ops_seconds, stage_seconds
+from leandiffusion.plan.work import Ops, StageWork
+
+from .profiles import PROFILE
+
+QUIET = replace(PROFILE, overhead=0.0)
+
+
+def work(*ops: Ops) -> StageWork:
+    return StageWork(0, ops)
+
+
+def test_products_take_their_operations_over_the_rate_at_their_intensity() -> None:
+    assert ops_seconds(Ops("matmul", 1e8, 10, 1e9, 1e8), "float32", QUIET) == pytest.approx(0.1)
+    assert ops_seconds(Ops("matmul", 4e8, 10, 4e9, 4e7), "float32", QUIET) == pytest.approx(0.1)
+    between = 10**0.5 * 10
+    assert product_rate(PROFILE.products["float32"]["matmul"], between) == pytest.approx(2e10)
+
+
+def test_products_that_wait_for_memory_take_their_bytes() -> None:
+    """Below the first point, where 1e9 bytes/s were moved."""
+    assert ops_seconds(Ops("matmul", 1e6, 1, 1e6, 1e8), "float32", QUIET) == pytest.approx(0.1)
+
+
+def test_other_operations_take_their_bytes_and_each_its_overhead() -> None:
+    some = Ops("other", 1e6, 100, 0.0, 1e8)
+    assert ops_seconds(some, "float32", QUIET) == pytest.approx(1e8 / 4e10)
+    assert ops_seconds(some, "float32", PROFILE) == pytest.approx(1e8 / 4e10 + 100 * AROUND * 1e-6)
+
+
+def test_large_results_cost_more_where_memory_goes_back() -> None:
+    large = work(Ops("other", 1e8, 1, 0.0, 1e8))
+    assert stage_seconds(large, "float32", QUIET) == pytest.approx(0.01)
+    assert stage_seconds(large, "float32", QUIET, fresh=True) == pytest.approx(0.1)
+
+
+def test_plain_weights_are_reordered_for_each_convolution() -> None:
+    convolutions = Ops("conv", 15e6, 4, 6e7, 6e6)  # 10 operations per byte; 1.5e6 bytes each
+    packed = ops_seconds(convolutions, "float32", QUIET)
+    assert packed == pytest.approx(6e7 / 2e10)
+    assert ops_seconds(convolutions, "float32", QUIET, packed=False) == pytest.approx(packed + 4 * 0.005)
+    larger = Ops("conv", 1e8, 1, 1e8, 4e6)
+    extra = ops_seconds(larger, "float32", QUIET, packed=False) - ops_seconds(larger, "float32", QUIET)
+    assert extra == pytest.approx(0.02)  # in proportion to the largest that was measured
+
+
+def test_where_nothing_is_packed_plain_costs_nothing() -> None:
+    gpu = replace(QUIET, reorder={"float32": ()})
+    ops = Ops("conv", 1e8, 1, 1e8, 4e6)
+    assert ops_seconds(ops, "float32", gpu, packed=False) == ops_seconds(ops, "float32", gpu)
+
+
+def test_a_stage_is_the_sum_of_its_operations() -> None:
+    parts = [Ops("matmul", 1e8, 3, 3e8, 1e7), Ops("other", 1e6, 5, 0.0, 5e6), Ops("attention", 1e8, 1, 1e8, 1e6)]
+    assert stage_seconds(work(*parts), "float32", PROFILE) == pytest.approx(
+        sum(stage_seconds(work(part), "float32", PROFILE) for part in parts)
+    )
+    assert stage_seconds(work(), "float32", PROFILE) == 0.0
+
+
+def test_a_dtype_that_was_not_measured_is_told() -> None:
+    with pytest.raises(ConfigError, match="no rates for float16, only for float32"):
+        stage_seconds(work(), "float16", PROFILE)
+
+
+KINDS = st.sampled_from(["matmul", "conv", "attention"])
+AMOUNTS = st.floats(1e5, 1e12)
+
+
+@given(KINDS, AMOUNTS, AMOUNTS, st.floats(1.0, 100.0), st.booleans())
+def test_more_operations_are_never_faster(kind: str, flops: float, nbytes: float, times: float, packed: bool) -> None:
+    little, much = (Ops(kind, flops * n, 1, flops * n, nbytes) for n in (1.0, times))
+    seconds = [ops_seconds(ops, "float32", PROFILE, packed=packed) for ops in (little, much)]
+    assert seconds[1] >= seconds[0] * (1 - 1e-9)
+
+
+@given(KINDS, AMOUNTS, AMOUNTS)
+def test_packed_is_never_slower(kind: str, flops: float, nbytes: float) -> None:
+    ops = Ops(kind, flops, 1, flops, nbytes)
+    assert ops_seconds(ops, "float32", PROFILE) <= ops_seconds(ops, "float32", PROFILE, packed=False)
+
+
+@given(st.integers(0, 10**12), st.floats(1.0, 100.0))
+def test_fetching_more_is_never_faster(fetched: int, times: float) -> None:
+    stage = work(Ops("matmul", 1e10, 1, 1e10, 1e8))
+    amounts = 0, fetched, int(fetched * times)
+    alone, some, more = (stage_seconds(stage, "float32", PROFILE, fetched=amount) for amount in amounts)
+    assert alone <= some <= more
