@@ -34,6 +34,11 @@ _UNFILLED = (
 
 _OVERWRITING = (_aten.copy_.default, _aten.fill_.Scalar, _aten.zero_.default)
 
+_BY_RESULT = {
+    _aten.new_zeros.default: 1, _aten.zeros_like.default: 1, _aten.full_like.default: 1, _aten.embedding.default: 2,
+}  # fmt: skip
+"""How often the result's bytes are moved, where inputs say what it is like, or are read in parts."""
+
 Count = Callable[[Any, Any], tuple[str, float, int]]
 """(arguments, result) -> kind, floating-point operations, workspace."""
 
@@ -52,13 +57,15 @@ class Operation(NamedTuple):
     """What is known of an operation whatever it is called with.
 
     `run` gives its result on the meta device; `moves`: whether numbers are read or written; `overwrites`: whether what
-    it writes to is not read; `count`: None for kind 'other'.
+    it writes to is not read; `by_result`: how often the result's bytes are moved where no others are, else 0; `count`:
+    None for kind 'other'.
     """
 
     gives: Gives
     run: Callable[..., Any]
     moves: bool
     overwrites: bool
+    by_result: int
     count: Count | None
 
 
@@ -68,7 +75,8 @@ def operation_of(func: Any) -> Operation:
     if found is None:
         gives = _gives(func)
         overwrites = gives is Gives.OUT or func in _OVERWRITING
-        found = Operation(gives, RULES.get(func) or func, func not in _UNFILLED, overwrites, _COUNTS.get(func))
+        run, by_result = RULES.get(func) or func, _BY_RESULT.get(func, 0)
+        found = Operation(gives, run, func not in _UNFILLED, overwrites, by_result, _COUNTS.get(func))
         _operations[func] = found
     return found
 
@@ -89,6 +97,8 @@ def _gives(func: Any) -> Gives:
 
 def kernel_of(operation: Operation, args: Any, kwargs: Any, result: Any, *, on_host: bool) -> Kernel:
     """The operation on these arguments, which gave `result`."""
+    if operation.by_result:
+        return Kernel("other", 0.0, operation.by_result * result.nbytes, 0)
     nbytes = _bytes(args)
     if kwargs:
         nbytes += _bytes(kwargs.values())

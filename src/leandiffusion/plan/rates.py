@@ -49,7 +49,8 @@ REORDERED = (320, 640, 960, 1280)
 system, and bringing weights into another order takes several times as long."""
 
 ATTENDED = ((16, 77), (64, 64), (256, 77), (256, 256), (1024, 1024), (4096, 4096))
-"""Queries and keys of two heads of 64."""
+HEAD = 48
+"""Queries and keys of two heads of so many channels: between the 40 of SD1's outer levels and others' 64."""
 
 MEBIBYTES = (1, 6, 11, 14, 72, 90, 102)
 """Read and written by one addition. A third of it is the sum, which is made: around the sizes from which the C library
@@ -186,7 +187,7 @@ def _conv(name: str, ins: int, outs: int, side: int, pool: Tensor, *, packs: boo
 
 
 def _attention(queries: int, keys: int, pool: Tensor) -> Sample:
-    q, k = (_cut(pool, (1, 2, count, 64))[0].clone() for count in (queries, keys))
+    q, k = (_cut(pool, (1, 2, count, HEAD))[0].clone() for count in (queries, keys))
     flops = 4.0 * q.numel() * keys
     size = flops / (2 * (q.nbytes + k.nbytes))
     return Sample("attention", size, flops, lambda: F.scaled_dot_product_attention(q, k, k))

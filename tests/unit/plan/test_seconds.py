@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.plan.points import product_rate
-from leandiffusion.plan.seconds import AROUND, ops_seconds, stage_seconds
+from leandiffusion.plan.seconds import AROUND, OTHERS, ops_seconds, stage_seconds
 from leandiffusion.plan.work import Ops, StageWork
 
 from .profiles import PROFILE
@@ -36,14 +36,14 @@ def test_products_that_wait_for_memory_take_their_bytes() -> None:
 
 def test_other_operations_take_their_bytes_and_each_its_overhead() -> None:
     some = Ops("other", 1e6, 100, 0.0, 1e8)
-    assert ops_seconds(some, "float32", QUIET) == pytest.approx(1e8 / 4e10)
-    assert ops_seconds(some, "float32", PROFILE) == pytest.approx(1e8 / 4e10 + 100 * AROUND * 1e-6)
+    assert ops_seconds(some, "float32", QUIET) == pytest.approx(OTHERS * 1e8 / 4e10)
+    assert ops_seconds(some, "float32", PROFILE) == pytest.approx(OTHERS * 1e8 / 4e10 + 100 * AROUND * 1e-6)
 
 
 def test_large_results_cost_more_where_memory_goes_back() -> None:
     large = work(Ops("other", 1e8, 1, 0.0, 1e8))
-    assert stage_seconds(large, "float32", QUIET) == pytest.approx(0.01)
-    assert stage_seconds(large, "float32", QUIET, fresh=True) == pytest.approx(0.1)
+    assert stage_seconds(large, "float32", QUIET) == pytest.approx(OTHERS * 0.01)
+    assert stage_seconds(large, "float32", QUIET, fresh=True) == pytest.approx(OTHERS * 0.1)
 
 
 def test_plain_weights_are_reordered_for_each_convolution() -> None:
