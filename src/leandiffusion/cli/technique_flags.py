@@ -68,4 +68,11 @@ FLAGS: dict[str, Flag] = {
         name="--guidance-interval",
         help="Guide in a part of the steps only, and halve the work of the others: another picture.",
     ),
+    "unet_slicing": Flag(
+        name="--unet-slicing",
+        help="Make N of a step's predictions at a time.",
+        value="N",
+        setting="size",
+        number="a number of predictions",
+    ),
 }

@@ -37,6 +37,11 @@ class TextMemory:
 _current: ContextVar[TextMemory | None] = ContextVar("text memory", default=None)
 
 
+def current_memory() -> TextMemory | None:
+    """What `remembering` said last, in this thread."""
+    return _current.get()
+
+
 @contextmanager
 def remembering(memory: TextMemory | None) -> Iterator[None]:
     """Have the UNet that is called meanwhile, in this thread, use the memory for its text; None for no memory."""

@@ -178,7 +178,7 @@ class _Cutter:
     def walk(self, module: nn.Module, name: str, limit: float) -> None:
         """Make the largest parts of at most `limit` bytes units; below that leaves are."""
         children = list(module.named_children())
-        if not children or weight_bytes(module) <= limit:
+        if not children or (limit and weight_bytes(module) <= limit):
             self._units.append(Unit(name))
             for part in module.modules():
                 self._place(part, self._units[-1])

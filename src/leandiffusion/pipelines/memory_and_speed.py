@@ -16,6 +16,7 @@ from ..techniques.packed_weights import PackedWeightsMethods
 from ..techniques.sequential_offload import SequentialOffloadMethods
 from ..techniques.tf32 import TF32Methods
 from ..techniques.traced_unet import TracedUNetMethods
+from ..techniques.unet_slicing import UNetSlicingMethods
 from ..techniques.vae_slicing import VaeSlicingMethods
 from ..techniques.vae_tiling import VaeTilingMethods
 
@@ -35,6 +36,7 @@ class MemoryAndSpeed(
     SequentialOffloadMethods,
     TF32Methods,
     TracedUNetMethods,
+    UNetSlicingMethods,
     VaeSlicingMethods,
     VaeTilingMethods,
 ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
@@ -12,9 +12,9 @@ from ..attention import AttentionBackend
 from ..attention.sliced import Sliced
 from ..core.flag import Flag
 from ..modules.transformer import attention_layers, set_attention_slice
+from ..run.size import CallSize
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
-from .footprint import Footprint
 from .hooks import Undo
 from .subject import Subject
 from .switchable import Switchable
@@ -43,6 +43,7 @@ class AttentionSlicing(Technique):
         words=("auto", "max"),
         number="a number of heads",
     )
+    traced: ClassVar[tuple[str, ...]] = ("denoise",)
     price: ClassVar[Price] = Price(
         saves="Working memory of attention kernels that keep all scores (`plain`); little with `sdpa` or `xformers`, "
         "which never do.",
@@ -54,9 +55,10 @@ class AttentionSlicing(Technique):
     def why_not(self, subject: Subject) -> list[str]:
         return why_no_attention(subject)
 
-    def estimate(self, footprint: Footprint) -> Footprint:
-        parts = {"auto": 2, "max": 8}.get(self.size, 2) if isinstance(self.size, str) else 2  # of the usual 8 heads
-        return footprint.change(lambda s: replace(s, attention=s.attention // parts, time=s.time * 1.05), "denoise")
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        layers = (layer for network in networks_with_attention(subject) for _, layer in attention_layers(network))
+        return [cls("auto"), cls("max")] if any(_keeps_scores(layer.backend) for layer in layers) else []
 
     def apply(self, subject: Subject) -> Undo:
         def slice_all() -> None:
@@ -65,6 +67,11 @@ class AttentionSlicing(Technique):
                 set_attention_slice(network, self.size if network is subject.denoiser else "max")
 
         return switch_backends(subject, slice_all)
+
+
+def _keeps_scores(backend: AttentionBackend) -> bool:
+    """Whether its memory grows with the square of the tokens."""
+    return backend.workspace_bytes(1, 1, 2048, 2048, 1) > 2 * backend.workspace_bytes(1, 1, 1024, 1024, 1)
 
 
 class AttentionSlicingMethods(Switchable):

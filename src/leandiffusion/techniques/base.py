@@ -10,6 +10,7 @@ list, the options of `generate` and the list of the pipelines' methods are drawn
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, ClassVar
@@ -17,11 +18,17 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from ..core.flag import Flag
+from ..run.size import CallSize
 from .hooks import Undo
 
 if TYPE_CHECKING:
-    from .footprint import Footprint
+    from torch import nn
+
+    from ..offload.residency import Residency
     from .subject import Subject
+
+UNetCalls = Mapping[CallSize, float]
+"""Sizes of the calls of the UNet that a step makes, and how many of each on average."""
 
 
 class Phase(IntEnum):
@@ -88,6 +95,12 @@ class Technique(ABC):
     optional: ClassVar[bool] = False
     """Whether going on without it draws the same picture, so that a machine without it gets a warning, not an error."""
 
+    traced: ClassVar[tuple[str, ...]] = ()
+    """The stages ('encode', 'denoise', 'decode') whose work changes when networks without weights run with it on."""
+
+    unplanned: ClassVar[str] = "what it gains shows only when it runs: `leandiffusion bench` measures it"
+    """Why the planner leaves it to users, for those without `candidates`."""
+
     def why_not(self, subject: Subject) -> list[str]:
         """Reasons it cannot be used on this pipeline and machine, in words for the user; empty when it can."""
         return []
@@ -103,9 +116,18 @@ class Technique(ABC):
         """What a user should be warned of when switching it on here, though it works; empty when there is nothing."""
         return []
 
-    def estimate(self, footprint: Footprint) -> Footprint:
-        """Memory and time with this technique on, from shapes alone; `footprint` is without it."""
-        return footprint
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        """The settings that the planner tries for such a call, besides leaving it out; none where it is unplanned."""
+        return []
+
+    def residency(self, networks: Mapping[str, nn.Module]) -> Residency | None:
+        """Where weights are with it on; None for techniques that leave them where they are. `networks` by name."""
+        return None
+
+    def unet_calls(self, call: CallSize) -> UNetCalls:
+        """What a step calls the UNet for with it on, where it would be called once for `call` without."""
+        return {call: 1}
 
     @abstractmethod
     def apply(self, subject: Subject) -> Undo:

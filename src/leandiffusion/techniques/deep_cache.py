@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -13,9 +13,9 @@ from ..core.flag import Flag
 from ..modules.deep import DeepFeature
 from ..modules.unet import UNet2DConditionModel
 from ..run.run import Run, UNetCall
+from ..run.size import CallSize
 from . import techniques
-from .base import Exactness, Phase, Price, Technique
-from .footprint import Footprint
+from .base import Exactness, Phase, Price, Technique, UNetCalls
 from .hooks import Undo
 from .subject import Subject, why_no_runs
 from .switchable import Switchable
@@ -70,9 +70,12 @@ class DeepCache(Technique):
             return [f"branch={self.branch}: this UNet's skip connections have the numbers 0 to {unet.skip_count - 1}"]
         return []
 
-    def estimate(self, footprint: Footprint) -> Footprint:
-        share = (1 + (self.interval - 1) * SHALLOW) / self.interval
-        return footprint.change(lambda s: replace(s, time=s.time * share), "denoise")
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        return [cls(interval) for interval in (2, 3)]
+
+    def unet_calls(self, call: CallSize) -> UNetCalls:
+        return {call: (1 + (self.interval - 1) * SHALLOW) / self.interval}
 
     def apply(self, subject: Subject) -> Undo:
         return subject.each_run(self._prepare)

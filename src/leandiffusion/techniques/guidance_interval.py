@@ -11,9 +11,9 @@ from ..core.errors import ConfigError
 from ..core.flag import Flag
 from ..run.guidance import embedding_width
 from ..run.run import Run
+from ..run.size import CallSize
 from . import techniques
-from .base import Exactness, Phase, Price, Technique
-from .footprint import Footprint
+from .base import Exactness, Phase, Price, Technique, UNetCalls
 from .hooks import Undo
 from .subject import Subject, why_no_runs
 from .switchable import Switchable
@@ -70,11 +70,13 @@ class GuidanceInterval(Technique):
             return ["the UNet takes the guidance scale as an input and never makes two predictions"]
         return []
 
-    def estimate(self, footprint: Footprint) -> Footprint:
-        if not footprint.call.guidance:
-            return footprint
-        share = (1 + self.stop - self.start) / 2
-        return footprint.change(lambda s: replace(s, time=s.time * share), "denoise")
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        return [cls()] if call.guidance else []
+
+    def unet_calls(self, call: CallSize) -> UNetCalls:
+        guided = self.stop - self.start
+        return {call: guided, replace(call, guidance=False): 1 - guided} if call.guidance else {call: 1}
 
     def apply(self, subject: Subject) -> Undo:
         return subject.each_run(self._prepare)

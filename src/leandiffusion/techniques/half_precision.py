@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,13 +12,13 @@ from ..core.errors import ConfigError
 from ..core.flag import Flag
 from ..device.capabilities import HALF, why_slow
 from ..device.host import is_host
+from ..run.size import CallSize
 from ..weights.build import put_tensor
 from ..weights.load import origin_of
 from ..weights.residence import cast, is_waiting, load_from_disk, release_to_disk, same_bits, tensors_of
 from ..weights.stored import StoredTensor
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
-from .footprint import Footprint, Stage
 from .hooks import Undo, together
 from .subject import Subject
 
@@ -39,6 +39,7 @@ class HalfPrecision(Technique):
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
     calls: ClassVar[tuple[str, ...]] = ("from_pretrained(…, dtype=torch.float16)", 'enable("half_precision")')
     flag: ClassVar[Flag] = Flag("--dtype", value="fp16")
+    traced: ClassVar[tuple[str, ...]] = ("encode", "denoise", "decode")
     price: ClassVar[Price] = Price(
         saves="Half the memory of weights and activations. On GPUs also more than half the time; on CPUs that depends "
         "on their instructions.",
@@ -61,12 +62,10 @@ class HalfPrecision(Technique):
             ]
         return []
 
-    def estimate(self, footprint: Footprint) -> Footprint:
-        def halved(stage: Stage) -> Stage:
-            half = {name: getattr(stage, name) // 2 for name in ("own", "others", "activations", "attention", "leaf")}
-            return replace(stage, **half, time=stage.time * 0.5)
-
-        return footprint.change(halved)
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        half = torch.bfloat16 if is_host(subject.device) else torch.float16
+        return [cls(half)] if subject.dtype == torch.float32 else []
 
     def notes(self, subject: Subject) -> list[str]:
         reason = why_slow(self.dtype, subject.device)

@@ -9,10 +9,11 @@ import torch
 
 from ..core.flag import Flag
 from ..offload.engine import Policy
+from ..run.size import CallSize
 from . import techniques
-from .base import Price
-from .footprint import Footprint
+from .base import Price, Technique
 from .offloading import OFFLOAD_FLAG, Offload, device_of
+from .subject import Subject
 from .switchable import Switchable
 
 
@@ -34,8 +35,9 @@ class ModelOffload(Offload):
         refuses="A traced or compiled UNet fixes where its weights are, and here they move.",
     )
 
-    def estimate(self, footprint: Footprint) -> Footprint:
-        return footprint.change(lambda stage: replace(stage, others=0))
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        return [cls(**cls.settings_of(subject))]
 
     @property
     def policy(self) -> Policy:

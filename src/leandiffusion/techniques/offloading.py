@@ -20,6 +20,7 @@ from ..device.memory import release
 from ..device.names import HOST, check_device, current_device, numbered, why_unusable
 from ..device.streams import why_no_overlap
 from ..offload.engine import Engine, Policy, engine_of, moved
+from ..offload.residency import Residency, residency
 from ..offload.units import weight_bytes
 from ..weights.load import origin_of
 from . import techniques
@@ -53,6 +54,11 @@ class Offload(Technique):
             return current_device()
         return torch.device(self.device)
 
+    @classmethod
+    def settings_of(cls, subject: Subject) -> dict[str, Any]:
+        """Keywords that make weights travel to where the subject's networks run."""
+        return {} if subject.device == current_device() else {"device": str(subject.device)}
+
     @property
     def policy(self) -> Policy:
         """How the engine moves weights for this technique."""
@@ -82,6 +88,9 @@ class Offload(Technique):
             for name, network in networks.items()
             if (engine := engine_of(network)) and engine.policy != self.policy and {*engine.users} - {subject}
         ]
+
+    def residency(self, networks: Mapping[str, nn.Module]) -> Residency:
+        return residency(networks, self.policy)
 
     def apply(self, subject: Subject) -> Undo:
         return together(self._steps(subject))

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..device.host import is_host
 from ..modules.convolution import FEWEST_NUMBERS, Conv2d, can_pack
+from ..run.size import CallSize
 from ..weights.packed import unpack
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
@@ -39,6 +40,7 @@ class PackedWeights(Technique):
     bench_row: ClassVar[tuple[str, str] | None] = None
     refuses: ClassVar[tuple[str, ...]] = ("sequential_offload", "model_offload", "traced_unet", "compile")
     optional: ClassVar[bool] = True
+    traced: ClassVar[tuple[str, ...]] = ("denoise", "decode")
     price: ClassVar[Price] = Price(
         saves="Time in convolutions of small feature maps on a CPU, up to four times.",
         costs="Nothing: the plain weights are given up meanwhile. Looking at a weight takes a copy of it.",
@@ -57,6 +59,10 @@ class PackedWeights(Technique):
     def by_default(self, subject: Subject) -> bool:
         weights = (layer.weight for network in subject.networks.values() for layer in _layers(network))
         return can_pack(subject.dtype) and sum(weight.nbytes for weight in weights) >= WORTH
+
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        return [cls()] if can_pack(subject.dtype) else []
 
     def apply(self, subject: Subject) -> Undo:
         layers = [layer for network in subject.networks.values() for layer in _layers(network)]

@@ -11,11 +11,15 @@ from ..core.errors import ConfigError
 from ..core.flag import Flag
 from ..offload.engine import SLOTS, Policy
 from ..offload.units import GRANULARITIES
+from ..run.size import CallSize
 from . import techniques
-from .base import Price
-from .footprint import Footprint, Stage
+from .base import Price, Technique
 from .offloading import OFFLOAD_FLAG, Offload, device_of
+from .subject import Subject
 from .switchable import Switchable
+
+TENTHS = range(10)
+"""Of the weights, which the planner tries to keep on the device."""
 
 
 @techniques.register("sequential_offload")
@@ -58,15 +62,9 @@ class SequentialOffload(Offload):
                 f"slots={self.slots!r} must be a whole number from 2 up: one layer computes while the next arrives."
             )
 
-    def estimate(self, footprint: Footprint) -> Footprint:
-        def travelling(stage: Stage) -> Stage:
-            ring = min(self.slots * stage.leaf, stage.own)
-            kept = int(self.resident_fraction * stage.own)
-            return replace(
-                stage, own=min(ring + kept, stage.own), others=0, time=stage.time * (2 - self.resident_fraction)
-            )
-
-        return footprint.change(travelling)
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        return [cls(**cls.settings_of(subject), resident_fraction=tenth / 10) for tenth in TENTHS]
 
     @property
     def policy(self) -> Policy:

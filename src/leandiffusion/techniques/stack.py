@@ -117,6 +117,23 @@ class Stack:
         with self._changing():
             self._become([])
 
+    def replace(self, wanted: Iterable[Technique], why: str) -> None:
+        """Switch on exactly these, in one change: what is on already stays, everything else goes off, defaults too.
+
+        Raises BackendUnavailable and ConfigError as `enable` does, before anything changes.
+        """
+        with self._changing():
+            wanted = list(wanted)
+            for technique in wanted:
+                if reasons := technique.why_not(self.subject):
+                    raise BackendUnavailable(f"{technique.name} cannot be used here: {'; '.join(reasons)}.")
+            check_together(wanted)
+            defaults = {*techniques_by_default()}
+            on = list(self.applied)
+            fresh = [Applied(each, why, default=each.name in defaults) for each in wanted]
+            self._become([next((was for was in on if was.technique == new.technique), new) for new in fresh])
+            self._declined = defaults - {technique.name for technique in wanted}
+
     def lifted(self, change: Callable[[], None]) -> None:
         """Run `change` on the pipeline's components with everything off, then put back what was on.
 
@@ -197,6 +214,22 @@ class Stack:
                 if not self._calls.total():
                     self.subject.calls_ended()
 
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """In the midst of this thread's call, while it runs no network: techniques may change.
+
+        They may not, and changing them raises ConfigError, while other calls run the same networks.
+        """
+        own = threading.get_ident()
+        with self._lock:
+            count = self._calls.pop(own, 0)
+        try:
+            with traffic.resting(self.subject.networks.values()):
+                yield
+        finally:
+            with self._lock:
+                self._calls[own] += count
+
     def _settle(self) -> None:
         """Where a network was replaced by hand, move what is on from the old one to the new one."""
         now = self.subject.networks
@@ -213,10 +246,10 @@ class Stack:
 
     def _put_on_defaults(self) -> None:
         """Switch on what is on by default, can be used here, and nobody switched off."""
-        for cls in map(techniques.get, techniques):
-            if cls.by_default is Technique.by_default or cls.name in self._declined or self.find(cls.name):
+        for name in techniques_by_default():
+            if name in self._declined or self.find(name):
                 continue
-            technique = cls()
+            technique = techniques.get(name)()
             met = any(refuse_each_other(technique, entry.technique) for entry in self.applied)
             if not met and not technique.why_not(self.subject) and technique.by_default(self.subject):
                 with self._changing():
@@ -226,6 +259,13 @@ class Stack:
     def _changing(self) -> Iterator[None]:
         with self._lock, traffic.changing(self.subject.networks.values()):
             yield
+
+
+def techniques_by_default() -> Iterator[str]:
+    """Names of those that calls switch on by themselves where they can be used."""
+    for name in techniques:
+        if techniques.get(name).by_default is not Technique.by_default:
+            yield name
 
 
 def make(technique: Technique | str, settings: dict[str, Any]) -> Technique:

@@ -37,6 +37,19 @@ class Traffic:
                     self._calls[network][own] -= 1
 
     @contextmanager
+    def resting(self, networks: Iterable[nn.Module]) -> Iterator[None]:
+        """In the midst of this thread's calls of these networks, which run nothing meanwhile: as if there were none."""
+        own = threading.get_ident()
+        with self._lock:
+            at_rest = {network: self._calls[network].pop(own, 0) for network in networks if network in self._calls}
+        try:
+            yield
+        finally:
+            with self._lock:
+                for network, count in at_rest.items():
+                    self._calls[network][own] += count
+
+    @contextmanager
     def changing(self, networks: Iterable[nn.Module]) -> Iterator[None]:
         """Around a change of these networks. ConfigError while a call runs one of them."""
         with self._lock:

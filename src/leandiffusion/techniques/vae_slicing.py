@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ..core.flag import Flag
+from ..run.size import CallSize
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
-from .footprint import Footprint
 from .hooks import Undo, set_attribute
 from .subject import Subject
 from .switchable import Switchable
@@ -26,6 +26,7 @@ class VaeSlicing(Technique):
     calls: ClassVar[tuple[str, ...]] = ("enable_vae_slicing()", "vae.enable_slicing()")
     flag: ClassVar[Flag] = Flag("--vae-slicing", "Decode a batch picture by picture.")
     bench_row: ClassVar[tuple[str, str]] = ("memory", "VAE slicing")
+    traced: ClassVar[tuple[str, ...]] = ("decode",)
     price: ClassVar[Price] = Price(
         saves="Working memory of decoding a batch: that of one picture, whatever the batch.",
         costs="On large GPUs a little speed in batches of small pictures; on CPUs with glibc a few percent of the "
@@ -37,11 +38,9 @@ class VaeSlicing(Technique):
     def why_not(self, subject: Subject) -> list[str]:
         return why_not_switched(subject, "use_slicing")
 
-    def estimate(self, footprint: Footprint) -> Footprint:
-        n = footprint.call.batch
-        return footprint.change(
-            lambda s: replace(s, activations=s.activations // n, attention=s.attention // n), "decode"
-        )
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        return [cls()] if call.batch > 1 else []
 
     def apply(self, subject: Subject) -> Undo:
         return set_attribute(subject.vae, "use_slicing", True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ..core.flag import Flag
 from ..modules.vae import AutoencoderKL
-from ..modules.vae_tiles import STRIP_BYTES, check_tile_rows
+from ..modules.vae_tiles import check_tile_rows
+from ..run.size import CallSize
 from . import techniques
 from .base import Exactness, Phase, Price, Technique
-from .footprint import CONV_COPIES, Footprint, Stage
 from .hooks import Undo, set_attribute, together
 from .subject import Subject
 from .switchable import Switchable
 from .vae_slicing import why_not_switched
+
+FEW_ROWS = 16
+"""What the planner tries besides strips that are chosen by the size."""
 
 
 @techniques.register("vae_tiling")
@@ -34,6 +37,7 @@ class VaeTiling(Technique):
     calls: ClassVar[tuple[str, ...]] = ("enable_vae_tiling()", "vae.enable_tiling()")
     flag: ClassVar[Flag] = Flag("--vae-tiling", "Decode in strips, without seams.")
     bench_row: ClassVar[tuple[str, str]] = ("memory", "VAE tiling")
+    traced: ClassVar[tuple[str, ...]] = ("decode",)
     price: ClassVar[Price] = Price(
         saves="Most of the decoder's working memory, which is what large pictures need most.",
         costs="Some time: borders of strips and the widest layer are computed more than once.",
@@ -58,13 +62,9 @@ class VaeTiling(Technique):
             "the picture a little and can show seams."
         ]
 
-    def estimate(self, footprint: Footprint) -> Footprint:
-        # Two maps of the last level, which has half the channels of the widest, and a dozen strips.
-        def tiled(stage: Stage) -> Stage:
-            few = stage.activations // CONV_COPIES + 12 * STRIP_BYTES
-            return replace(stage, activations=min(stage.activations, few), time=stage.time * 1.2)
-
-        return footprint.change(tiled, "decode")
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        return [cls(), cls(rows=FEW_ROWS)]
 
     def apply(self, subject: Subject) -> Undo:
         own = {"tile_rows": self.rows} if isinstance(subject.vae, AutoencoderKL) else {}

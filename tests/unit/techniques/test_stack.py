@@ -349,3 +349,16 @@ def test_changes_made_before_a_failure_are_undone() -> None:
     with pytest.raises(MemoryError):
         together(changes())
     assert log == ["+a", "+b", "-b", "-a"]
+
+
+def test_replacing_everything_keeps_what_stays_and_refuses_as_a_whole(stack: Stack) -> None:
+    a, b, c = Fake("a"), Fake("b", Phase.SLICING), Fake("c", Phase.OFFLOAD)
+    stack.enable(a, "test")
+    stack.enable(b, "test")
+    LOG.clear()
+    stack.replace([c, a], "planned")
+    assert [entry.name for entry in stack.applied] == ["a", "c"]
+    assert "+a" not in LOG  # it stayed on
+    with pytest.raises(BackendUnavailable, match="never here"):
+        stack.replace([Fake("d", reasons=("never here",))], "planned")
+    assert [entry.name for entry in stack.applied] == ["a", "c"]

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.unit.plan.conftest import a_profile
 from torch import nn
 
 from leandiffusion import ConfigError, StableDiffusionPipeline, UNet2DConditionModel
@@ -37,11 +38,13 @@ from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.demo import model_folder
 from leandiffusion.families.base import families
 from leandiffusion.modules.transformer import attention_layers
-from leandiffusion.techniques.footprint import CallSize, plain_footprint
+from leandiffusion.plan.predict import Predictor
+from leandiffusion.plan.sketch import Blueprint
+from leandiffusion.run.size import CallSize
 from leandiffusion.techniques.model_offload import ModelOffload
 from leandiffusion.techniques.offloading import opening_offload
 from leandiffusion.techniques.sequential_offload import SequentialOffload
-from leandiffusion.techniques.subject import Subject
+from leandiffusion.techniques.stack import make
 from leandiffusion.weights.build import build_empty
 
 
@@ -197,12 +200,12 @@ def test_trap_10_tiling_shows_no_seams_and_keeps_colours(pipe: Any, rows: int | 
 
 
 def test_trap_11_the_decode_that_sets_the_peak_is_seen(pipe: Any) -> None:
-    """The VAE's decode, not the UNet, needs most at large sizes: the estimate says so, and what helps."""
-    plain = plain_footprint(Subject(pipe), CallSize(1024, 1024))
-    assert plain.peak == plain.stages["decode"].peak
-    from leandiffusion.techniques import techniques
-
-    assert techniques.get("vae_tiling")().estimate(plain).peak < 0.7 * plain.peak
+    """The VAE's decode, not the UNet, needs most at large sizes: the prediction says so, and what helps."""
+    blueprint = Blueprint.of_networks("demo", pipe._stack.subject.networks, pipe.device)
+    predictor = Predictor(blueprint, CallSize(1024, 1024), 1, a_profile(floor=0))
+    plain = predictor.predict(())
+    assert plain.worst == "decode"
+    assert predictor.predict((make("vae_tiling", {}),)).peak < 0.7 * plain.peak
 
 
 def test_trap_12_channels_last_reaches_every_convolution(pipe: Any) -> None:

@@ -1,0 +1,56 @@
+"""How many bytes of weights lie where, and how many travel: told from shapes, without moving anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from .engine import Policy
+from .units import Unit, cut, spread, weight_bytes
+
+
+@dataclass(frozen=True)
+class Residency:
+    """Bytes of the weights of a pipeline's networks.
+
+    `kept` are on the device that computes as long as the pipeline is, `running` further ones by the name of the network
+    that runs. `fetched` come from the tier below each time that a network runs, or with `stays` once for all of its
+    runs in a row. `below` are in host memory beneath an accelerator.
+    """
+
+    kept: int
+    running: Mapping[str, int] = field(default_factory=dict)
+    fetched: Mapping[str, int] = field(default_factory=dict)
+    stays: bool = False
+    below: int = 0
+
+    def while_running(self, names: list[str]) -> int:
+        """Bytes on the device while the networks of those names run, one after the other."""
+        return self.kept + max((self.running.get(name, 0) for name in names), default=0)
+
+
+def all_resident(networks: Mapping[str, nn.Module]) -> Residency:
+    """All weights are on the device."""
+    return Residency(sum(weight_bytes(network) for network in networks.values()))
+
+
+def residency(networks: Mapping[str, nn.Module], policy: Policy) -> Residency:
+    """Weights that travel as `policy` says, as `offload.engine` cuts and moves them. The networks may have none."""
+    pieces = cut(networks, policy.granularity)
+    resident = spread(pieces.units, policy.resident_fraction)
+    travelling = [unit for unit in pieces.units if unit not in resident]
+    staying = [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]
+    kept = sum(weight.master.nbytes for weight in staying)
+    by_network = {name: [unit for unit in travelling if _belongs(unit, name)] for name in networks}
+    fetched = {name: sum(unit.nbytes for unit in units) for name, units in by_network.items()}
+    below = 0 if policy.from_disk else sum(fetched.values()) + sum(weight_bytes(each) for each in pieces.looked_up)
+    if policy.granularity == "component":
+        return Residency(kept, fetched, fetched, stays=True, below=below)
+    ring = policy.slots * max((unit.nbytes for unit in travelling), default=0)
+    return Residency(kept + min(ring, sum(fetched.values())), {}, fetched, below=below)
+
+
+def _belongs(unit: Unit, network: str) -> bool:
+    return unit.name == network or unit.name.startswith(f"{network}.")
