@@ -10,7 +10,7 @@ import typer
 from .. import __version__
 from .bench import app as bench
 from .flags import PANEL, with_flags
-from .options import MAX_SEED, parse_dtype, parse_enable, parse_guidance, parse_size
+from .options import MAX_SEED, parse_dtype, parse_enable, parse_guidance, parse_memory, parse_size
 from .report import in_one_line, print_whatever_comes
 
 OUTPUTS = Path("outputs")
@@ -32,6 +32,51 @@ Out = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the whole trace of an error.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Repeats a picture bit for bit on one machine.")]
 
+Dtype = Annotated[
+    Any, typer.Option(parser=parse_dtype, metavar="fp32|fp16|bf16", help="Of the weights; fp16 on a GPU, else fp32.")
+]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="Such as cpu, cuda:1, mps; the GPU if there is one.")]
+Memory = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_memory,
+        metavar="SIZE|DEVICE=SIZE,…",
+        rich_help_panel=PANEL,
+        help="Memory to stay within, such as 2GiB (on a CPU that of the whole process), or cuda=6GiB,cpu=8GiB.",
+        show_default="what is free, less 5%",
+    ),
+]
+Allow = Annotated[
+    str,
+    typer.Option(
+        metavar="exact|rounding|approximate",
+        rich_help_panel=PANEL,
+        help="What --memory may choose: exact draws the same picture, rounding allows half precision, approximate "
+        "another picture.",
+    ),
+]
+
+Enable = Annotated[
+    list[Any],
+    typer.Option(
+        parser=parse_enable,
+        metavar="NAME[:SETTING=VALUE,…]",
+        rich_help_panel=PANEL,
+        help="Any technique of the price list by its name, with its settings; may be repeated.",
+        show_default=False,
+    ),
+]
+
+PLAN_EXAMPLES = """
+Examples:
+
+leandiffusion plan sdxl --memory 6GiB
+
+leandiffusion plan ./stable-diffusion-v1-5 --memory 2GiB --size 512x768 --batch 4
+
+leandiffusion plan sd15 --memory cuda=3GiB,cpu=8GiB --plot plan.png --save-plan plan.json
+"""
+
 GENERATE_EXAMPLES = """
 Examples:
 
@@ -42,6 +87,8 @@ leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --
 leandiffusion generate --like outputs/0001-a-red-circle.png --steps 50
 
 leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --offload sequential --vae-tiling
+
+leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --memory 2GiB
 
 leandiffusion generate "an astronaut on mars" --model ./sdxl --enable sequential_offload:resident_fraction=0.5
 """
@@ -82,29 +129,23 @@ def generate(
     ] = None,
     seed: Seed = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures; each has the next seed.")] = 1,
-    dtype: Annotated[
-        Any,
-        typer.Option(parser=parse_dtype, metavar="fp32|fp16|bf16", help="Of the weights; fp16 on a GPU, else fp32."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Such as cpu, cuda:1, mps; the GPU if there is one.")
-    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
     like: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="Take everything not said here from this picture's record.")
     ] = None,
     out: Out = OUTPUTS,
     show: Annotated[bool, typer.Option("--show/--no-show", help="Draw the picture in the terminal too.")] = False,
-    flags: Any = (),
-    enable: Annotated[
-        list[Any],
+    memory: Memory = None,
+    allow: Allow = "exact",
+    plan: Annotated[
+        Path | None,
         typer.Option(
-            parser=parse_enable,
-            metavar="NAME[:SETTING=VALUE,…]",
-            rich_help_panel=PANEL,
-            help="Any technique of the price list by its name, with its settings; may be repeated.",
-            show_default=False,
+            metavar="FILE.json", rich_help_panel=PANEL, help="The settings of a plan that `leandiffusion plan` saved."
         ),
-    ] = [],  # noqa: B006 - typer's way to say: none
+    ] = None,
+    flags: Any = (),
+    enable: Enable = [],  # noqa: B006 - typer's way to say: none
     verbose: Verbose = False,
 ) -> None:
     """Draw pictures from a prompt, and save each with the record to draw it again."""
@@ -128,8 +169,81 @@ def generate(
             dtype=dtype,
             device=device,
         )
-        technique_options = TechniqueOptions((*flags, *enable))
+        technique_options = TechniqueOptions((*flags, *enable), memory=memory, allow=allow, plan=plan)
         command.run(options, out, count=count, like=like, show=show, technique_options=technique_options)
+
+
+@app.command(epilog=PLAN_EXAMPLES)
+def plan(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="sd15, sdxl or another family; demo; a folder, file or hub id.")
+    ] = "demo",
+    memory: Memory = None,
+    size: Annotated[
+        Any, typer.Option(parser=parse_size, metavar="WxH", help="Pixels, multiples of 8.", show_default="the model's")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance: Annotated[bool, typer.Option(help="Whether there is classifier-free guidance.")] = True,
+    dtype: Dtype = None,
+    device: Device = None,
+    allow: Allow = "exact",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw peak against time of all combinations.")
+    ] = None,
+    save_plan: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the plan, for generate --plan.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Try the settings and the runners-up for real, and rank them anew.")
+    ] = False,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where --calibrate makes a family's random weights, and keeps them.",
+            show_default="a temporary folder",
+        ),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Measure this machine's speed anew.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Which settings for this machine: the fastest that fit a budget, what they take, and why not others."""
+    with in_one_line(verbose):
+        from . import planning as command
+
+        asked = command.PlanOptions(
+            model=model, memory=memory, size=size, batch=batch, steps=steps, guidance=guidance, dtype=dtype,
+            device=device, allow=allow,
+        )  # fmt: skip
+        command.run(
+            asked, as_json=as_json, plot=plot, save_plan=save_plan, measure_anew=profile, calibrate=calibrate, work=work
+        )
+
+
+@app.command()
+def decode(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Latents that `generate` kept.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="demo|PATH|ID", help="Another model.", show_default="the one that drew them")
+    ] = None,
+    vae: Annotated[str | None, typer.Option(metavar="PATH", help="Another VAE.", show_default="the model's")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    out: Out = OUTPUTS,
+    memory: Memory = None,
+    enable: Enable = [],  # noqa: B006 - typer's way to say: none
+    verbose: Verbose = False,
+) -> None:
+    """Make pictures of latents that could not be decoded when they were drawn, because memory ran out, say."""
+    with in_one_line(verbose):
+        from . import decoding as command
+        from .generate_options import GenerateOptions
+        from .techniques import TechniqueOptions
+
+        options = GenerateOptions(model=model, vae=vae, dtype=dtype, device=device)
+        command.run(file, out, options, TechniqueOptions(tuple(enable), memory=memory))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import typer
 
 from ..core.errors import ConfigError
-from ..pictures.files import Destination
+from ..pictures.files import Destination, slug
+from ..pictures.latents import save_latents
 from ..pictures.record import PictureRecord, Recipe
 from .generate_options import GenerateOptions, ResolvedOptions, resolve
 from .report import describe_cost, give, say
@@ -55,7 +57,7 @@ def run(
     last = resolved.seed + count - 1
     say(f"Drawing with {resolved.model}, seed {resolved.seed}" + (f" to {last}" if count > 1 else ""))
     paths: list[Path] = []
-    for drawn in draw(resolved, count, technique_options):
+    for drawn in draw(resolved, count, technique_options, destination.folder):
         start = time.perf_counter()
         path = destination.save(drawn.image, drawn.record, index=len(paths))
         saving = time.perf_counter() - start
@@ -69,15 +71,22 @@ def run(
     return paths
 
 
-def draw(options: ResolvedOptions, count: int, technique_options: TechniqueOptions) -> Iterator[Drawn]:
-    """Open the model, then draw picture after picture. The first one's seconds include opening the model."""
+def draw(
+    options: ResolvedOptions, count: int, technique_options: TechniqueOptions, keep_in: Path = Path()
+) -> Iterator[Drawn]:
+    """Open the model, then draw picture after picture. The first one's seconds include opening the model.
+
+    Latents that cannot be decoded are kept in the folder `keep_in`.
+    """
     start = time.perf_counter()
     pipe = open_model(options, technique_options)
     seconds = {"load": time.perf_counter() - start}
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"
         pipe.set_progress_bar_config(desc=label, disable=None)  # None: a bar only on a terminal
-        yield _draw_one(pipe, options, options.seed + index, seconds)
+        with _keeping_latents(pipe, options, options.seed + index, keep_in):
+            drawn = _draw_one(pipe, options, options.seed + index, seconds)
+        yield drawn
         seconds = {}
 
 
@@ -93,7 +102,7 @@ def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = T
     device = options.device or str(default_device())
     dtype = usual_dtype(torch.device(device)) if options.dtype is None else getattr(torch, options.dtype)
     components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
-    pipe = open_pipeline(options.model, dtype=dtype, device=device, offload=technique_options.offloading, **components)
+    pipe = open_pipeline(options.model, dtype=dtype, **technique_options.opening(device), **components)
     technique_options.apply(pipe)
     if options.scheduler is not None:
         pipe.scheduler = build(options.scheduler, pipe.scheduler.config)
@@ -121,6 +130,21 @@ def _draw_one(pipe: Any, options: ResolvedOptions, seed: int, seconds: Mapping[s
     return Drawn(image, _record(pipe, options, seed, image.size, {**seconds, **pipe.last_times}))
 
 
+@contextmanager
+def _keeping_latents(pipe: Any, options: ResolvedOptions, seed: int, folder: Path) -> Iterator[None]:
+    """Around drawing: where decoding fails, what was denoised is put on disk, and the user is told how to go on."""
+    try:
+        yield
+    except Exception as error:
+        latents = getattr(error, "latents", None)
+        if latents is not None:
+            side = pipe.vae_scale_factor
+            size = latents.shape[-1] * side, latents.shape[-2] * side
+            path = save_latents(latents, _record(pipe, options, seed, size, {}), folder, slug(options.prompt))
+            say(f"The denoised latents are kept in {path}. Go on with:  leandiffusion decode {path}")
+        raise
+
+
 def _record(
     pipe: Any, options: ResolvedOptions, seed: int, size: tuple[int, int], seconds: Mapping[str, float]
 ) -> PictureRecord:
@@ -128,7 +152,7 @@ def _record(
 
     from .. import __version__
 
-    defaults = inspect.signature(type(pipe).__call__).parameters
+    defaults, plan = inspect.signature(type(pipe).__call__).parameters, pipe.plan
     recipe = Recipe(
         model=options.model,
         prompt=options.prompt,
@@ -151,6 +175,8 @@ def _record(
         peak_memory=_peaks(),
         techniques={entry.name: str(entry.technique) for entry in pipe.techniques},
         versions={"leandiffusion": __version__, "torch": str(torch.__version__)},
+        plan={} if plan is None else {"budget": plan.budget, "settings": str(plan.settings)},
+        predicted={} if plan is None else plan.prediction.figures,
     )
 
 

@@ -31,6 +31,20 @@ def parse_size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def parse_memory(text: str) -> str | dict[str, str]:
+    """'2GiB' -> itself; 'cuda=6GiB,cpu=8GiB' -> sizes by type of device."""
+    from ..core.errors import ConfigError
+    from ..core.units import parse_bytes
+
+    sizes = dict(part.split("=", 1) for part in text.split(",")) if "=" in text else {"": text}
+    try:
+        if not all(parse_bytes(size) for size in sizes.values()):
+            raise ConfigError(f"{text!r} leaves nothing to draw with: leave --memory out for what is free.")
+    except (ConfigError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+    return text if "=" not in text else {name.strip(): size for name, size in sizes.items()}
+
+
 def parse_guidance(text: str) -> float:
     """The classifier-free guidance scale: a finite number, 0 or more. Up to 1 there is no guidance, and the negative
     prompt is not used."""

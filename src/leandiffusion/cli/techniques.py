@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
@@ -14,9 +15,13 @@ OFFLOAD = "_offload"
 
 @dataclass(frozen=True)
 class TechniqueOptions:
-    """The techniques that the options of `generate` ask for: names and settings, in the order of asking."""
+    """The techniques that the options of `generate` ask for: names and settings, in the order of asking; or the memory
+    to choose them for, or a file with a plan that has chosen them."""
 
     enable: tuple[tuple[str, dict[str, Any]], ...] = ()
+    memory: Any = None
+    allow: str = "exact"
+    plan: Path | None = None
 
     @property
     def to_enable(self) -> dict[str, dict[str, Any]]:
@@ -31,8 +36,18 @@ class TechniqueOptions:
             raise ConfigError("offloading is asked for in two ways: leave one of the options out.")
         return _made(*named[0]) if named else None
 
+    def opening(self, device: str) -> dict[str, Any]:
+        """Keywords for opening the model that say where its weights go."""
+        if self.plan is not None:  # which says whether they go to the device, or travel
+            return {}
+        if self.memory is not None:
+            return {"device": device, "memory": self.memory, "allow": self.allow}
+        return {"device": device, "offload": self.offloading}
+
     def check(self) -> None:
         """ConfigError for unknown names and settings, and techniques that refuse each other, before any model opens."""
+        if self.memory is not None or self.plan is not None:
+            self._check_chosen()
         offload = self.offloading
         if not self.to_enable and offload is None:
             return
@@ -43,8 +58,29 @@ class TechniqueOptions:
             wanted.append(offload)
         check_together(wanted, fix="Leave one of the two options out.")
 
+    def _check_chosen(self) -> None:
+        """ConfigError for a budget or a plan beside other ways to choose, and for files that hold no plan."""
+        option = "--plan" if self.memory is None else "--memory"
+        others = [*(name for name, _ in self.enable), *(["--plan"] if option == "--memory" and self.plan else [])]
+        if others:
+            raise ConfigError(f"{option} chooses the techniques: leave out {', '.join(others)}.")
+        if self.plan is not None:
+            self.read_plan()
+
+    def read_plan(self) -> Any:
+        """The plan in the file. ConfigError for what is none."""
+        from ..plan.plan import Plan
+
+        assert self.plan is not None
+        try:
+            return Plan.load(self.plan)
+        except OSError as error:
+            raise ConfigError(f"{self.plan}: {error.strerror or error}") from error
+
     def apply(self, pipe: Any) -> None:
         """Enable the techniques."""
+        if self.plan is not None:
+            pipe.apply(self.read_plan())
         for name, settings in self.to_enable.items():
             pipe.enable(_made(name, settings), why="asked for on the command line")
 

@@ -82,6 +82,14 @@ class Family:
 families: Registry[Family] = Registry("model family", "leandiffusion.families")
 
 
+_VERSIONS = {"sd15": "sd1", "sd21": "sd2"}
+
+
+def family_names() -> dict[str, str]:
+    """The names that people call families by, such as 'sd15' and 'sdxl', and what each is registered as."""
+    return _VERSIONS | {name: name for name in families if name not in _VERSIONS.values()}
+
+
 def detect(entries: Entries, file: object = "the file") -> Family:
     """The family that a single file in the original layout belongs to, told by names and shapes of its tensors.
 

@@ -72,6 +72,12 @@ def available_memory() -> int | None:
     return min((value for value in (free, left) if value is not None), default=None)
 
 
+def total_memory() -> int | None:
+    """Bytes of memory that there are for this process: the system's, or its control group's limit, if less."""
+    values = (_meminfo().get("MemTotal"), _cgroup("memory.max"))
+    return min((value for value in values if value is not None), default=None)
+
+
 def describe_cpu() -> dict[str, Any]:
     """Model, cores and instruction sets of the processor."""
     info = _cpuinfo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 
 import torch
@@ -84,6 +85,7 @@ def may_pack(conv: Conv2d) -> bool:
     return conv.packs and worth and "forward" not in vars(conv) and can_pack(conv.weight.dtype)
 
 
+@functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether torch's oneDNN computes with packed weights of that dtype on this CPU."""
     ops = torch.ops.mkldnn

@@ -62,7 +62,8 @@ class PictureRecord:
 
     `sampler` is the scheduler class that ran, with `karras` or not; `seconds` per stage; `peak_memory` in bytes by
     where it was ('process', 'cuda:0'); `techniques` that were on, with their settings, by name; `versions` of the
-    packages that decide the result.
+    packages that decide the result. Where techniques were planned for a budget, `plan` has 'budget' and 'settings' in
+    words, and `predicted` the 'peak_memory' in bytes and the seconds per stage.
     """
 
     recipe: Recipe
@@ -72,6 +73,8 @@ class PictureRecord:
     peak_memory: Mapping[str, int] = field(default_factory=dict)
     techniques: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, str] = field(default_factory=dict)
+    predicted: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of ASCII JSON."""
@@ -88,7 +91,7 @@ class PictureRecord:
             raise ConfigError(f"its {JSON_KEY!r} text is not of format {FORMAT}, the one this version reads")
         written = values.pop("recipe", None)  # pictures drawn before there were all fields have fewer
         recipe = Recipe(**_checked(Recipe, {"vae": None} | written if isinstance(written, dict) else written))
-        values = {"techniques": {}} | values
+        values = {"techniques": {}, "plan": {}, "predicted": {}} | values
         return cls(recipe, **_checked(cls, values, without="recipe"))
 
     def to_a1111(self) -> str:

@@ -21,7 +21,7 @@ from ..families.conditioner import Conditioner, for_each_picture, require
 from ..measure.clock import StageClock, Watch
 from ..run import inputs
 from ..run.callback import Callback
-from ..run.decoding import decode_raw, to_unit
+from ..run.decoding import decode_raw, keeping, to_unit
 from ..run.guidance import Guidance
 from ..run.run import Run
 from ..run.schedule import set_timesteps
@@ -31,8 +31,9 @@ from .absent import Absent
 from .assembly import Assembly
 from .callbacks import take_old_callback
 from .compat import ForScripts
-from .images import to_output
+from .images import check_output_type, to_output
 from .memory_and_speed import MemoryAndSpeed
+from .planning import Planning
 from .request import Request
 from .running import Running
 
@@ -72,7 +73,7 @@ def drawing(method: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
+class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts, Absent):
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
     `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the
@@ -126,23 +127,23 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
         with self._begin(request, task) as (call, run):
             besides_text = call._conditions_besides_text(request, run)
             with clock.stage("encode"):
-                encoded = call.encode_prompt(
+                encoded = self._with_room(lambda: call.encode_prompt(
                     **request.prompt_arguments, device=self.device, num_images_per_prompt=request.images_per_prompt,
                     do_classifier_free_guidance=call.do_classifier_free_guidance, clip_skip=request.clip_skip,
-                )  # fmt: skip
+                ))  # fmt: skip
                 run.condition_on(self.conditioner.tensors(*encoded, *besides_text))
             with clock.stage("denoise"), call.progress_bar(total=run.length) as bar:
                 images = run.denoise(bar.update)
             if is_host(self.device):
                 trim()  # what denoising freed would otherwise lie beneath the peak of decoding
             if request.output_type != "latent":
-                with clock.stage("decode"):
-                    upcast = self._heeds_force_upcast and bool(getattr(call.vae.config, "force_upcast", False))
-                    images = decode_raw(call.vae, images, upcast=upcast)
-                if call.safety_checker is not None:
-                    with clock.stage("safety"):
-                        images, flagged = call._withhold(images)
-                images = to_unit(images)
+                with keeping(images):
+                    with clock.stage("decode"):
+                        images = self._decode(call.vae, images)
+                    if call.safety_checker is not None:
+                        with clock.stage("safety"):
+                            images, flagged = call._withhold(images)
+                    images = to_unit(images)
             images = to_output(images, request.output_type)
         self.last_times = clock.seconds
         return images, flagged
@@ -167,15 +168,31 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Assembly, ForScripts, Absent):
             )  # fmt: skip
             timesteps = task.timesteps(call.scheduler, laid_out)
             call._num_timesteps = len(timesteps)
-            self._read_weights(request)
+            self._plan_request(request, shape, call.do_classifier_free_guidance)
+            self._with_room(lambda: self._read_weights(request))
             function = request.callback_on_step_end
             run = Run(
                 model=call, task=task, conditioning_of=self.conditioner.conditioning, shape=shape, timesteps=timesteps,
                 step_options={"eta": request.eta, "generator": request.generator},
                 callback=function and Callback(function, request.callback_inputs, self.callback_tensors),
+                make_room=None if self.plan is None else self._fall_back,
             )  # fmt: skip
             self._stack.subject.prepare(run)
             yield call, run
+
+    @drawing
+    def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
+        """Denoised latents (B, C, h, w), as `output_type='latent'` gives them or an error kept them in `.latents`, ->
+        pictures as `output_type` asks."""
+        require(self, "vae")
+        check_output_type(output_type)
+        read_weights([self.vae])
+        with keeping(latents):
+            return to_output(to_unit(self._decode(self.vae, latents.to(self.device))), output_type)
+
+    def _decode(self, vae: Any, latents: Tensor) -> Tensor:
+        upcast = self._heeds_force_upcast and bool(getattr(vae.config, "force_upcast", False))
+        return self._with_room(lambda: decode_raw(vae, latents, upcast=upcast))
 
     def _read_weights(self, request: Request) -> None:
         """Read the weights of all networks that the call runs, if nothing did yet: what is wrong with a file shows

@@ -8,14 +8,12 @@ from typing import Any, Self
 import torch
 
 from ..core.once import opening
-from ..device.names import check_device
 from ..families.folder import open_folder, read_index
 from ..modules.base import either_dtype
 from ..techniques import Technique
-from ..techniques.offloading import opening_offload
 from ..weights.locate import find_checkpoint
 from .given import open_given
-from .opening import Opening
+from .opening import Opening, Placing
 from .options import take_neutral
 
 
@@ -39,6 +37,8 @@ class FromFolder(Opening):
         token: str | bool | None = None,
         low_cpu_mem_usage: bool = True,
         offload: str | Technique | None = None,
+        memory: Any = None,
+        allow: str = "exact",
         **components: Any,
     ) -> Self:
         """Open a local folder, a hub id, or 'demo', the small model in this package.
@@ -49,7 +49,9 @@ class FromFolder(Opening):
         or commit of a hub id. A component by name replaces the checkpoint's, None leaves it out; `vae` may also be a
         path, of a .safetensors file or a folder. Reading never takes much more memory than the weights, whatever
         `low_cpu_mem_usage` says. `offload` is 'model', 'sequential' or such a technique, as if switched on afterwards:
-        on a CPU weights then never are in memory as a whole. `DiffusionPipeline.from_pretrained` opens with the class
+        on a CPU weights then never are in memory as a whole. `memory` instead has the fastest settings chosen with
+        which drawing stays within it, on `device` or the machine's accelerator; it and `allow` are those of `plan_for`,
+        and calls larger than planned for are planned anew. `DiffusionPipeline.from_pretrained` opens with the class
         that the checkpoint was made for.
 
         Raises ConfigError for wrong arguments, WeightsError's kinds for what is wrong with the files.
@@ -61,13 +63,14 @@ class FromFolder(Opening):
             options = {
                 "torch_dtype": torch_dtype, "dtype": dtype, "device": device, "variant": variant, "revision": revision,
                 "use_safetensors": use_safetensors, "cache_dir": cache_dir, "token": token, "offload": offload,
+                "memory": memory, "allow": allow if memory is not None else None,
             }  # fmt: skip
             given = {key: value for key, value in options.items() if value is not None}
             return open_pipeline(name, local_files_only=local_files_only, **given, **components)
         device = take_neutral(components, device)
         settings = cls._take_settings(components, cls.from_pretrained)
         chosen = either_dtype(dtype, torch_dtype)
-        travel, device = opening_offload(offload, None if device is None else check_device(device))
+        placing = Placing.of(offload, device, memory, allow)
         found = find_checkpoint(
             packaged(name), revision=revision, variant=variant, use_safetensors=use_safetensors,
             local_files_only=local_files_only, cache_dir=cache_dir, token=token, without=tuple(components),
@@ -75,9 +78,9 @@ class FromFolder(Opening):
         index = read_index(found.folder)
         described = f"{name}, a {index.pipeline or 'pipeline'},"
         cls._check_fit(described, index.components, components, made_for=index.pipeline)
-        components = open_given(components, cls.__name__, found.folder, dtype=chosen, device=device, on_disk=True)
+        components = open_given(components, cls.__name__, found.folder, dtype=chosen, device=placing.now, on_disk=True)
         opened = open_folder(
-            found.folder, dtype=chosen, device=device, variant=found.variant, use_safetensors=use_safetensors,
+            found.folder, dtype=chosen, device=placing.now, variant=found.variant, use_safetensors=use_safetensors,
             components=components, on_disk=True,
         )  # fmt: skip
         stored = {key: value for key, value in index.settings.items() if key in cls._setting_names()}
@@ -88,7 +91,7 @@ class FromFolder(Opening):
             from ..demo import notice
 
             pipe.notice = notice
-        return pipe._opened(travel)
+        return pipe._opened(placing)
 
 
 def packaged(path_or_id: str | Path) -> str | Path:

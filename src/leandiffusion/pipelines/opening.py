@@ -4,15 +4,54 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
+
+import torch
 
 from ..core.errors import ConfigError
 from ..core.notices import warn
 from ..core.registry import did_you_mean
 from ..device.capabilities import why_slow
+from ..device.names import check_device, default_device
+from ..plan.budget import Budget
+from ..plan.make import check_allow
 from ..techniques import Technique
+from ..techniques.offloading import opening_offload
 from ..techniques.stack import Stack
 from .given import check_given
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where an opened pipeline's weights go: to `device`, or travelling by `offload`, or as a plan for `memory` says.
+
+    With `memory` the plan is for `device`, and weights stay in their files until it is made.
+    """
+
+    device: torch.device | None
+    offload: Technique | None = None
+    memory: Any = None
+    allow: str = "exact"
+
+    @classmethod
+    def of(cls, offload: Any, device: Any, memory: Any, allow: str) -> Self:
+        """What the arguments of opening ask for. ConfigError for wrong ones, and for two that mean the same."""
+        where = None if device is None else check_device(device)
+        if memory is None:
+            travel, where = opening_offload(offload, where)
+            return cls(where, travel)
+        if offload is not None:
+            raise ConfigError("memory= chooses whether weights travel, and offload= too: give one of them.")
+        check_allow(allow)
+        where = where or default_device()
+        Budget.of(memory, where)
+        return cls(where, None, memory, allow)
+
+    @property
+    def now(self) -> torch.device | None:
+        """Where weights are read to while opening; None leaves that to later."""
+        return self.device if self.memory is None else None
 
 
 class Opening:
@@ -26,10 +65,12 @@ class Opening:
     _opened_from: str | None
     _stack: Stack
 
-    def _opened(self, offload: Technique | None) -> Self:
+    def _opened(self: Any, placing: Placing) -> Any:
         """This pipeline, just opened, with its weights travelling if that was asked for."""
-        if offload is not None:
-            self._stack.enable(offload, "asked for when opening")
+        if placing.offload is not None:
+            self._stack.enable(placing.offload, "asked for when opening")
+        if placing.memory is not None:
+            self._keep_within(placing.memory, placing.allow, placing.device)
         if reason := why_slow(self.dtype, self.device):
             warn(reason)
         return self

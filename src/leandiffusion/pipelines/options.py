@@ -18,7 +18,7 @@ _INSTEAD = {
     "custom_revision": "code from elsewhere is never run.",
     "trust_remote_code": "code from elsewhere is never run.",
     "load_connected_pipeline": "open the other pipeline by itself.",
-    "max_memory": "use offload='model' or 'sequential'.",
+    "max_memory": "pass memory='6GiB', or offload='model' or 'sequential'.",
     "offload_folder": "offload='sequential' leaves weights in the checkpoint's own files.",
     "offload_state_dict": "loading never takes much more memory than the weights.",
     "use_onnx": "open a checkpoint with safetensors.",

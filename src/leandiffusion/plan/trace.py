@@ -99,6 +99,8 @@ class Tracer(TorchDispatchMode):
             return operation.run(*args, **kwargs)
         if gives is Gives.OWN:
             result = operation.run(*args, **kwargs)
+            if not isinstance(result, Tensor | tuple | list):  # what was asked of the machine, and no tensor
+                return result
             self._hold(result)
         else:
             result = kwargs["out"] if gives is Gives.OUT else args[0]

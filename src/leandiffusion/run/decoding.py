@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,17 @@ from .finite import found_wrong
 def decode(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
     """Latents (B, C, h, w), as denoised -> pictures (B, 3, H, W) float32 in [0, 1]. See `decode_raw`."""
     return to_unit(decode_raw(vae, latents, upcast=upcast))
+
+
+@contextmanager
+def keeping(latents: Tensor) -> Iterator[None]:
+    """Around what makes pictures of denoised latents: if it fails, its error has them as `.latents`."""
+    try:
+        yield
+    except Exception as error:
+        error.latents = latents.detach()  # type: ignore[attr-defined]
+        error.add_note("The denoised latents are kept as this error's .latents: pipe.decode(error.latents) goes on.")
+        raise
 
 
 def to_unit(pictures: Tensor) -> Tensor:

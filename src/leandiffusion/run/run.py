@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, NonFiniteError
+from ..core.errors import BudgetError, ConfigError, NonFiniteError
 from ..device.host import is_host
+from ..device.memory import is_out_of_memory
 from ..modules.text_memory import TextMemory, remembering
 from .callback import Callback
 from .conditioning import Conditioning, Tensors
@@ -55,6 +56,11 @@ def call_unet(run: Run, given: Tensor, i: int, inputs: Mapping[str, Any]) -> Ten
     return output.sample if hasattr(output, "sample") else output[0]
 
 
+def always(i: int) -> bool:
+    """Guidance in every step."""
+    return True
+
+
 @dataclass(eq=False, kw_only=True)
 class Run:
     """What one drawing owns. It lasts as long as the call; whatever is computed once per drawing is kept here.
@@ -65,6 +71,8 @@ class Run:
 
     Techniques may replace `guides`, which says of each call of the UNet whether guidance, where it is on, applies
     there, and `call`, which calls the UNet. What they put there lasts as long as the run, and must not hold the run.
+
+    `make_room` is asked when memory runs out in a step: whether it changed something, so that the step is tried again.
     """
 
     model: Model
@@ -75,8 +83,9 @@ class Run:
     step_options: Mapping[str, Any] = field(default_factory=dict)
     callback: Callback | None = None
     controls: list[Control] = field(default_factory=list)
-    guides: Callable[[int], bool] = lambda i: True
+    guides: Callable[[int], bool] = always
     call: UNetCall = call_unet
+    make_room: Callable[[Run], bool] | None = None
     tensors: dict[str, Tensor | None] = field(default_factory=dict)
     conditioning: Conditioning = field(init=False)
     times: tuple[Tensor, ...] = field(init=False)
@@ -143,7 +152,7 @@ class Run:
         for i in range(len(self.times)):
             if self.model.interrupt:
                 break
-            prediction = self.predict(x, i)
+            prediction = self._predict(x, i)
             predicted &= torch.isfinite(prediction).all()  # a scheduler that clips would hide infinity
             x = self.task.after_step(self, self._step(prediction, x, i), i)
             if self.callback is not None:
@@ -154,6 +163,19 @@ class Run:
                 _check_finite(x, predicted)
         _check_finite(x, predicted)
         return x
+
+    def _predict(self, x: Tensor, i: int) -> Tensor:
+        """`predict`, again and again while memory runs out and `make_room` finds some."""
+        while True:
+            try:
+                return self.predict(x, i)
+            except (MemoryError, RuntimeError) as error:
+                if self.make_room is None or not is_out_of_memory(error):
+                    raise
+                reason = str(error)
+            self._text_memory = TextMemory(self.conditioning.embeds)
+            if not self.make_room(self):  # only here: in the handler above the failed attempt's tensors are still held
+                raise BudgetError(f"memory ran out in step {i + 1}, and no settings take less: {reason}")
 
     def _inputs(self, conditioning: Conditioning, given: Tensor, i: int) -> dict[str, Any]:
         """The UNet's keyword inputs; those that are None are left out, for UNets that take none."""

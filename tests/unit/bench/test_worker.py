@@ -74,12 +74,12 @@ def test_attention_rows_draw_no_picture() -> None:
     assert seconds["step"] > 0
 
 
-def test_scores_that_do_not_fit_are_refused_before_they_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     from leandiffusion.bench.run import own
 
-    monkeypatch.setattr(own, "available_memory", lambda: 1000)
+    monkeypatch.setattr(own, "free_now", lambda device: 1000)
     row = next(row for row in rows_of("attention") if row.name == "256_before")
-    assert "attention's scores alone would take" in draw(row)["absent"]
+    assert "a step would hold" in draw(row)["absent"]
 
 
 def test_what_goes_wrong_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

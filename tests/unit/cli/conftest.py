@@ -26,6 +26,7 @@ class QuickPipeline:
     dtype = torch.float32
     device = torch.device("cpu")
     techniques = ()
+    plan = None
 
     def __init__(self, calls: list[dict[str, Any]]) -> None:
         self.scheduler = build("ddim")

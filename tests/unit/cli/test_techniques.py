@@ -29,7 +29,7 @@ def test_every_techniques_flag_is_an_option_and_the_other_way_round() -> None:
     declared = {str(cls.flag).split()[0] for name in techniques if (cls := techniques.get(name)).flag}
     panel = {name for name, p in options().items() if getattr(p, "rich_help_panel", None) == PANEL}
     assert declared <= options().keys()
-    assert panel == declared - {"--dtype"} | {"--enable"}
+    assert panel == declared - {"--dtype"} | {"--enable", "--memory", "--allow", "--plan"}
 
 
 def parsed(option: str, text: str) -> Any:

@@ -17,16 +17,13 @@ from ...core.config import read_json, write_json
 from ...core.errors import ConfigError
 from ...core.registry import did_you_mean
 from ...core.units import format_bytes
-from ...families.base import Family, families
+from ...families.base import Family, families, family_names
 from ...families.folder import INDEX_FILE, component_class
 from ...families.single_file import family_of_file
 from ...modules.tokenizer import CLIPTokenizer
 from ...pipelines.from_folder import packaged
 from ...weights.build import build_empty
 from ...weights.locate import find_checkpoint
-
-VERSIONS = {"sd15": "sd1", "sd21": "sd2"}
-"""Names behind `shape:` besides those of families, and the families that they mean."""
 
 SHAPE = "shape:"
 
@@ -60,12 +57,12 @@ def _picture_size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
 
 def shape_of(name: str) -> Family:
     """The family behind 'shape:sd15' and its like; ConfigError for others."""
-    shapes = VERSIONS | {family: family for family in families if family not in VERSIONS.values()}
+    names = family_names()
     shape = name.removeprefix(SHAPE)
-    if shape not in shapes:
-        known = [SHAPE + known for known in shapes]
+    if shape not in names:
+        known = [SHAPE + known for known in names]
         raise ConfigError(f"unknown model {name!r}.{did_you_mean(name, known)} Shapes: {', '.join(known)}.")
-    return families.get(shapes[shape])
+    return families.get(names[shape])
 
 
 def write_random_checkpoint(family: Family, folder: Path, dtype: torch.dtype, *, seed: int = 0) -> None:

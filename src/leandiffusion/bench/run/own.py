@@ -10,12 +10,11 @@ import torch
 
 from ...core.errors import BackendUnavailable
 from ...core.units import format_bytes
-from ...device.host import is_host
-from ...device.memory import free_memory
-from ...measure.environment import available_memory
-from ...techniques.footprint import CallSize, plain_footprint
+from ...plan.budget import free_now
+from ...plan.sketch import Blueprint, Sketch
+from ...plan.stages import trace_stage
+from ...run.size import CallSize
 from ...techniques.stack import make
-from ...techniques.subject import Subject
 from ..drawer import Meter
 from ..loop import draw_with, open_for_drawing
 from ..workload import Job, Row, Workload
@@ -57,14 +56,16 @@ class Own:
             self._pipe.enable(technique, why="the row asks for it")
 
     def _check_memory(self) -> None:
-        """BackendUnavailable when attention's scores alone are more than there is: the system might end any process."""
+        """BackendUnavailable when what a step holds alone is more than there is: the system might end any process."""
         workload, size = self._job.workload, self._job.size
         device = torch.device(workload.device)
-        told = None if is_host(device) else free_memory(device)
-        free = available_memory() if told is None else told[0]
-        stages = plain_footprint(Subject(self._pipe), CallSize(size, size, workload.batch)).stages
-        needed = max(stage.attention for stage in stages.values())
+        sketch = Sketch(Blueprint.of_networks("the model", self._pipe._stack.subject.networks, device))
+        traced = [entry.technique for entry in self._pipe.techniques if "denoise" in entry.technique.traced]
+        undo = sketch.put_on(traced)
+        needed = trace_stage("denoise", sketch.networks, CallSize(size, size, workload.batch), device).peak
+        undo()
+        free = free_now(device)
         if free is not None and needed > free:
             raise BackendUnavailable(
-                f"attention's scores alone would take {format_bytes(needed)}, and {format_bytes(free)} are free"
+                f"a step would hold {format_bytes(needed)} besides weights, and {format_bytes(free)} are free"
             )

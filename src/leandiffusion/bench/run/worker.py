@@ -110,6 +110,13 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
     return _figures(meter, asked.dtype, warm_ups, notes)
 
 
+def attempt(checkpoint: str, plan: dict[str, Any]) -> dict[str, Any]:
+    """Draw a little as a plan says."""
+    from .calibrate import try_plan
+
+    return try_plan(checkpoint, plan)
+
+
 def _with_warnings(draw: Any) -> tuple[Any, list[str]]:
     """What `draw()` returns, and the warnings it gave, each once."""
     with warnings.catch_warnings(record=True) as caught:
@@ -173,7 +180,10 @@ def _choose(device: str, dtype: str) -> None:
         compute_full_float32()
 
 
-TASKS = {"survey": survey, "model": make_model, "flops": count, "ceiling": ceiling, "prepare": prepare, "draw": draw}
+TASKS = {
+    "survey": survey, "model": make_model, "flops": count, "ceiling": ceiling, "prepare": prepare, "draw": draw,
+    "try": attempt,
+}  # fmt: skip
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

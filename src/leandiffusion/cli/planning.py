@@ -1,0 +1,123 @@
+"""`leandiffusion plan`: the fastest settings that fit a budget."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..core.errors import ConfigError
+from .report import say
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the command line says. None leaves the choice to the model or the machine."""
+
+    model: str
+    memory: Any = None
+    size: tuple[int, int] | None = None
+    batch: int = 1
+    steps: int = 50
+    guidance: bool = True
+    dtype: str | None = None
+    device: str | None = None
+    allow: str = "exact"
+
+
+def run(
+    options: PlanOptions,
+    *,
+    as_json: bool = False,
+    plot: Path | None = None,
+    save_plan: Path | None = None,
+    measure_anew: bool = False,
+    calibrate: bool = False,
+    work: Path | None = None,
+) -> None:
+    """Print the plan as tables or JSON; draw and write what was asked for. LeanError for what cannot be planned."""
+    from ..plan.budget import Budget
+    from ..plan.make import check_allow, dtypes_for, make_plan
+    from ..plan.predict import Predictor
+    from ..plan.profile import profile_of
+    from ..run.size import CallSize
+
+    for option, path in (("--plot", plot), ("--save-plan", save_plan)):
+        if path is not None and not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}: make it first.", param_hint=option)
+    exactness = check_allow(options.allow)
+    blueprint = blueprint_of(options)
+    width, height = options.size or (blueprint.side, blueprint.side)
+    call = CallSize(height, width, options.batch, options.guidance and not blueprint.is_distilled)
+    profile = profile_of(blueprint.device, dtypes_for(blueprint, options.allow), anew=measure_anew)
+    predictor = Predictor(blueprint, call, options.steps, profile)
+    plan = make_plan(predictor, Budget.of(options.memory, blueprint.device), options.allow)
+    if calibrate:
+        plan = _tried(plan, options.model, work)
+    if as_json:
+        typer.echo(json.dumps(plan.to_json(), indent=2))
+    else:
+        _print(plan)
+    if save_plan is not None:
+        plan.save(save_plan)
+        say(f"Saved as {save_plan}: leandiffusion generate … --plan {save_plan}")
+    if plot is not None:
+        from ..plan.plot import draw
+        from ..plan.search import choices, everything
+
+        draw(plan, everything(predictor, choices(predictor, exactness)), plot)
+        say(f"Drawn as {plot}")
+
+
+def _tried(plan: Any, name: str, work: Path | None) -> Any:
+    """The plan with its settings tried for real."""
+    from ..bench.run.calibrate import calibrate
+    from ..bench.run.models import SHAPE
+    from ..bench.run.plan import working_folder
+    from ..families.base import family_names
+
+    model = SHAPE + name if name in family_names() else name
+    with working_folder(work) as workdir:
+        return calibrate(plan, model, workdir, progress=lambda title: say(f"Trying {title} …"))
+
+
+def blueprint_of(options: PlanOptions) -> Any:
+    """What is known of the model: of a family at full size, or of a checkpoint. ConfigError for names of neither."""
+    import torch
+
+    from ..core.registry import did_you_mean
+    from ..device.capabilities import usual_dtype
+    from ..device.names import check_device, default_device
+    from ..families.base import families, family_names
+    from ..pipelines.from_folder import packaged
+    from ..plan.sketch import Blueprint
+
+    device = default_device() if options.device is None else check_device(options.device)
+    dtype = usual_dtype(device) if options.dtype is None else getattr(torch, options.dtype)
+    names = family_names()
+    if options.model in names:
+        return Blueprint.of_family(families.get(names[options.model]), dtype, device)
+    here = Path(options.model).expanduser().exists() or packaged(options.model) != options.model
+    if not here and "/" not in options.model:
+        known = ["demo", *names]
+        raise ConfigError(
+            f"{options.model!r} is no model that is known, and nothing of that name is here."
+            f"{did_you_mean(options.model, known)} Known: {', '.join(known)}; or a folder, a file, or a hub id."
+        )
+    blueprint = Blueprint.of_checkpoint(packaged(options.model), dtype, device)
+    return blueprint.called(options.model)
+
+
+def _print(plan: Any) -> None:
+    from rich.console import Console
+
+    from ..plan.explain import rich_tables
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 160
+    for part in rich_tables(plan):
+        console.print(part)

@@ -1,0 +1,152 @@
+"""Settings chosen for a pipeline: plans, the budget that it keeps, and what is done when memory runs out anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from ..core.errors import BudgetError, ConfigError
+from ..core.notices import warn
+from ..device.host import is_host
+from ..device.memory import is_out_of_memory, release
+from ..plan.budget import Budget
+from ..plan.explain import takes
+from ..plan.make import check_allow, dtypes_for, make_plan
+from ..plan.plan import Plan
+from ..plan.predict import Predictor
+from ..plan.profile import profile_of
+from ..plan.sketch import Blueprint
+from ..run import inputs
+from ..run.run import Run, always, call_unet
+from ..run.size import CallSize
+from ..techniques.stack import Stack
+from .request import Request
+
+T = TypeVar("T")
+
+
+class Planning:
+    """Mixin of the pipelines."""
+
+    _stack: Stack
+    _memory: Any = None
+    _allow: str = "exact"
+    _drawn_as_planned: bool = False
+    plan: Plan | None = None
+    """The plan that was applied last; None when techniques were chosen by hand."""
+
+    def plan_for(
+        self: Any,
+        memory: Any = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        batch: int = 1,
+        steps: int = 50,
+        guidance: bool = True,
+        allow: str = "exact",
+        device: torch.device | str | None = None,
+    ) -> Plan:
+        """The fastest settings for calls of that size which fit into `memory`. Nothing is read, moved or switched.
+
+        `memory` is a size ('2GiB', bytes) of the device that computes, on a CPU of the whole process; or sizes by type
+        of device ({'cuda': '6GiB', 'cpu': '8GiB'}); None for what is free now, less 5%. Pixels are the model's own
+        unless given. `allow`: 'exact' for settings that draw the same picture, 'rounding' for half precision too,
+        'approximate' for those that draw another one. `print(plan)` shows it, `apply` switches it on.
+
+        BudgetError when nothing fits: it says the least that would do. ConfigError for wrong arguments, and for
+        networks that are not this library's.
+        """
+        check_allow(allow)
+        for name, value in (("batch", batch), ("steps", steps)):
+            inputs.check_count(name, value)
+        where = self.device if device is None else torch.device(device)
+        blueprint = Blueprint.of_networks(
+            str(self._opened_from or type(self).__name__), self._stack.subject.networks, where
+        )
+        factor = self.vae_scale_factor
+        height, width = (blueprint.side if side is None else side for side in (height, width))
+        inputs.check_side("height", height, factor)
+        inputs.check_side("width", width, factor)
+        call = CallSize(height, width, batch, guidance and not blueprint.is_distilled)
+        return make_plan(
+            Predictor(blueprint, call, steps, profile_of(where, dtypes_for(blueprint, allow))),
+            Budget.of(memory, where),
+            allow,
+        )
+
+    def apply(self: Any, plan: Plan) -> None:
+        """Switch on what the plan says, and everything else off. What was on stays on if that cannot be done.
+
+        ConfigError for what is no plan, or one made for another kind of device.
+        """
+        if not isinstance(plan, Plan):
+            raise ConfigError(f"apply takes a plan, of plan_for or Plan.load, not a {type(plan).__name__}.")
+        device = torch.device(plan.device)
+        if device.type != self.device.type and not is_host(self.device):
+            raise ConfigError(f"this plan is for {plan.device}, and the pipeline is on {self.device}: plan again here.")
+        self._stack.replace(plan.techniques, why=f"planned for {plan.budget}")
+        if self._stack.find("offload") is None and device != self.device:
+            self.to(device)
+        self.plan = plan
+
+    def _keep_within(self: Any, memory: Any, allow: str, device: torch.device) -> None:
+        """Plan and apply, now for a picture of the model's own size and again for each call that is larger."""
+        self._memory, self._allow = memory, allow
+        self.apply(self.plan_for(memory, allow=allow, device=device))
+
+    def _plan_request(self: Any, request: Request, shape: tuple[int, int, int, int], guided: bool) -> None:
+        """Where a budget is to be kept, plan anew if this call takes more than what was planned for."""
+        plan = self.plan
+        if self._memory is None or plan is None:
+            return
+        factor = self.vae_scale_factor
+        call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided)
+        settled, self._drawn_as_planned = self._drawn_as_planned, True
+        if plan.call == call or (settled and _covers(plan.call, call)):  # before the first call another plan is free
+            return
+        with self._stack.between_steps():
+            self.apply(
+                self.plan_for(
+                    self._memory, height=call.height, width=call.width, batch=call.batch, guidance=call.guidance,
+                    steps=request.num_inference_steps or plan.steps, allow=self._allow, device=plan.device,
+                )
+            )  # fmt: skip
+
+    def _with_room(self: Any, work: Callable[[], T]) -> T:
+        """What `work` returns; where a plan is on and memory runs out, tried again with the next lower one."""
+        while True:
+            try:
+                return work()
+            except (MemoryError, RuntimeError) as error:
+                if self.plan is None or not is_out_of_memory(error):
+                    raise
+                reason = str(error)
+            if not self._fall_back():  # only here: in the handler above the failed attempt's tensors are still held
+                raise BudgetError(f"memory ran out, and no settings take less: {reason}")
+
+    def _fall_back(self: Any, run: Run | None = None) -> bool:
+        """Memory ran out: release what can be, and go on with the next lower plan. False where there is none."""
+        release()
+        lower = self.plan and self.plan.next_lower()
+        if not lower:
+            return False
+        try:
+            with self._stack.between_steps():
+                self.apply(lower)
+        except ConfigError:  # other calls run these networks
+            return False
+        warn(f"memory ran out: going on with {lower.settings} ({takes(lower.settings)} predicted).")
+        if run is not None:
+            run.guides, run.call = always, call_unet
+            self._stack.subject.prepare(run)
+        release()
+        return True
+
+
+def _covers(planned: CallSize, call: CallSize) -> bool:
+    """Whether a call of the second size takes no more than one of the first."""
+    same_shape = call.height * call.width <= planned.height * planned.width
+    return same_shape and call.batch <= planned.batch and call.guidance <= planned.guidance

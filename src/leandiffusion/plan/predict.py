@@ -1,0 +1,188 @@
+"""What a call takes with given techniques: peak memory and seconds of each stage, before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+
+from ..device.host import is_host
+from ..offload.residency import Residency, all_resident
+from ..run.size import CallSize
+from ..techniques import Technique
+from ..techniques.base import UNetCalls
+from .profile import DeviceProfile
+from .seconds import stage_seconds
+from .sketch import Blueprint, Sketch
+from .stages import OWNERS, trace_stage
+from .work import StageWork
+
+CASTS = "half_precision"
+"""The technique that changes the dtype: networks are made at it, rather than cast."""
+
+STAGES = tuple(OWNERS)
+
+Chosen = tuple[Technique, ...]
+
+
+@dataclass(frozen=True)
+class StagePrediction:
+    """Bytes on the device at the worst moment of a stage, the process's own included on a CPU, and its seconds."""
+
+    peak: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of a whole call, by stage. `host` are bytes of host memory at the worst moment, beside an accelerator."""
+
+    stages: Mapping[str, StagePrediction]
+    host: int = 0
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device at the worst moment."""
+        return max(stage.peak for stage in self.stages.values())
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages. Opening the model is not among them."""
+        return sum(stage.seconds for stage in self.stages.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads back."""
+        return {"host": self.host, **{name: vars(stage) for name, stage in self.stages.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The prediction that `to_json` wrote. KeyError, TypeError or ValueError for anything else."""
+        stages = {name: StagePrediction(int(values[name]["peak"]), float(values[name]["seconds"])) for name in STAGES}
+        return cls(stages, int(values["host"]))
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """'peak_memory' in bytes and the seconds of each stage, as a picture's record has them."""
+        return {"peak_memory": self.peak, **{name: round(stage.seconds, 4) for name, stage in self.stages.items()}}
+
+    @property
+    def worst(self) -> str:
+        """The stage that sets the peak."""
+        return max(self.stages, key=lambda name: self.stages[name].peak)
+
+
+@dataclass(eq=False)
+class Predictor:
+    """Predicts calls of `call`'s size and `steps` steps for one model on one device.
+
+    What was traced once is kept, so that the next prediction with the same parts takes microseconds.
+    """
+
+    blueprint: Blueprint
+    call: CallSize
+    steps: int
+    profile: DeviceProfile
+    _sketches: dict[torch.dtype | None, Sketch] = field(default_factory=dict)
+    _traced: dict[Any, StageWork] = field(default_factory=dict)
+    _residencies: dict[Any, Residency] = field(default_factory=dict)
+
+    def predict(self, techniques: Iterable[Technique]) -> Prediction:
+        """With these techniques on, which must be legal together."""
+        chosen = tuple(techniques)
+        stages = {name: self.stage(name, chosen) for name in STAGES}
+        return Prediction(stages, self.host_bytes(chosen))
+
+    def resized(self, call: CallSize) -> Predictor:
+        """A predictor for calls of another size, with the same networks."""
+        return Predictor(self.blueprint, call, self.steps, self.profile, self._sketches)
+
+    def peak(self, chosen: Chosen) -> int:
+        """Bytes on the device at the worst moment, whether or not the profile has the speed of their dtype."""
+        return max(self._stage_peak(name, chosen) for name in STAGES)
+
+    def stage(self, name: str, chosen: Chosen) -> StagePrediction:
+        """One stage. Only techniques that concern it matter."""
+        return StagePrediction(self._stage_peak(name, chosen), self._stage_seconds(name, chosen))
+
+    def _stage_peak(self, name: str, chosen: Chosen) -> int:
+        weights = self.residency(chosen).while_running(self._owners(name)) + self.blueprint.others
+        held = max(work.peak for work, _ in self._works(name, chosen))
+        return weights + held + (self.profile.floor if self._on_host else 0)
+
+    def _stage_seconds(self, name: str, chosen: Chosen) -> float:
+        residency, owners = self.residency(chosen), self._owners(name)
+        dtype = str(self.cast(chosen) or self.blueprint.networks[owners[0]].dtype).removeprefix("torch.")
+        fetched = sum(residency.fetched.get(owner, 0) for owner in owners)
+        each_time, once = (0, fetched) if residency.stays else (fetched, 0)
+        packed = any(technique.name == "packed_weights" for technique in chosen)
+        options: Any = {"packed": packed, "fetched": each_time, "fresh": name == "decode" and self._on_host}
+        works = self._works(name, chosen)
+        seconds = sum(count * stage_seconds(work, dtype, self.profile, **options) for work, count in works)
+        return (self.steps if name == "denoise" else 1) * seconds + once / self.profile.fetch[dtype]
+
+    def _works(self, name: str, chosen: Chosen) -> list[tuple[StageWork, float]]:
+        """What is computed in the stage, in a step of 'denoise', and how often."""
+        calls = unet_calls(self.call, chosen) if name == "denoise" else {self.call: 1.0}
+        return [(self._work(name, call, self.cast(chosen), chosen), count) for call, count in calls.items()]
+
+    def host_bytes(self, chosen: Chosen) -> int:
+        """Of host memory, beside an accelerator."""
+        return 0 if self._on_host else self.profile.floor + self.residency(chosen).below
+
+    def cast(self, chosen: Chosen) -> torch.dtype | None:
+        """The dtype that one of them gives all networks; None where they keep their own."""
+        return next((each.dtype for each in chosen if each.name == CASTS), None)  # type: ignore[attr-defined]
+
+    def sketch(self, cast: torch.dtype | None = None) -> Sketch:
+        """The networks without weights, at that dtype if one is given."""
+        if cast not in self._sketches:
+            self._sketches[cast] = Sketch(self.blueprint, cast)
+        return self._sketches[cast]
+
+    def residency(self, chosen: Chosen) -> Residency:
+        """Where weights are."""
+        cast = self.cast(chosen)
+        key = cast, tuple(technique for technique in chosen if _moves(technique))
+        if key not in self._residencies:
+            networks = self.sketch(cast).networks
+            told = (technique.residency(networks) for technique in chosen)
+            self._residencies[key] = next((each for each in told if each is not None), None) or all_resident(networks)
+        return self._residencies[key]
+
+    @cached_property
+    def _on_host(self) -> bool:
+        return is_host(self.blueprint.device)
+
+    def _owners(self, stage: str) -> list[str]:
+        return [name for name in OWNERS[stage] if name in self.blueprint.networks]
+
+    def _work(self, stage: str, call: CallSize, cast: torch.dtype | None, chosen: Chosen) -> StageWork:
+        traced = tuple(each for each in chosen if stage in each.traced and each.name != CASTS)
+        key = stage, call, cast, tuple(map(str, traced))
+        if key not in self._traced:
+            sketch = self.sketch(cast)
+            undo = sketch.put_on(traced)
+            try:
+                self._traced[key] = trace_stage(stage, sketch.networks, call, self.blueprint.device)
+            finally:
+                undo()
+        return self._traced[key]
+
+
+def unet_calls(call: CallSize, techniques: Sequence[Technique]) -> UNetCalls:
+    """What one step calls the UNet for: sizes, and how many of each on average."""
+    calls: dict[CallSize, float] = {call: 1.0}
+    for technique in techniques:
+        made: dict[CallSize, float] = {}
+        for size, count in calls.items():
+            for part, times in technique.unet_calls(size).items():
+                made[part] = made.get(part, 0.0) + count * times
+        calls = made
+    return calls
+
+
+def _moves(technique: Technique) -> bool:
+    return type(technique).residency is not Technique.residency

@@ -1,0 +1,188 @@
+"""The fastest settings that fit: every legal combination, one stage after the other.
+
+Where weights are and in which dtype concerns all stages; everything else concerns one. So the best for a placement is
+the best of each stage, and no combination is missed although few are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from ..techniques import Technique, techniques
+from ..techniques.base import Exactness
+from ..techniques.stack import refuse_each_other, techniques_by_default
+from .budget import Budget
+from .predict import CASTS, STAGES, Chosen, Prediction, Predictor, StagePrediction
+
+EQUAL = 0.01
+"""Times that differ by less are as good as equal: then the more exact, and then the fewer techniques are taken."""
+
+ORDER = (Exactness.EXACT, Exactness.ROUNDING, Exactness.APPROXIMATE)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A combination and what it takes."""
+
+    techniques: Chosen
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What there is to combine: for all stages together, and for each by itself; each an option of several techniques,
+    the first of none."""
+
+    overall: Sequence[Chosen]
+    by_stage: Mapping[str, Sequence[Chosen]]
+
+
+def choices(predictor: Predictor, allow: Exactness) -> Choices:
+    """Every legal combination of what techniques offer for this call, up to that exactness."""
+    offers = _offers(predictor, None, allow)
+    by_stage = {stage: list(_combined(offers.get(stage, {}).values())) for stage in STAGES}
+    placed = _placements(offers["overall"])
+    for cast in casts(predictor) if CASTS in offers["overall"] else ():  # what else there is may depend on the dtype
+        if str(predictor.cast((cast,))).removeprefix("torch.") not in predictor.profile.products:
+            continue  # the device does not compute it
+        others = _placements(_offers(predictor, predictor.cast((cast,)), allow)["overall"])
+        placed += [(cast, *option) for option in others if legal((cast, *option))]
+    return Choices(placed, by_stage)
+
+
+def _placements(offers: dict[str, list[Technique]]) -> list[Chosen]:
+    """Every combination at one dtype, but for those that leave out what is on by default and could be on."""
+    defaults = [offers[name][0] for name in techniques_by_default() if name in offers]
+    combined = _combined(offered for name, offered in offers.items() if name != CASTS)
+    return [chosen for chosen in combined if not any(legal((*chosen, default)) for default in defaults)]
+
+
+def casts(predictor: Predictor) -> list[Technique]:
+    """Other dtypes that there are for such weights."""
+    return techniques.get(CASTS).candidates(predictor.sketch().subject, predictor.call)
+
+
+def _offers(predictor: Predictor, cast: torch.dtype | None, allow: Exactness) -> dict[str, dict[str, list[Technique]]]:
+    """What techniques offer networks of that dtype, by the stage that they concern and by name."""
+    subject = predictor.sketch(cast).subject
+    offers: dict[str, dict[str, list[Technique]]] = {"overall": {}}
+    for name in techniques:
+        cls = techniques.get(name)
+        if ORDER.index(cls.exactness) > ORDER.index(allow):
+            continue
+        if usable := [each for each in cls.candidates(subject, predictor.call) if not each.why_not(subject)]:
+            offers.setdefault(scope_of(cls), {})[name] = usable
+    return offers
+
+
+def scope_of(cls: type[Technique]) -> str:
+    """The one stage that a technique concerns, or 'overall'."""
+    stages = {*cls.traced, *(("denoise",) if cls.unet_calls is not Technique.unet_calls else ())}
+    moves = cls.residency is not Technique.residency
+    return stages.pop() if len(stages) == 1 and not moves else "overall"
+
+
+def _combined(offers: Iterable[list[Technique]]) -> Iterator[Chosen]:
+    for picked in product(*([None, *offer] for offer in offers)):
+        chosen = tuple(each for each in picked if each is not None)
+        if legal(chosen):
+            yield chosen
+
+
+def legal(chosen: Sequence[Technique]) -> bool:
+    """Whether they can be on together."""
+    pairs = ((one, other) for i, one in enumerate(chosen) for other in chosen[:i])
+    return not any(
+        refuse_each_other(one, other) or (one.group or one.name) == (other.group or other.name) for one, other in pairs
+    )
+
+
+def best_by_placement(predictor: Predictor, choices: Choices, budget: Budget) -> list[Candidate]:
+    """For each way of placing weights that fits at all the fastest combination that fits, the best first."""
+    found: list[Candidate] = []
+    for placed in choices.overall:
+        if not budget.fits(0, predictor.host_bytes(placed)):
+            continue
+        parts = [_best(predictor, stage, placed, choices.by_stage[stage], budget) for stage in STAGES]
+        if all(parts):
+            found.append(_joined(predictor, placed, [part for part in parts if part]))
+    return ranked(found)
+
+
+def leanest(predictor: Predictor, choices: Choices) -> Candidate:
+    """The combination that takes least memory, and of those the fastest."""
+    found: list[Candidate] = []
+    for placed in choices.overall:
+        parts: list[tuple[Chosen, StagePrediction]] = []
+        for stage in STAGES:
+            tried = _tried(predictor, stage, placed, choices.by_stage[stage])
+            parts.append(min(tried, key=lambda each: (each[1].peak, each[1].seconds)))
+        found.append(_joined(predictor, placed, parts))
+    return min(found, key=lambda each: (each.prediction.peak, each.prediction.host, each.prediction.seconds))
+
+
+def everything(predictor: Predictor, choices: Choices) -> list[Candidate]:
+    """All combinations, but for those that are both slower and larger in a stage than another of the same placement."""
+    found: list[Candidate] = []
+    for placed in choices.overall:
+        fronts = [_front(_tried(predictor, stage, placed, choices.by_stage[stage])) for stage in STAGES]
+        found += [_joined(predictor, placed, parts) for parts in product(*fronts)]
+    return found
+
+
+def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Fastest first; of those as good as equally fast the more exact, then the one with fewer techniques."""
+    left, order = sorted(candidates, key=lambda each: each.prediction.seconds), []
+    while left:
+        limit = left[0].prediction.seconds * (1 + EQUAL)
+        equal = [each for each in left if each.prediction.seconds <= limit]
+        first = min(equal, key=lambda each: (inexactness(each.techniques), len(each.techniques), each.prediction.peak))
+        order.append(first)
+        left.remove(first)
+    return order
+
+
+def inexactness(chosen: Chosen) -> int:
+    """0 where all are exact, 1 with rounding, 2 where something else is computed."""
+    return max((ORDER.index(each.exactness) for each in chosen), default=0)
+
+
+def _tried(
+    predictor: Predictor, stage: str, placed: Chosen, options: Sequence[Chosen]
+) -> list[tuple[Chosen, StagePrediction]]:
+    legal_ones = (option for option in options if legal((*placed, *option)))
+    return [(option, predictor.stage(stage, (*placed, *option))) for option in legal_ones]
+
+
+def _best(
+    predictor: Predictor, stage: str, placed: Chosen, options: Sequence[Chosen], budget: Budget
+) -> tuple[Chosen, StagePrediction] | None:
+    """The fastest option of a stage that fits."""
+    fitting = [each for each in _tried(predictor, stage, placed, options) if budget.fits(each[1].peak, 0)]
+    if not fitting:
+        return None
+    limit = min(found.seconds for _, found in fitting) * (1 + EQUAL)
+    equal = [each for each in fitting if each[1].seconds <= limit]
+    return min(equal, key=lambda each: (inexactness(each[0]), len(each[0]), each[1].peak))
+
+
+def _front(tried: list[tuple[Chosen, StagePrediction]]) -> list[tuple[Chosen, StagePrediction]]:
+    """Those than which no other is both faster and smaller."""
+    kept: list[tuple[Chosen, StagePrediction]] = []
+    for each in sorted(tried, key=lambda each: (each[1].seconds, each[1].peak, len(each[0]))):
+        if not kept or each[1].peak < kept[-1][1].peak:
+            kept.append(each)
+    return kept
+
+
+def _joined(predictor: Predictor, placed: Chosen, parts: Iterable[tuple[Chosen, StagePrediction]]) -> Candidate:
+    parts = list(parts)
+    chosen = (*placed, *(technique for option, _ in parts for technique in option))
+    stages = {stage: found for stage, (_, found) in zip(STAGES, parts, strict=True)}
+    return Candidate(
+        tuple(sorted(chosen, key=lambda each: each.phase)), Prediction(stages, predictor.host_bytes(placed))
+    )

@@ -1,0 +1,163 @@
+"""A pipeline without weights: what planning looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from ..core.errors import ConfigError
+from ..families.base import Family
+from ..families.folder import UNNEEDED, component_class, read_index
+from ..families.single_file import family_of_file
+from ..modules.base import Network
+from ..techniques import Technique
+from ..techniques.hooks import Undo, together
+from ..techniques.subject import Subject
+from ..weights.load import Origin
+from ..weights.locate import find_index
+from .stages import empty_network
+
+PLANNED = ("text_encoder", "text_encoder_2", "unet", "vae")
+"""Components that planning knows the work of."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network: its class and config, and the dtype of its weights."""
+
+    cls: type[Any]
+    config: Mapping[str, Any]
+    dtype: torch.dtype
+
+    def build(self, cast: torch.dtype | None = None) -> Any:
+        """The network on the meta device, at another dtype if one is given, without what opening leaves on disk. It
+        says that it comes from a checkpoint: from the one that will be there when it is opened."""
+        network = empty_network(self.cls, self.config, cast or self.dtype)
+        for prefix in UNNEEDED.get(self.cls.__name__, ()):
+            setattr(network, prefix.rstrip("."), nn.Identity())
+        object.__setattr__(network, "_origin", Origin(self.cls, self.config, {}))
+        return network
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What is known of a model before a weight is read: its networks by component name, a UNet and a VAE among them.
+
+    `device` is where they are to run, `side` the side in pixels of the square pictures that it was trained on. `others`
+    are bytes of weights of components that are opened beside them.
+    """
+
+    name: str
+    networks: Mapping[str, Part]
+    device: torch.device
+    side: int
+    others: int = 0
+
+    @classmethod
+    def of_family(cls, family: Family, dtype: torch.dtype, device: torch.device) -> Self:
+        """A model of the family at full size."""
+        specs = family.networks.items()
+        networks = {name: Part(component_class(spec.class_name), spec.config, dtype) for name, spec in specs}
+        return cls(family.name, networks, device, family.size)
+
+    @classmethod
+    def of_checkpoint(cls, source: str | Path, dtype: torch.dtype, device: torch.device) -> Self:
+        """A checkpoint's, from its JSON files, or the header of a single file. No weights have to be there.
+
+        ConfigError for what is not supported, WeightsError's kinds for files that are missing or broken.
+        """
+        path = Path(source).expanduser()
+        if path.is_file():
+            return replace(cls.of_family(family_of_file(path), dtype, device), name=str(source))
+        components = read_index(find_index(source)).components
+        networks: dict[str, Any] = {}
+        for name in PLANNED:
+            if (class_name := components.get(name)) is not None:
+                network = component_class(class_name)
+                networks[name] = Part(network, network.load_config(source, subfolder=name), dtype)
+        if "unet" not in networks or "vae" not in networks:
+            raise ConfigError(f"{source} has no {'VAE' if 'unet' in networks else 'UNet'}: nothing to plan for.")
+        return cls(str(source), networks, device, _side(networks))
+
+    @classmethod
+    def of_networks(cls, name: str, networks: Mapping[str, nn.Module], device: torch.device) -> Self:
+        """The model that these networks are of, whose weights may be anywhere. ConfigError where one of them is not
+        this library's."""
+        planned: dict[str, Any] = {key: network for key, network in networks.items() if key in PLANNED}
+        for key, network in planned.items():
+            if not isinstance(network, Network):
+                raise ConfigError(
+                    f"the {key} is a {type(network).__name__}, which is not this library's: its work cannot be "
+                    "predicted. Choose techniques by hand (docs/techniques.md)."
+                )
+        if "unet" not in planned or "vae" not in planned:
+            raise ConfigError("planning needs a UNet and a VAE, and this pipeline lacks one of them.")
+        others = sum(
+            parameter.nbytes
+            for key, network in networks.items()
+            if key not in planned
+            for parameter in network.parameters()
+        )
+        parts = {key: Part(type(network), {**network.config}, network.dtype) for key, network in planned.items()}
+        return cls(name, parts, device, _side(parts), others)
+
+    def called(self, name: str) -> Self:
+        """The same under another name."""
+        return replace(self, name=name)
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether the UNet takes the guidance scale as an input, and never makes two predictions."""
+        return self.networks["unet"].config.get("time_cond_proj_dim") is not None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the UNet's weights."""
+        return self.networks["unet"].dtype
+
+
+def _side(networks: Mapping[str, Part]) -> int:
+    """Of the square pictures that the UNet was trained on, in pixels."""
+    own = networks["unet"].config.get("sample_size") or 64
+    levels = networks["vae"].config.get("block_out_channels", (0,) * 4)
+    return (own if isinstance(own, int) else max(own)) * 2 ** (len(levels) - 1)
+
+
+class Sketch:
+    """Networks on the meta device, with what techniques look at in a pipeline. `subject` is theirs, `cast` the dtype of
+    all of them where it is not their own."""
+
+    def __init__(self, blueprint: Blueprint, cast: torch.dtype | None = None) -> None:
+        self.networks: dict[str, Any] = {name: part.build(cast) for name, part in blueprint.networks.items()}
+        self.subject = _SketchSubject(self, blueprint.device)
+
+    def put_on(self, techniques: Iterable[Technique]) -> Undo:
+        """Apply techniques to the networks, in order of their phases; undo takes all of them off again."""
+        return together(each.apply(self.subject) for each in sorted(techniques, key=lambda each: each.phase))
+
+    @property
+    def components(self) -> Mapping[str, Any]:
+        """As a pipeline has them."""
+        return self.networks
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent along a side."""
+        return 2 ** (len(self.networks["vae"].config.block_out_channels) - 1)
+
+
+class _SketchSubject(Subject):
+    """Says that the networks are where they will be."""
+
+    def __init__(self, sketch: Sketch, device: torch.device) -> None:
+        super().__init__(sketch, has_runs=True)
+        self._device = device
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
