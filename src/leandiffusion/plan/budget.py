@@ -13,6 +13,7 @@ from ..core.notices import warn
 from ..core.units import format_bytes, parse_bytes
 from ..device.host import is_host
 from ..device.memory import free_memory
+from ..device.names import HOST
 from ..measure.environment import available_memory
 from ..measure.memory import rss
 
@@ -39,7 +40,7 @@ class Budget:
         ConfigError for what is no size, zero, or for a device that does not compute here; a warning for a size beyond
         what the device has.
         """
-        free, host = free_now(device), None if is_host(device) else free_now(torch.device("cpu"))
+        free, host = free_now(device), None if is_host(device) else free_now(HOST)
         if memory is None:
             return cls(_less_margin(free), _less_margin(host), given=False)
         named = dict(memory) if isinstance(memory, Mapping) else {device.type: memory}
@@ -47,15 +48,15 @@ class Budget:
             raise ConfigError("memory={}: name a size for each device, such as {'cuda': '6GiB', 'cpu': '8GiB'}.")
         sizes = {name: _size(name, value) for name, value in named.items()}
         for name in sizes:
-            if name not in (device.type, "cpu"):
+            if name not in (device.type, HOST.type):
                 raise ConfigError(
-                    f"memory names {name!r}, and drawing takes memory of {' and '.join(sorted({device.type, 'cpu'}))}: "
+                    f"memory names {name!r}, and drawing takes memory of {' and '.join(sorted({device.type, HOST.type}))}: "
                     f"name these, or another device=… to draw on."
                 )
         own = sizes.get(device.type, _less_margin(free))
         if own is not None and (all_ := in_all(device)) is not None and own > all_:
             warn(f"memory={format_bytes(own)} is more than {device.type} has: {format_bytes(all_)} in all.")
-        return cls(own, None if is_host(device) else sizes.get("cpu", _less_margin(host)))
+        return cls(own, None if is_host(device) else sizes.get(HOST.type, _less_margin(host)))
 
     def fits(self, device_bytes: int, host_bytes: int) -> bool:
         """Whether so much is within it."""
