@@ -47,11 +47,12 @@ class Budget:
         if not named:
             raise ConfigError("memory={}: name a size for each device, such as {'cuda': '6GiB', 'cpu': '8GiB'}.")
         sizes = {name: _size(name, value) for name, value in named.items()}
+        known = sorted({device.type, HOST.type})
         for name in sizes:
-            if name not in (device.type, HOST.type):
+            if name not in known:
                 raise ConfigError(
-                    f"memory names {name!r}, and drawing takes memory of {' and '.join(sorted({device.type, HOST.type}))}: "
-                    f"name these, or another device=… to draw on."
+                    f"memory names {name!r}, and drawing takes memory of {' and '.join(known)}: name these, or another "
+                    "device=… to draw on."
                 )
         own = sizes.get(device.type, _less_margin(free))
         if own is not None and (all_ := in_all(device)) is not None and own > all_:
