@@ -7,6 +7,7 @@
 # make docs     build the site into site/
 # make bench    measure this CPU with the full-size SD1.5 network, beside diffusers and OpenVINO; half an hour
 # make bench-compiled  the same with torch.compile, ours and diffusers'; a quarter of an hour more
+# make bench-plan  the planner's predictions against what is measured, on this CPU; half an hour
 # make bench-gpu  the same on one CUDA GPU, with what PYTHON has installed; nine minutes
 # make report   draw benchmarks/README.md from benchmarks/results
 # make setup    prepare .venv with everything
@@ -31,7 +32,7 @@ DOCS := $(VENV)/.docs-installed
 PEERS := $(VENV)/.peers-installed
 PEER_TESTS := $(VENV)/.peer-tests-installed
 
-.PHONY: help demo test fuzz peer-tests check generated docs bench bench-compiled bench-gpu report setup wheel clean
+.PHONY: help demo test fuzz peer-tests check generated docs bench bench-compiled bench-plan bench-gpu report setup wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -87,6 +88,9 @@ bench: $(PEERS)
 
 bench-compiled: $(PEERS)
 	$(call ON_CPU,published,256px-compiled,--size 256 --steps 3 --repeat 2 --peers diffusers --rows $(COMPILED_ROWS))
+
+bench-plan: $(TEST)
+	$(BIN)/python benchmarks/plan.py --work $(WORK) --profile $(ARGS)
 
 bench-gpu:
 	$(call ON_GPU,published,--steps 50 --repeat 2 --rows all)

@@ -10,6 +10,9 @@ from leandiffusion.bench.record import Records, read_records
 from leandiffusion.bench.report.against import comparisons, has_peers, in_words
 from leandiffusion.bench.report.describe import headline, model_name, suite_of, title_of
 from leandiffusion.bench.report.plots import PLOTS, draw_plots, plot_path
+from leandiffusion.bench.report.predictions import draw, read_predictions
+from leandiffusion.bench.report.predictions import headline as machine
+from leandiffusion.bench.report.predictions import markdown as compared
 from leandiffusion.bench.report.tables import markdown
 from leandiffusion.core.errors import LeanError
 
@@ -42,6 +45,14 @@ Our fastest row of the same precision against each other program's, in step time
 """
 
 
+PLANNED = """\
+## Predicted against measured
+
+What the planner says of peak memory and time before it reads a weight (`leandiffusion plan`), and what the same call
+then took. Each combination was drawn by a process of its own. To repeat it: `make bench-plan`.
+"""
+
+
 def page(folder: Path) -> str:
     """The whole page, from the records in the folder and the plots that lie beside them. ConfigError for a broken file.
 
@@ -53,6 +64,7 @@ def page(folder: Path) -> str:
         parts += ["## Slower than a peer\n", _losses(runs)]
     else:
         parts.append(NOTHING)
+    parts += _predictions(folder.parent / "plan")
     parts += [_section(folder, path, records) for path, records in runs.items()]
     return "\n".join(parts)
 
@@ -66,6 +78,9 @@ def main(folder: Path = RESULTS) -> Path:
     """Draw the plots and write the page; where it lies. ConfigError and BackendUnavailable as the parts raise them."""
     for path in record_files(folder):
         draw_plots(read_records(path), path.with_suffix(""))
+    for path in record_files(folder.parent / "plan"):
+        run, combinations = read_predictions(path)
+        draw(combinations, path.with_suffix(".png"), machine(run))
     target = folder.parent / "README.md"
     target.write_text(page(folder), encoding="utf-8")
     return target
@@ -79,6 +94,17 @@ def _section(folder: Path, path: Path, records: Records) -> str:
     ]
     link = f"[{path.name}]({folder.name}/{path.name})"
     return f"{markdown(records, level=2, pictures=plots)}\nRecords: {link}. Again: `{command(records)}`\n"
+
+
+def _predictions(folder: Path) -> list[str]:
+    """The planner's figures against those measured, for each machine whose records lie in the folder."""
+    parts = [PLANNED] if record_files(folder) else []
+    for path in record_files(folder):
+        run, combinations = read_predictions(path)
+        plot = f"![Predicted against measured: {machine(run)}]({folder.name}/{path.stem}.png)"
+        link = f"Records: [{path.name}]({folder.name}/{path.name})."
+        parts += [f"### {machine(run)}\n", plot, "", compared(combinations), link + "\n"]
+    return parts
 
 
 def command(records: Records) -> str:

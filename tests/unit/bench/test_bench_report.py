@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,3 +107,22 @@ def test_a_broken_file_is_named(folder: Path) -> None:
     (folder / "a.jsonl").write_text("{")
     with pytest.raises(ConfigError, match=r"a\.jsonl, line 1 is not a record"):
         main(folder)
+
+
+def test_predictions_have_a_section_and_a_plot(folder: Path, published: Records) -> None:
+    commit(published, folder / "a.jsonl")
+    assert "## Predicted against measured" not in page(folder)
+    figures = {"peaks": {"encode": 1e8, "denoise": 2e9, "decode": 1e9}, "seconds": dict.fromkeys(("encode", "step"), 1)}
+    figures["seconds"]["decode"] = 2
+    told = {"model": "demo", "size": 64, "batch": 1, "about": "as it is", "predicted": figures, "measured": figures}
+    machine = {"cpu": {"model": "Abacus"}, "threads": {"intra-op": 1}}
+    run = {"kind": "run", "started": "2026-01-02", "versions": {"torch": "2.9"}, "machine": machine}
+    (folder.parent / "plan").mkdir()
+    lines = [json.dumps(values) for values in (run, {"kind": "combination", **told})]
+    (folder.parent / "plan" / "abacus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    text = main(folder).read_text(encoding="utf-8")
+    section = text.split("## Predicted against measured\n")[1].split("\n## ")[0]
+    assert "](plan/abacus.png)" in section
+    assert "](plan/abacus.jsonl)" in section
+    assert "| demo | 64 | 1 | as it is |" in section
+    assert (folder.parent / "plan" / "abacus.png").exists()

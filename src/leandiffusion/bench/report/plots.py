@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,25 @@ def draw_plots(records: Records, stem: Path) -> list[Path]:
     Plots of an earlier run with the same stem are replaced, or removed where there is no longer enough to draw.
     BackendUnavailable without matplotlib.
     """
+    with style():
+        return _draw_plots(records, stem)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Meanwhile matplotlib draws as plots here look. BackendUnavailable without it."""
     try:
         import matplotlib
     except ImportError as error:
         raise BackendUnavailable("plots need matplotlib: pip install 'leandiffusion[bench]'.") from error
-    from .drawing import canvas, charts, curves
+    from .drawing.canvas import STYLE
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def _draw_plots(records: Records, stem: Path) -> list[Path]:
+    from .drawing import charts, curves
 
     kinds = {
         "tradeoff": charts.tradeoff,
@@ -39,15 +55,14 @@ def draw_plots(records: Records, stem: Path) -> list[Path]:
         "attention": curves.attention,
     }
     wanted, written = suite_of(records).plots, []
-    with matplotlib.rc_context(canvas.STYLE):
-        for name in PLOTS:
-            path = plot_path(stem, name)
-            figure = kinds[name](records) if name in wanted else None
-            if figure is None:
-                path.unlink(missing_ok=True)
-            else:
-                _save(figure, path)
-                written.append(path)
+    for name in PLOTS:
+        path = plot_path(stem, name)
+        figure = kinds[name](records) if name in wanted else None
+        if figure is None:
+            path.unlink(missing_ok=True)
+        else:
+            save_figure(figure, path)
+            written.append(path)
     return written
 
 
@@ -56,7 +71,7 @@ def plot_path(stem: Path, name: str) -> Path:
     return stem.with_name(f"{stem.name}-{name}.png")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Written aside, then renamed: a reader never sees half a picture."""
     with aside(path) as place:
         figure.savefig(place, format="png", metadata={"Software": None})
