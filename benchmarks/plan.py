@@ -152,9 +152,9 @@ def measure(case: Case, checkpoint: str) -> dict[str, Any]:
 def predict(case: Case, checkpoint: str, profile: Any) -> dict[str, Any]:
     """From the checkpoint's configs."""
     import torch
+
     from leandiffusion.plan.predict import Predictor
     from leandiffusion.plan.sketch import Blueprint
-
     from leandiffusion.run.size import CallSize
     from leandiffusion.techniques import techniques
     from leandiffusion.techniques.stack import make

@@ -15,7 +15,7 @@ from ..run.size import CallSize
 from ..techniques import Technique
 from ..techniques.base import UNetCalls
 from .profile import DeviceProfile
-from .seconds import stage_seconds
+from .seconds import fetch_seconds, stage_seconds
 from .sketch import Blueprint, Sketch
 from .stages import OWNERS, trace_stage
 from .work import StageWork
@@ -118,10 +118,14 @@ class Predictor:
         fetched = sum(residency.fetched.get(owner, 0) for owner in owners)
         each_time, once = (0, fetched) if residency.stays else (fetched, 0)
         packed = any(technique.name == "packed_weights" for technique in chosen)
-        options: Any = {"packed": packed, "fetched": each_time, "fresh": name == "decode" and self._on_host}
+        options: Any = {"packed": packed, "fetched": each_time, "fresh": name == "decode" and self._gives_back(chosen)}
         works = self._works(name, chosen)
         seconds = sum(count * stage_seconds(work, dtype, self.profile, **options) for work, count in works)
-        return (self.steps if name == "denoise" else 1) * seconds + once / self.profile.fetch[dtype]
+        return (self.steps if name == "denoise" else 1) * seconds + fetch_seconds(once, dtype, self.profile)
+
+    def _gives_back(self, chosen: Chosen) -> bool:
+        """Whether freed memory goes back to the system while the VAE decodes (`core.malloc.freed_at_once`)."""
+        return self._on_host and any(technique.name in ("vae_slicing", "vae_tiling") for technique in chosen)
 
     def _works(self, name: str, chosen: Chosen) -> list[tuple[StageWork, float]]:
         """What is computed in the stage, in a step of 'denoise', and how often."""

@@ -14,15 +14,20 @@ from ..core.cache import VARIABLE, cache_folder
 from ..core.config import read_json, write_json
 from ..core.errors import ConfigError, MalformedFile
 from ..core.notices import warn
+from ..device.host import is_host
 from .points import Points
 
 if TYPE_CHECKING:
     import torch
 
 
+IDENTITY = ("leandiffusion", "torch", "device", "flags", "threads", "cores")
+"""What a profile holds for: versions, the device's name behind its type, instruction sets, and threads on cores."""
+
+
 @dataclass(frozen=True)
 class DeviceProfile:
-    """What a device does in a second, under `taken_under`: versions, name, instruction sets, threads.
+    """What a device does in a second, under `taken_under`, which tells each of IDENTITY.
 
     `products`: by dtype name, then by kind ('matmul', 'conv', 'attention'), points of FLOP/s over FLOP per byte read
     and written; 'conv' with packed weights where there are such. `reorder`: by dtype name, seconds that plain weights
@@ -51,14 +56,14 @@ class DeviceProfile:
         included."""
         try:
             return cls(
-                taken_under={str(name): str(value) for name, value in values["taken_under"].items()},
+                taken_under={name: str(values["taken_under"][name]) for name in IDENTITY},
                 date=str(values["date"]),
                 products={
                     dtype: {kind: _points(kinds[kind]) for kind in ("matmul", "conv", "attention")}
                     for dtype, kinds in values["products"].items()
                 },
                 reorder={dtype: _points(points, least=0.0) for dtype, points in values["reorder"].items()},
-                moves={name: _points(values["moves"][name]) for name in ("kept", "fresh")},
+                moves={name: _points(values["moves"][name], fewest=2) for name in ("kept", "fresh")},
                 overhead=_number(values["overhead"]),
                 fetch={dtype: _number(rate) for dtype, rate in values["fetch"].items()},
                 floor=int(_number(values["floor"], least=0.0)),
@@ -69,15 +74,16 @@ class DeviceProfile:
             ) from error
 
     @property
-    def threads(self) -> int:
-        """That computed while it was measured."""
-        return int(self.taken_under.get("threads", 1))
+    def has_idle_cores(self) -> bool:
+        """Whether weights are fetched beside the computation without taking a core from it; always for accelerators."""
+        told = self.taken_under
+        return not is_host(told["device"]) or int(told["cores"]) > int(told["threads"])
 
 
-def _points(values: Any, least: float = math.ulp(0)) -> Points:
+def _points(values: Any, least: float = math.ulp(0), fewest: int = 0) -> Points:
     points = tuple((_number(x), _number(y, least)) for x, y in values)
-    if list(points) != sorted(points):
-        raise ValueError("points are not in order")
+    if list(points) != sorted(points) or len(points) < fewest:
+        raise ValueError("points are too few, or not in order")
     return points
 
 
@@ -145,7 +151,6 @@ def _identity(device: torch.device) -> dict[str, str]:
     import torch
 
     from ..device.capabilities import name_of
-    from ..device.host import is_host
     from ..measure.environment import describe_cpu
 
     cpu = describe_cpu()
@@ -156,6 +161,7 @@ def _identity(device: torch.device) -> dict[str, str]:
         "device": f"{device.type}: {name}",
         "flags": " ".join(cpu["flags"]),
         "threads": str(torch.get_num_threads()),
+        "cores": str(cpu["usable cores"] or cpu["logical cores"]),
     }
 
 

@@ -15,6 +15,11 @@ OTHERS = 1.3
 """Of an addition's time, what operations that move numbers take on average: norms and activations compute too. Those of
 SD1.5's UNet took 1.5 times as long as additions of their sizes, those of its VAE 1.15 times."""
 
+COMPETING = 1.5
+"""Of the time that fetching takes by itself, how much longer it makes a step where every core computes: the threads of
+an operation wait for the one whose core it took. `benchmarks/attached`: the 3.4 GB of SD1.5's UNet made a step 1.3 to
+2.0 s longer, Flux's 3.3 GB 0.8 s, and reading so much takes 0.6 to 0.8 s."""
+
 
 def stage_seconds(
     work: StageWork,
@@ -37,7 +42,13 @@ def stage_seconds(
             f"the profile has no rates for {dtype}, only for {', '.join(profile.products)}: ask profile_of for it."
         )
     computing = sum(ops_seconds(ops, dtype, profile, packed=packed, fresh=fresh) for ops in work.ops)
-    return _beside(computing, fetched / profile.fetch[dtype]) if fetched else computing
+    return _beside(computing, fetched / profile.fetch[dtype], profile) if fetched else computing
+
+
+def fetch_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
+    """Seconds of bringing weights from the tier below to memory that is fresh, with nothing computed meanwhile: the
+    system hands out its pages one by one."""
+    return nbytes * (1 / profile.fetch[dtype] + _page_seconds(profile))
 
 
 def ops_seconds(ops: Ops, dtype: str, profile: DeviceProfile, *, packed: bool = True, fresh: bool = False) -> float:
@@ -64,6 +75,15 @@ def _reordering(points: Points, nbytes: float) -> float:
     return before[1] * nbytes / before[0] if before[0] else 0.0
 
 
-def _beside(computing: float, fetching: float) -> float:
-    """Fetching beside computing: the longer of the two."""
-    return max(computing, fetching)
+def _beside(computing: float, fetching: float, profile: DeviceProfile) -> float:
+    """Seconds of both at once: the longer, where fetching has a core or an engine of its own."""
+    if profile.has_idle_cores:
+        return max(computing, fetching)
+    return computing + COMPETING * fetching
+
+
+def _page_seconds(profile: DeviceProfile) -> float:
+    """Of a byte of fresh memory: a third of what the largest addition moves is its sum, which lies in such; that of the
+    next smaller one does not."""
+    (_, before), (_, last) = profile.moves["kept"][-2:]
+    return 3 * (1 / last - 1 / before)

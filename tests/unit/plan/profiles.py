@@ -5,7 +5,7 @@ from __future__ import annotations
 from leandiffusion.plan.profile import DeviceProfile
 
 PROFILE = DeviceProfile(
-    taken_under={"device": "cpu: paper", "threads": "2"},
+    taken_under={"leandiffusion": "1", "torch": "2", "device": "cpu: paper", "flags": "", "threads": "2", "cores": "2"},
     date="2026-01-01T00:00:00+00:00",
     products={
         "float32": {

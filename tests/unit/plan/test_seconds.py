@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.plan.points import product_rate
-from leandiffusion.plan.seconds import AROUND, OTHERS, ops_seconds, stage_seconds
+from leandiffusion.plan.seconds import AROUND, COMPETING, OTHERS, fetch_seconds, ops_seconds, stage_seconds
 from leandiffusion.plan.work import Ops, StageWork
 
 from .profiles import PROFILE
@@ -68,6 +68,24 @@ def test_a_stage_is_the_sum_of_its_operations() -> None:
         sum(stage_seconds(work(part), "float32", PROFILE) for part in parts)
     )
     assert stage_seconds(work(), "float32", PROFILE) == 0.0
+
+
+def test_fetching_takes_a_core_where_all_compute() -> None:
+    stage, fetched = work(Ops("matmul", 4e10, 1, 4e10, 4e8)), 500_000_000  # a second, and half a second
+    assert stage_seconds(stage, "float32", QUIET, fetched=fetched) == pytest.approx(1 + COMPETING * 0.5)
+
+
+@pytest.mark.parametrize("told", [{"device": "cpu: paper", "threads": "2", "cores": "3"}, {"device": "cuda: paper"}])
+def test_fetching_hides_behind_computing_elsewhere(told: dict[str, str]) -> None:
+    stage, profile = work(Ops("matmul", 4e10, 1, 4e10, 4e8)), replace(QUIET, taken_under=told)
+    assert stage_seconds(stage, "float32", profile, fetched=500_000_000) == pytest.approx(1.0)
+    assert stage_seconds(stage, "float32", profile, fetched=3_000_000_000) == pytest.approx(3.0)
+
+
+def test_fresh_memory_is_handed_out_page_by_page() -> None:
+    """A sum of 1e8/3 bytes made the larger addition 7.5 ms longer, so that a byte of fresh memory takes 2.25e-10 s."""
+    assert fetch_seconds(10**9, "float32", QUIET) == pytest.approx(1 + 0.225)
+    assert fetch_seconds(0, "float32", QUIET) == 0.0
 
 
 def test_a_dtype_that_was_not_measured_is_told() -> None:
