@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.units import format_bytes
+from .cgroup import memory_limit
 
 PACKAGES = (
     "torch", "triton", "tokenizers", "safetensors", "huggingface_hub", "transformers", "numpy", "pillow",
@@ -65,16 +66,15 @@ def package_version(name: str) -> str | None:
 
 def available_memory() -> int | None:
     """Bytes this process may still take: what the system has free, or what its control group leaves, if less."""
-    free = _meminfo().get("MemAvailable")
-    limit = _cgroup("memory.max")
-    used = _cgroup("memory.current")
-    left = limit - used if limit is not None and used is not None else None
-    return min((value for value in (free, left) if value is not None), default=None)
+    group = memory_limit()
+    values = (_meminfo().get("MemAvailable"), None if group is None else group.left)
+    return min((value for value in values if value is not None), default=None)
 
 
 def total_memory() -> int | None:
     """Bytes of memory that there are for this process: the system's, or its control group's limit, if less."""
-    values = (_meminfo().get("MemTotal"), _cgroup("memory.max"))
+    group = memory_limit()
+    values = (_meminfo().get("MemTotal"), None if group is None else group.limit)
     return min((value for value in values if value is not None), default=None)
 
 
@@ -92,11 +92,11 @@ def describe_cpu() -> dict[str, Any]:
 
 
 def _memory() -> dict[str, Any]:
-    memory = _meminfo()
+    memory, group = _meminfo(), memory_limit()
     return {
         "total": _as_bytes(memory.get("MemTotal")),
         "available": _as_bytes(available_memory()),
-        "container limit": _as_bytes(_cgroup("memory.max")),
+        "container limit": _as_bytes(None if group is None else group.limit),
         "swap": _as_bytes(memory.get("SwapTotal")),
     }
 
@@ -131,16 +131,6 @@ def _meminfo() -> dict[str, int]:
     if not memory and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory["MemTotal"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return memory
-
-
-def _cgroup(name: str) -> int | None:
-    """A number of this process's control group (cgroup v2), None when there is none or it says 'max'."""
-    group = next((line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), None)
-    for folder in () if group is None else (group, "/"):  # inside a container its own group is mounted as the root
-        text = _read(f"/sys/fs/cgroup{folder.rstrip('/')}/{name}").strip()
-        if text:
-            return int(text) if text.isdigit() else None
-    return None
 
 
 def _read(path: str) -> str:

@@ -13,6 +13,7 @@ from ..device.host import is_host
 from ..device.memory import is_out_of_memory, release
 from ..plan.budget import Budget
 from ..plan.explain import takes
+from ..plan.floor import floor_here
 from ..plan.make import check_allow, dtypes_for, make_plan
 from ..plan.plan import Plan
 from ..plan.predict import Predictor
@@ -71,11 +72,10 @@ class Planning:
         inputs.check_side("height", height, factor)
         inputs.check_side("width", width, factor)
         call = CallSize(height, width, batch, guidance and not blueprint.is_distilled)
-        return make_plan(
-            Predictor(blueprint, call, steps, profile_of(where, dtypes_for(blueprint, allow))),
-            Budget.of(memory, where),
-            allow,
-        )
+        profile = profile_of(where, dtypes_for(blueprint, allow))
+        networks = self._stack.subject.networks.values()
+        floor = floor_here(profile, networks, has_computed=bool(self.last_times))
+        return make_plan(Predictor(blueprint, call, steps, profile, floor), Budget.of(memory, where), allow)
 
     def apply(self: Any, plan: Plan) -> None:
         """Switch on what the plan says, and everything else off. What was on stays on if that cannot be done.

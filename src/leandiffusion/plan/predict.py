@@ -85,6 +85,9 @@ class Predictor:
     call: CallSize
     steps: int
     profile: DeviceProfile
+    floor: int | None = None
+    """Bytes that the process has besides weights; of a fresh one, which the profile knows, unless given."""
+
     _sketches: dict[torch.dtype | None, Sketch] = field(default_factory=dict)
     _traced: dict[Any, StageWork] = field(default_factory=dict)
     _residencies: dict[Any, Residency] = field(default_factory=dict)
@@ -97,7 +100,7 @@ class Predictor:
 
     def resized(self, call: CallSize) -> Predictor:
         """A predictor for calls of another size, with the same networks."""
-        return Predictor(self.blueprint, call, self.steps, self.profile, self._sketches)
+        return Predictor(self.blueprint, call, self.steps, self.profile, self.floor, self._sketches)
 
     def peak(self, chosen: Chosen) -> int:
         """Bytes on the device at the worst moment, whether or not the profile has the speed of their dtype."""
@@ -110,7 +113,7 @@ class Predictor:
     def _stage_peak(self, name: str, chosen: Chosen) -> int:
         weights = self.residency(chosen).while_running(self._owners(name)) + self.blueprint.others
         held = max(work.peak for work, _ in self._works(name, chosen))
-        return weights + held + (self.profile.floor if self._on_host else 0)
+        return weights + held + (self._floor if self._on_host else 0)
 
     def _stage_seconds(self, name: str, chosen: Chosen) -> float:
         residency, owners = self.residency(chosen), self._owners(name)
@@ -134,7 +137,7 @@ class Predictor:
 
     def host_bytes(self, chosen: Chosen) -> int:
         """Of host memory, beside an accelerator."""
-        return 0 if self._on_host else self.profile.floor + self.residency(chosen).below
+        return 0 if self._on_host else self._floor + self.residency(chosen).below
 
     def cast(self, chosen: Chosen) -> torch.dtype | None:
         """The dtype that one of them gives all networks; None where they keep their own."""
@@ -155,6 +158,10 @@ class Predictor:
             told = (technique.residency(networks) for technique in chosen)
             self._residencies[key] = next((each for each in told if each is not None), None) or all_resident(networks)
         return self._residencies[key]
+
+    @property
+    def _floor(self) -> int:
+        return self.profile.floor if self.floor is None else self.floor
 
     @cached_property
     def _on_host(self) -> bool:

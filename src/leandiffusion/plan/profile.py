@@ -34,7 +34,8 @@ class DeviceProfile:
     take longer, over the bytes that the convolution moves. `moves`: bytes/s of other operations over the bytes of one,
     'kept' where the process keeps freed memory, 'fresh' where it gives it back (`core.malloc`). `overhead`: seconds of
     an operation with nothing to do. `fetch`: by dtype name, bytes/s of weights from the tier below. `floor`: bytes of
-    host memory that a process has before any weights. `date`: when it was taken, ISO 8601.
+    host memory that a process has before any weights, `computing` those of them that come with the first computation.
+    `date`: when it was taken, ISO 8601.
     """
 
     taken_under: Mapping[str, str]
@@ -45,6 +46,7 @@ class DeviceProfile:
     overhead: float
     fetch: Mapping[str, float]
     floor: int
+    computing: int
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back."""
@@ -67,6 +69,7 @@ class DeviceProfile:
                 overhead=_number(values["overhead"]),
                 fetch={dtype: _number(rate) for dtype, rate in values["fetch"].items()},
                 floor=int(_number(values["floor"], least=0.0)),
+                computing=int(_number(values["computing"], least=0.0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
@@ -180,7 +183,7 @@ def _measure(
         if known is None:
             moves = {name: measure_moves(device, bar.update, fresh=name == "fresh") for name in ("kept", "fresh")}
             overhead = measure_overhead(device, bar.update)
-            known = DeviceProfile(identity, "", {}, {}, moves, overhead, {}, measure_floor(device))
+            known = DeviceProfile(identity, "", {}, {}, moves, overhead, {}, *measure_floor(device))
             bar.update()
         for name in dtypes:
             try:

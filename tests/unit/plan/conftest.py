@@ -30,7 +30,7 @@ def a_profile(fetch: float = 1e9, slow_half: float = 10.0, floor: int = 200 << 2
         products={"float32": rates(1.0), "bfloat16": rates(slow_half)},
         reorder=dict.fromkeys(("float32", "bfloat16"), ((1e6, 1e-3),)),
         moves=dict.fromkeys(("kept", "fresh"), ((1e4, 1e10), (1e8, 1e10))), overhead=1e-6,
-        fetch=dict.fromkeys(("float32", "bfloat16"), fetch), floor=floor,
+        fetch=dict.fromkeys(("float32", "bfloat16"), fetch), floor=floor, computing=20 << 20,
     )  # fmt: skip
 
 

@@ -19,4 +19,5 @@ PROFILE = DeviceProfile(
     overhead=1e-6,
     fetch={"float32": 1e9},
     floor=250_000_000,
+    computing=30_000_000,
 )
