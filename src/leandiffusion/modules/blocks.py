@@ -152,7 +152,8 @@ class ResnetBlock2D(nn.Module):
         h = self.conv1(silu(self.norm1(x), self.norm1))
         if self.time_emb_proj is not None and temb is not None:
             h = add(h, repeat_rows(self.time_emb_proj(temb), len(h))[:, :, None, None], self.conv1)
-        h = self.conv2(silu(self.norm2(h), self.norm2))
+        h = silu(self.norm2(h), self.norm2)  # by itself, so that what it was made of is freed before the convolution
+        h = self.conv2(h)
         return add(h, x if self.conv_shortcut is None else self.conv_shortcut(x), self.conv2)
 
 

@@ -187,10 +187,14 @@ class BasicTransformerBlock(nn.Module):
         self, x: Tensor, context: Tensor, mask: Tensor | None = None, extra: Mapping[str, Any] | None = None
     ) -> Tensor:
         """x (B, T, C) or fewer rows, context (B, S, C_context), mask (B, 1, S) of the context -> (B, T, C)."""
-        x = x + self.attn1(self.norm1(x), extra=extra)
-        attended = self.attn2(self.norm2(x), context, mask, extra)
-        x = repeat_rows(x, len(attended)) + attended
-        return x + self.ff(self.norm3(x))
+        x = _sum(x, self.attn1(self.norm1(x), extra=extra))
+        x = _sum(x, self.attn2(self.norm2(x), context, mask, extra))
+        return _sum(x, self.ff(self.norm3(x)))
+
+
+def _sum(x: Tensor, y: Tensor) -> Tensor:
+    """x (B or fewer, ...), repeated, + y (B, ...). What is only in a call is freed with it."""
+    return repeat_rows(x, len(y)) + y
 
 
 class Transformer2DModel(GradientCheckpointing):

@@ -221,10 +221,10 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         if len(sample) < rows and not self._may_share(timestep):
             sample = repeat_rows(sample, rows)
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
-        x, skips = self._down(sample, temb, text, deep)
-        skips = with_residuals(skips, down_block_additional_residuals)
-        x = self._middle(x, temb, text, deep, mid_block_additional_residual)
-        x = self._up(x, skips, temb, text, deep)
+        x, maps = self._down(sample, temb, text, deep)
+        maps = with_residuals(maps, down_block_additional_residuals)
+        maps.append(self._middle(x, temb, text, deep, mid_block_additional_residual))
+        x = self._up(maps, temb, text, deep)
         x = self.conv_out(silu(self.conv_norm_out(x), self.conv_norm_out))
         x = repeat_rows(x, rows)  # a network that attends to no text
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
@@ -242,6 +242,7 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
                 short = {} if wanted == self.skip_count else {"count": wanted - len(skips)}
                 x, made = block(x, temb, *text, **short)
                 skips += made
+                del made
         return x, skips
 
     def _middle(
@@ -253,21 +254,24 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         x = x if self.mid_block is None else self.mid_block(x, temb, *text)
         return x if residual is None else x + residual
 
-    def _up(
-        self, x: Tensor, skips: list[Tensor], temb: Tensor, text: tuple[Any, ...], deep: DeepFeature | None
-    ) -> Tensor:
-        """x joined by every skip connection, the last one first."""
+    def _up(self, maps: list[Tensor], temb: Tensor, text: tuple[Any, ...], deep: DeepFeature | None) -> Tensor:
+        """The last of `maps`, joined by the others, the skip connections, from the last to the first.
+
+        What is used leaves the list, which frees it.
+        """
         left = self.skip_count
         for block in self.up_blocks:
             count: int = len(block.resnets)  # type: ignore[arg-type]
             left -= count
-            if len(skips) <= left:  # lies deeper than what is computed anew
+            if len(maps) - 1 <= left:  # lies deeper than what is computed anew
                 continue
-            own, skips = skips[left:], skips[:left]
+            own = maps[left:]
+            del maps[left:]
             kept = {} if deep is None else {"deep": deep, "keep_at": count + left - deep.depth}
             # The next skip connection gives the size: it is odd where the down path rounded.
-            x = block(x, own, temb, text[0], skips[-1].shape[-2:] if skips else None, *text[1:], **kept)
-        return x
+            size = maps[-1].shape[-2:] if maps else None
+            maps.append(block(own, temb, text[0], size, *text[1:], **kept))
+        return maps.pop()
 
     @property
     def skip_count(self) -> int:

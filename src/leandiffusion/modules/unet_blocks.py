@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .blocks import Downsample2D, GradientCheckpointing, ResnetBlock2D, Upsample2D, repeat_rows
+from .blocks import Downsample2D, GradientCheckpointing, ResnetBlock2D, Upsample2D, in_place_allowed, repeat_rows
 from .deep import DeepFeature
 from .freeu import FreeU
 from .transformer import Transformer2DModel
@@ -170,8 +170,7 @@ class UpBlock2D(GradientCheckpointing):
 
     def forward(
         self,
-        x: Tensor,
-        skips: Sequence[Tensor],
+        maps: list[Tensor],
         temb: Tensor,
         context: Tensor,
         size: Sequence[int] | None = None,
@@ -180,26 +179,34 @@ class UpBlock2D(GradientCheckpointing):
         deep: DeepFeature | None = None,
         keep_at: int | None = None,
     ) -> Tensor:
-        """(B, C_in, H, W) -> (B, C, 2H, 2W), or (B, C, *size). `skips` are one per resnet, the last one first used;
-        with fewer, only the last so many resnets run. `deep` keeps what reaches resnet `keep_at`."""
+        """Maps (B, C_skip, H, W), the skip connections, and last (B, C_in, H, W) -> (B, C, 2H, 2W), or (B, C, *size).
+
+        Skip connections are one per resnet, the last one first used; with fewer, only the last so many resnets run.
+        The list is emptied, unless gradients are recorded: what nobody else holds is freed as soon as it is joined, as
+        no argument is while the call lasts. `deep` keeps what reaches resnet `keep_at`.
+        """
         attentions = getattr(self, "attentions", None)
-        left_out = len(self.resnets) - len(skips)
+        maps = maps if in_place_allowed() else [*maps]  # a checkpointed block is called with the same list again
+        x = maps.pop()
+        left_out = len(self.resnets) - len(maps)
         for i, resnet in enumerate(self.resnets):
             if i < left_out:
                 continue
             if i == keep_at and deep is not None:
                 deep.value = x
-            skip = skips[left_out - 1 - i]
-            if self.freeu is not None:
-                x, skip = self.freeu(x, skip)
-            # By itself, so that what is joined is freed before the resnet runs.
-            x = torch.cat([x, repeat_rows(skip, len(x))], dim=1)
+            x = self._joined(x, maps.pop())  # by itself, so that what is joined is freed before the resnet runs
             x = self.layer(resnet, x, temb)
             x = x if attentions is None else self.layer(attentions[i], x, context, mask, extra)
         for upsampler in getattr(self, "upsamplers", ()):
             H, W = (2 * x.shape[-2], 2 * x.shape[-1]) if size is None else size
             x = upsampler(x, None if (H, W) == (2 * x.shape[-2], 2 * x.shape[-1]) else (H, W))
         return x
+
+    def _joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x (B, C, H, W) and a skip connection (B or fewer, C_skip, H, W) -> (B, C + C_skip, H, W)."""
+        if self.freeu is not None:
+            x, skip = self.freeu(x, skip)
+        return torch.cat([x, repeat_rows(skip, len(x))], dim=1)
 
 
 class CrossAttnUpBlock2D(UpBlock2D):

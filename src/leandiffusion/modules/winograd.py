@@ -48,23 +48,36 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = F
     number = IN * IN * x.element_size()  # bytes of a transformed one
     step = max(PART_BYTES // (number * C), 1)
     parts = [slice(c, c + step) for c in range(0, channels, step)]
-    keep = number * C * channels <= KEPT_BYTES
     fitting = TILES_BYTES // (number * (C + min(step, channels)))
-    at_once = min(max(fitting, FEWEST_TILES), MOST_TILES) if keep else MOST_TILES
+    at_once = min(max(fitting, FEWEST_TILES), MOST_TILES)
+    single = B * h * w <= at_once  # so that each weight is used once
+    keep = not single and number * C * channels <= KEPT_BYTES
+    at_once = at_once if single or keep else MOST_TILES
     pictures, rows = (max(at_once // (h * w), 1), h) if h * w <= at_once else (1, max(at_once // w, 1))
-    kept = [fold(weight[part]) for part in parts] if keep else []
+    weights = [fold(weight[part]) if keep else weight[part] for part in parts]
     for b in alike(range(0, B, pictures)):
         for r in alike(range(0, h, rows)):
             n = min(rows, h - r)
-            v = transform(_slab(pixels[b : b + pictures], OUT * r - 1, OUT * n + 2, OUT * w + 2, double=double))
-            for i in alike(range(len(parts))):
-                part = parts[i]
-                u = kept[i] if keep else fold(weight[part])
-                tiles = torch.bmm(v.flatten(0, 1).flatten(1, 3), u.transpose(1, 2))
-                y = gather(tiles.view(IN, IN, *v.shape[2:5], -1))
-                place = out[b : b + pictures, OUT * r : OUT * (r + n), :, part]
-                torch.add(y[:, : place.shape[1], :W], 0 if bias is None else bias[part], out=place)
+            window = OUT * r - 1, OUT * n + 2, OUT * w + 2
+            tiles = transform(_slab(pixels[b : b + pictures], *window, double=double))
+            strip = out[b : b + pictures, OUT * r : OUT * (r + n)]
+            _fill([strip[..., part] for part in parts], tiles, weights, bias)
+            del tiles  # before those of the next rows are made
     return out.permute(0, 3, 1, 2)
+
+
+def _fill(places: Sequence[Tensor], v: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> None:
+    """Outputs (B, <= 4n, <= 4w, some channels), part by part, of tiles (6, 6, B, n, w, C) and weights, which are
+    transformed here if they are not."""
+    biases = [None] * len(places) if bias is None else bias.split([place.shape[-1] for place in places])
+    for place, weight, shift in alike(list(zip(places, weights, biases, strict=True))):
+        _fill_part(place, v, fold(weight) if weight.dim() == 4 else weight, shift)
+
+
+def _fill_part(place: Tensor, v: Tensor, u: Tensor, bias: Tensor | None) -> None:
+    tiles = torch.bmm(v.flatten(0, 1).flatten(1, 3), u.transpose(1, 2))
+    y = gather(tiles.view(IN, IN, *v.shape[2:5], -1))
+    torch.add(y[:, : place.shape[1], : place.shape[2]], 0 if bias is None else bias, out=place)
 
 
 def tiles_of(shape: Sequence[int], *, double: bool = False) -> int:
