@@ -1,23 +1,24 @@
 """What each exact saving gives a UNet step and a decode: full-size Stable Diffusion 1.5, random float32 weights.
 
-    python benchmarks/exact_savings.py [--size 512] [--rounds 3] [--threads 2]
+    python -m benchmarks.exact_savings [--size 512] [--rounds 3] [--threads 2] [--out FILE.json]
 
 Every variant leaves out one saving, and the last one leaves out all. Variants take turns in rounds; times are medians
 with the least and the greatest, ratios are taken within a round. Operations are those of matrix products and
-convolutions. Quiet: chrt -r 10 python benchmarks/exact_savings.py
+convolutions. Quiet: chrt -r 10 python -m benchmarks.exact_savings
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from tools.script_record import spread, write_record
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -32,6 +33,12 @@ from leandiffusion.weights.packed import unpack
 SAVINGS = ("Winograd", "packed weights", "shared samples", "text memory", "feed-forward in parts")
 DECODE = ("Winograd", "packed weights")
 
+Left = tuple[str, ...]
+"""Savings that are left out."""
+Times = dict[Left, list[float]]
+Table = dict[str, dict[str, Any]]
+"""What is left out, in words -> its figures."""
+
 
 def network(role: str) -> Any:
     """The family's network of that role, with random weights."""
@@ -41,7 +48,7 @@ def network(role: str) -> Any:
 
 
 @contextmanager
-def without(left_out: tuple[str, ...], layers: list[Conv2d]) -> Iterator[None]:
+def without(left_out: Left, layers: list[Conv2d]) -> Iterator[None]:
     """Everything on but what is named."""
     packs = "packed weights" not in left_out
     for layer in layers:
@@ -54,14 +61,14 @@ def without(left_out: tuple[str, ...], layers: list[Conv2d]) -> Iterator[None]:
         yield
 
 
-def measure(title: str, savings: tuple[str, ...], net: nn.Module, work: Callable[..., Tensor], rounds: int) -> None:
-    """Print the table of one network. `work(left_out)` computes with it."""
+def measure(title: str, savings: Left, net: nn.Module, work: Callable[[Left], Tensor], rounds: int) -> Table:
+    """Print the table of one network, and return it. `work(left_out)` computes with it."""
     layers = [module for module in net.modules() if isinstance(module, Conv2d)]
-    variants: list[tuple[str, ...]] = [(), *((saving,) for saving in savings), savings]
-    seconds: dict[tuple[str, ...], list[float]] = {variant: [] for variant in variants}
-    flops: dict[tuple[str, ...], int] = {}
+    variants: list[Left] = [(), *((saving,) for saving in savings), savings]
+    seconds: Times = {variant: [] for variant in variants}
+    flops: dict[Left, int] = {}
+    errors: dict[Left, float] = {}
     reference = None
-    errors: dict[tuple[str, ...], float] = {}
     for round_ in tqdm(range(rounds), desc=title):
         for variant in variants if round_ % 2 == 0 else variants[::-1]:
             with without(variant, layers):
@@ -74,18 +81,20 @@ def measure(title: str, savings: tuple[str, ...], net: nn.Module, work: Callable
     for variant in variants:  # packed convolutions are not counted by torch: plain ones have as many operations
         with without((*variant, "packed weights"), layers):
             flops[variant] = count_flops(lambda variant=variant: work(variant))
+    return tabulated(title, seconds, flops, errors)
+
+
+def tabulated(title: str, seconds: Times, flops: Mapping[Left, int], errors: Mapping[Left, float]) -> Table:
+    """Print the table and return it."""
+    table: Table = {}
     print(f"\n| {title}: left out | operations | seconds | times as long | differs by |\n|---|---|---|---|---|")
-    for variant in variants:
-        ratios = [mine / all_on for mine, all_on in zip(seconds[variant], seconds[()], strict=True)]
-        print(
-            f"| {' and '.join(variant) if len(variant) < 2 else 'all of them'} | {flops[variant] / 1e12:.3f} T "
-            f"| {spread(seconds[variant])} | {spread(ratios)} | {errors[variant]:.0e} |"
-        )
-
-
-def spread(values: list[float]) -> str:
-    """Median, and least to greatest."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+    for variant, taken in seconds.items():
+        name = " and ".join(variant) if len(variant) < 2 else "all of them"
+        ratios = [mine / all_on for mine, all_on in zip(taken, seconds[()], strict=True)]
+        count, error = flops[variant], errors[variant]
+        print(f"| {name} | {count / 1e12:.3f} T | {spread(taken)} | {spread(ratios)} | {error:.0e} |")
+        table[name] = {"operations": count, "seconds": taken, "differs by": error}
+    return table
 
 
 def main() -> None:
@@ -93,28 +102,33 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, help="write a record here: the figures, and where they were measured")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     side = asked.size // 8
     with torch.no_grad():
         x = torch.randn(1, 4, side, side)
-        steps(asked.size, x, asked.rounds)
+        tables = {"step": steps(asked.size, x, asked.rounds)}
         vae = network("vae")
         vae.encoder = None
-        measure(f"decoding {asked.size} px", DECODE, vae, lambda _: vae.decode(x).sample, asked.rounds)
+        title = f"decoding {asked.size} px"
+        tables["decode"] = measure(title, DECODE, vae, lambda _: vae.decode(x).sample, asked.rounds)
+    if asked.out is not None:
+        settings = {"size": asked.size, "rounds": asked.rounds, "threads": asked.threads}
+        write_record(asked.out, Path(__file__).name, settings, tables)
 
 
-def steps(size: int, x: Tensor, rounds: int) -> None:
+def steps(size: int, x: Tensor, rounds: int) -> Table:
     """The table of the UNet, which is gone afterwards."""
     unet, text = network("unet"), torch.randn(2, 77, 768)
     memory = TextMemory(text)
 
-    def step(left_out: tuple[str, ...]) -> Tensor:
+    def step(left_out: Left) -> Tensor:
         sample = torch.cat([x, x]) if "shared samples" in left_out else x
         with remembering(None if "text memory" in left_out else memory):
             return unet(sample, 500, text).sample
 
-    measure(f"a step at {size} px", SAVINGS, unet, step, rounds)
+    return measure(f"a step at {size} px", SAVINGS, unet, step, rounds)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,14 @@ def describe_environment() -> dict[str, dict[str, Any]]:
     }
 
 
+def describe_for_publication() -> dict[str, dict[str, Any]]:
+    """`describe_environment` without what belongs to this machine's owner: paths, and where checkpoints are kept."""
+    environment = describe_environment()
+    del environment["cache"], environment["system"]["executable"]
+    environment["variables"] = {k: v for k, v in environment["variables"].items() if os.sep not in v}
+    return environment
+
+
 def package_version(name: str) -> str | None:
     """The installed version of a package, without importing it; None when it is not installed."""
     try:

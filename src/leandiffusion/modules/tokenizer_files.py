@@ -87,9 +87,9 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         raise MalformedFile(f"{path} is not UTF-8 text ({error}). Download or save the tokenizer again.") from error
     merges = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip() or (number == 1 and line.startswith("#version")):
-            continue
         pair = line.split()
+        if not pair or (number == 1 and line.startswith("#version")):
+            continue
         if len(pair) != 2:
             raise MalformedFile(f"{path} line {number} is {show(line)}: expected two tokens with a space between them.")
         merges.append((pair[0], pair[1]))

@@ -30,7 +30,7 @@ def survey(device: str | None, half: str | None) -> dict[str, Any]:
     from ...device.capabilities import fastest_half
     from ...device.names import HOST, check_device, default_device
     from ...device.streams import can_be_timed
-    from ...measure.environment import describe_environment
+    from ...measure.environment import describe_for_publication
     from .declared import declared_rows
 
     place = check_device(device) if device else default_device()
@@ -40,9 +40,7 @@ def survey(device: str | None, half: str | None) -> dict[str, Any]:
         )
     device = str(HOST if is_host(place) else place)
     half = half or str(fastest_half(place)).removeprefix("torch.")
-    environment = describe_environment()
-    del environment["cache"], environment["system"]["executable"]  # records are published: no paths of this machine
-    environment["variables"] = {k: v for k, v in environment["variables"].items() if os.sep not in v}
+    environment = describe_for_publication()
     declared = {suite: [row.to_json() for row in rows] for suite, rows in declared_rows().items()}
     return {"device": device, "half": half, "environment": environment, "declared": declared}
 
