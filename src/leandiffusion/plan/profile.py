@@ -25,6 +25,13 @@ IDENTITY = ("leandiffusion", "torch", "device", "flags", "threads", "cores")
 """What a profile holds for: versions, the device's name behind its type, instruction sets, and threads on cores."""
 
 
+BUSY = 0.25
+"""Share of the processor that others have on what is called a busy machine."""
+
+PATIENCE = datetime.timedelta(minutes=10)
+"""From one measurement on a busy machine to the next."""
+
+
 @dataclass(frozen=True)
 class DeviceProfile:
     """What a device does in a second, under `taken_under`, which tells each of IDENTITY.
@@ -35,7 +42,8 @@ class DeviceProfile:
     'kept' where the process keeps freed memory, 'fresh' where it gives it back (`core.malloc`). `overhead`: seconds of
     an operation with nothing to do. `fetch`: by dtype name, bytes/s of weights from the tier below. `floor`: bytes of
     host memory that a process has before any weights, `computing` those of them that come with the first computation.
-    `date`: when it was taken, ISO 8601.
+    `busy`: the share of the processor, from 0 to 1, that others had while it was measured. `date`: when it was taken,
+    ISO 8601.
     """
 
     taken_under: Mapping[str, str]
@@ -47,6 +55,7 @@ class DeviceProfile:
     fetch: Mapping[str, float]
     floor: int
     computing: int
+    busy: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back."""
@@ -59,7 +68,7 @@ class DeviceProfile:
         try:
             return cls(
                 taken_under={name: str(values["taken_under"][name]) for name in IDENTITY},
-                date=str(values["date"]),
+                date=_date(values["date"]),
                 products={
                     dtype: {kind: _points(kinds[kind]) for kind in ("matmul", "conv", "attention")}
                     for dtype, kinds in values["products"].items()
@@ -70,6 +79,7 @@ class DeviceProfile:
                 fetch={dtype: _number(rate) for dtype, rate in values["fetch"].items()},
                 floor=int(_number(values["floor"], least=0.0)),
                 computing=int(_number(values["computing"], least=0.0)),
+                busy=_number(values["busy"], least=0.0),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
@@ -77,10 +87,22 @@ class DeviceProfile:
             ) from error
 
     @property
+    def is_doubtful(self) -> bool:
+        """Whether it was taken on a busy machine, which may be quiet by now: it told less than the device can do."""
+        taken = datetime.datetime.fromisoformat(self.date)
+        return self.busy > BUSY and datetime.datetime.now(datetime.UTC) - taken > PATIENCE
+
+    @property
     def has_idle_cores(self) -> bool:
         """Whether weights are fetched beside the computation without taking a core from it; always for accelerators."""
         told = self.taken_under
         return not is_host(told["device"]) or int(told["cores"]) > int(told["threads"])
+
+
+def _date(text: str) -> str:
+    if datetime.datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return text
 
 
 def _points(values: Any, least: float = math.ulp(0), fewest: int = 0) -> Points:
@@ -102,9 +124,10 @@ def profile_of(
     """The device's profile with at least these dtypes ('float32', 'bfloat16', 'float16').
 
     It is read from the cache folder where one was taken there under the same versions, processor or GPU and number of
-    threads. Otherwise, or with `anew`, it is measured, which takes a few seconds and shows a bar, and written there. A
-    damaged file is measured anew; a folder that cannot be written to is told in a warning, and does no harm. A dtype
-    that the device does not compute is left out. ConfigError for devices whose time cannot be told.
+    threads. Otherwise, or with `anew`, it is measured, which takes a few seconds and shows a bar, and written there.
+    One that was taken on a busy machine is measured again after ten minutes, a damaged file at once. A folder that
+    cannot be written to is told in a warning, and does no harm. A dtype that the device does not compute is left out.
+    ConfigError for devices whose time cannot be told.
     """
     import torch
 
@@ -125,6 +148,8 @@ def _remembered(
     """Once in a process for the same question: where nothing can be kept on disk, it is not measured for each plan."""
     path = cache_folder() / f"profile-{str(device).replace(':', '-')}.json"
     known = None if anew else _read(path, dict(identity))
+    if known is not None and known.is_doubtful:
+        known, dtypes = None, tuple(dict.fromkeys((*known.products, *dtypes)))
     missing = [name for name in dtypes if known is None or name not in known.products]
     if known is not None and not missing:
         return known
@@ -197,5 +222,6 @@ def _measure(
                 products={**known.products, name: measured.products},
                 reorder={**known.reorder, name: measured.reorder},
                 fetch={**known.fetch, name: measured.fetch},
+                busy=max(known.busy, measured.busy),
             )
     return replace(known, date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

@@ -12,8 +12,10 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +61,9 @@ asks the system for memory, 4 MiB while the VAE decodes and 32 MiB at other time
 FILE_BYTES = 8 << 20
 
 
+PRODUCTS = ("matmul", "conv", "attention")
+
+
 class Sample(NamedTuple):
     """Work of a kind at one point. `run` does it once, `amount` (operations or bytes) in all, at `size`."""
 
@@ -69,11 +74,13 @@ class Sample(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one dtype gives on a device; see `profile.DeviceProfile`."""
+    """What one dtype gives on a device; see `profile.DeviceProfile`. `busy`: the share of its processor, from 0 to 1,
+    that products did not get while they were measured; 0 for accelerators, which do not tell."""
 
     products: dict[str, Points]
     reorder: Points
     fetch: float
+    busy: float
 
 
 Step = Callable[[], object]
@@ -82,16 +89,14 @@ Step = Callable[[], object]
 
 def measure_dtype(device: torch.device, dtype: torch.dtype, step: Step) -> Measured:
     """Rates of products, what plain weights of convolutions cost, and of bringing weights from the tier below."""
-    pool = _full((POOL_BYTES // dtype.itemsize,), device, dtype)
+    pool, share = _full((POOL_BYTES // dtype.itemsize,), device, dtype), _Share()
     with fastest_convolutions(), tempfile.TemporaryDirectory() as folder:
-        found = _measure(lambda: _samples(pool, Path(folder)), device, step)
-    products = {
-        kind: lift((size, amount / seconds) for size, amount, seconds in found[kind])
-        for kind in ("matmul", "conv", "attention")
-    }
+        found = _measure(lambda: _samples(pool, Path(folder)), device, step, share)
+    products = {kind: lift((size, amount / seconds) for size, amount, seconds in found[kind]) for kind in PRODUCTS}
     bytes_fetched = sum(amount for _, amount, _ in found["fetch"])
     fetch = bytes_fetched / sum(seconds for _, _, seconds in found["fetch"])
-    return Measured(products, _reordering(found.get("plain", []), products["conv"]), fetch)
+    busy = share.missed if is_host(device) else 0.0
+    return Measured(products, _reordering(found.get("plain", []), products["conv"]), fetch, busy)
 
 
 def measure_moves(device: torch.device, step: Step, *, fresh: bool) -> Points:
@@ -129,8 +134,29 @@ def _reordering(plain: list[tuple[float, float, float]], packed: Points) -> Poin
     return tuple((nbytes, min(seconds for _, seconds in found[i:])) for i, (nbytes, _) in enumerate(found))
 
 
+@dataclass
+class _Share:
+    """Of the processor, how much this process got while all its threads had work."""
+
+    processor: float = 0.0
+    clock: float = 0.0
+
+    @contextmanager
+    def count(self) -> Iterator[None]:
+        """Meanwhile every thread has work."""
+        begun = time.process_time(), time.perf_counter()
+        yield
+        self.processor += time.process_time() - begun[0]
+        self.clock += time.perf_counter() - begun[1]
+
+    @property
+    def missed(self) -> float:
+        """What it did not get, from 0 to 1."""
+        return min(max(1 - self.processor / (self.clock * torch.get_num_threads()), 0.0), 1.0)
+
+
 def _measure(
-    samples: Callable[[], Iterator[Sample]], device: torch.device, step: Step
+    samples: Callable[[], Iterator[Sample]], device: torch.device, step: Step, share: _Share | None = None
 ) -> dict[str, list[tuple[float, float, float]]]:
     """(size, amount, seconds of the best run) of every sample, by kind. One is in memory at a time."""
     best: dict[tuple[str, int], tuple[float, float, float]] = {}
@@ -139,7 +165,8 @@ def _measure(
             for i, sample in enumerate(samples()):
                 if not number:
                     sample.run()  # first runs choose kernels, and let the allocator see the sizes
-                took = least_seconds(sample.run, device, SECONDS)
+                with share.count() if share is not None and sample.kind in PRODUCTS else nullcontext():
+                    took = least_seconds(sample.run, device, SECONDS)
                 before = best.get((sample.kind, i), (0.0, 0.0, took))[2]
                 best[sample.kind, i] = (sample.size, sample.amount, min(took, before))
                 step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import warnings
@@ -78,6 +79,36 @@ def test_a_dtype_that_is_missing_is_added(bench: Bench) -> None:
     assert bench.asked == [["float32"], ["bfloat16"]]
 
 
+@pytest.mark.parametrize(
+    ("busy", "minutes", "again"), [(0.9, 11, True), (0.9, 9, False), (0.2, 11, False), (0.9, 60 * 24, True)]
+)
+def test_one_from_a_busy_machine_is_measured_again_later(
+    bench: Bench, tmp_path: Path, busy: float, minutes: float, again: bool
+) -> None:
+    profile_of("cpu", ("float32", "bfloat16"))
+    path = tmp_path / "profile-cpu.json"
+    date = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=minutes)
+    values = json.loads(path.read_text()) | {"busy": busy, "date": date.isoformat()}
+    path.write_text(json.dumps(values))
+    forget()
+    assert set(profile_of("cpu").products) == {"float32", "bfloat16"}
+    assert [set(asked) for asked in bench.asked] == [{"float32", "bfloat16"}] * (1 + again)
+
+
+def test_how_busy_it_was_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two seconds on two threads this process got one."""
+    times = {"process_time": iter([0.0, 1.0]), "perf_counter": iter([0.0, 2.0])}
+    for name, values in times.items():
+        monkeypatch.setattr(rates.time, name, lambda values=values: next(values))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    share = rates._Share()
+    with share.count():
+        pass
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert share.missed == 0.75
+
+
 def test_anew_measures_again_and_replaces(bench: Bench, tmp_path: Path) -> None:
     profile_of("cpu")
     profile_of("cpu", anew=True)
@@ -118,6 +149,7 @@ def test_other_threads_are_another_profile(bench: Bench) -> None:
         lambda text: text.replace("1000000000.0", "-1.0"),
         lambda text: text.replace("1000000000.0", '"fast"'),
         lambda text: text.replace('"conv"', '"cnov"'),
+        lambda text: text.replace("2026-01-01", "long ago"),
     ],
 )
 def test_a_damaged_file_is_measured_anew(bench: Bench, tmp_path: Path, damage: Any) -> None:
