@@ -7,13 +7,20 @@ from .points import Points, product_rate, rate_at
 from .profile import DeviceProfile
 from .work import Ops, StageWork
 
-AROUND = 20.0
-"""Python around an operation, in operations that have nothing to do: of 1.5 microseconds on an AMD EPYC, where stages
-took 30 microseconds of each operation beyond what their kernels did."""
+AROUND = 30.0
+"""Python around an operation, in operations that have nothing to do. Those took 1.5 microseconds on an AMD EPYC, where
+a decode of 11,000 operations took half a second beyond its kernels."""
 
-OTHERS = 1.3
-"""Of an addition's time, what operations that move numbers take on average: norms and activations compute too. Those of
-SD1.5's UNet took 1.5 times as long as additions of their sizes, those of its VAE 1.15 times."""
+IN_NETWORKS = 1.08
+"""Of the time of a product that runs again and again, what it takes amid others, with the cache as they leave it. SD1.5
+on one thread of that processor, kernel by kernel: 3 to 7% more in the UNet, 11% in the VAE."""
+
+OTHERS = 1.6
+"""Of an addition's time, what operations that move numbers take on average: norms and activations compute too. There
+they took 1.5 to 2 times as long as additions of their sizes."""
+
+MADE = 2.0
+"""Parts of a product that lie in fresh memory: its result, and an input that was made for it (Winograd's tiles)."""
 
 COMPETING = 1.5
 """Of the time that fetching takes by itself, how much longer it makes a step where every core computes: the threads of
@@ -48,18 +55,19 @@ def stage_seconds(
 def fetch_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
     """Seconds of bringing weights from the tier below to memory that is fresh, with nothing computed meanwhile: the
     system hands out its pages one by one."""
-    return nbytes * (1 / profile.fetch[dtype] + _page_seconds(profile))
+    return nbytes * (1 / profile.fetch[dtype] + _page_seconds(profile.moves["kept"][-1][1], profile))
 
 
 def ops_seconds(ops: Ops, dtype: str, profile: DeviceProfile, *, packed: bool = True, fresh: bool = False) -> float:
     """Seconds of operations of one kind and size, all together."""
     if not ops.count:
         return 0.0
-    nbytes = ops.nbytes / ops.count
+    nbytes, moves = ops.nbytes / ops.count, profile.moves["fresh" if fresh else "kept"]
     overhead = AROUND * profile.overhead * ops.count
     if ops.kind == "other":
-        return OTHERS * ops.nbytes / rate_at(profile.moves["fresh" if fresh else "kept"], nbytes) + overhead
-    seconds = ops.flops / product_rate(profile.products[dtype][ops.kind], ops.flops / ops.nbytes)
+        return OTHERS * ops.nbytes / rate_at(moves, nbytes) + overhead
+    seconds = IN_NETWORKS * ops.flops / product_rate(profile.products[dtype][ops.kind], ops.flops / ops.nbytes)
+    seconds += MADE * ops.nbytes / 3 * _page_seconds(rate_at(moves, nbytes), profile)
     if ops.kind == "conv" and not packed:
         seconds += ops.count * _reordering(profile.reorder[dtype], nbytes)
     return seconds + overhead
@@ -82,8 +90,7 @@ def _beside(computing: float, fetching: float, profile: DeviceProfile) -> float:
     return computing + COMPETING * fetching
 
 
-def _page_seconds(profile: DeviceProfile) -> float:
-    """Of a byte of fresh memory: a third of what the largest addition moves is its sum, which lies in such; that of the
-    next smaller one does not."""
-    (_, before), (_, last) = profile.moves["kept"][-2:]
-    return 3 * (1 / last - 1 / before)
+def _page_seconds(rate: float, profile: DeviceProfile) -> float:
+    """Of a byte of fresh memory, where additions go at that rate: a third of what they move is their sum, which lies in
+    such if they are slower than the last but one, whose sum still does not."""
+    return 3 * max(1 / rate - 1 / profile.moves["kept"][-2][1], 0.0)

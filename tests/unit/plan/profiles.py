@@ -15,7 +15,7 @@ PROFILE = DeviceProfile(
         }
     },
     reorder={"float32": ((1e6, 0.0), (2e6, 0.01))},
-    moves={"kept": ((1e6, 4e10), (1e8, 1e10)), "fresh": ((1e6, 4e10), (1e8, 1e9))},
+    moves={"kept": ((1e6, 4e10), (1e8, 1e10), (2e8, 4e9)), "fresh": ((1e6, 4e10), (1e8, 1e9))},
     overhead=1e-6,
     fetch={"float32": 1e9},
     floor=250_000_000,

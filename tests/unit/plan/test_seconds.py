@@ -10,12 +10,23 @@ from hypothesis import strategies as st
 
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.plan.points import product_rate
-from leandiffusion.plan.seconds import AROUND, COMPETING, OTHERS, fetch_seconds, ops_seconds, stage_seconds
+from leandiffusion.plan.seconds import (
+    AROUND,
+    COMPETING,
+    IN_NETWORKS,
+    MADE,
+    OTHERS,
+    fetch_seconds,
+    ops_seconds,
+    stage_seconds,
+)  # fmt: skip
 from leandiffusion.plan.work import Ops, StageWork
 
 from .profiles import PROFILE
 
 QUIET = replace(PROFILE, overhead=0.0)
+SECOND = Ops("matmul", 4e7 / IN_NETWORKS, 1000, 4e10 / IN_NETWORKS, 4e8 / IN_NETWORKS)
+"""Products of a second."""
 
 
 def work(*ops: Ops) -> StageWork:
@@ -23,15 +34,15 @@ def work(*ops: Ops) -> StageWork:
 
 
 def test_products_take_their_operations_over_the_rate_at_their_intensity() -> None:
-    assert ops_seconds(Ops("matmul", 1e8, 10, 1e9, 1e8), "float32", QUIET) == pytest.approx(0.1)
-    assert ops_seconds(Ops("matmul", 4e8, 10, 4e9, 4e7), "float32", QUIET) == pytest.approx(0.1)
+    assert ops_seconds(Ops("matmul", 1e8, 10, 1e9, 1e8), "float32", QUIET) == pytest.approx(IN_NETWORKS * 0.1)
+    assert ops_seconds(Ops("matmul", 4e8, 10, 4e9, 4e7), "float32", QUIET) == pytest.approx(IN_NETWORKS * 0.1)
     between = 10**0.5 * 10
     assert product_rate(PROFILE.products["float32"]["matmul"], between) == pytest.approx(2e10)
 
 
 def test_products_that_wait_for_memory_take_their_bytes() -> None:
     """Below the first point, where 1e9 bytes/s were moved."""
-    assert ops_seconds(Ops("matmul", 1e6, 1, 1e6, 1e8), "float32", QUIET) == pytest.approx(0.1)
+    assert ops_seconds(Ops("matmul", 1e6, 100, 1e6, 1e8), "float32", QUIET) == pytest.approx(IN_NETWORKS * 0.1)
 
 
 def test_other_operations_take_their_bytes_and_each_its_overhead() -> None:
@@ -46,10 +57,17 @@ def test_large_results_cost_more_where_memory_goes_back() -> None:
     assert stage_seconds(large, "float32", QUIET, fresh=True) == pytest.approx(OTHERS * 0.1)
 
 
+def test_products_pay_for_the_fresh_memory_that_they_use() -> None:
+    """A third of 1e8 bytes made an addition 90 ms longer than where memory is kept."""
+    large = work(Ops("matmul", 1e10, 1, 1e10, 1e8))
+    kept, fresh = (stage_seconds(large, "float32", QUIET, fresh=fresh) for fresh in (False, True))
+    assert fresh - kept == pytest.approx(MADE * (1e8 / 1e9 - 1e8 / 1e10))
+
+
 def test_plain_weights_are_reordered_for_each_convolution() -> None:
     convolutions = Ops("conv", 15e6, 4, 6e7, 6e6)  # 10 operations per byte; 1.5e6 bytes each
     packed = ops_seconds(convolutions, "float32", QUIET)
-    assert packed == pytest.approx(6e7 / 2e10)
+    assert packed == pytest.approx(IN_NETWORKS * 6e7 / 2e10)
     assert ops_seconds(convolutions, "float32", QUIET, packed=False) == pytest.approx(packed + 4 * 0.005)
     larger = Ops("conv", 1e8, 1, 1e8, 4e6)
     extra = ops_seconds(larger, "float32", QUIET, packed=False) - ops_seconds(larger, "float32", QUIET)
@@ -71,20 +89,20 @@ def test_a_stage_is_the_sum_of_its_operations() -> None:
 
 
 def test_fetching_takes_a_core_where_all_compute() -> None:
-    stage, fetched = work(Ops("matmul", 4e10, 1, 4e10, 4e8)), 500_000_000  # a second, and half a second
+    stage, fetched = work(SECOND), 500_000_000  # a second, and half a second
     assert stage_seconds(stage, "float32", QUIET, fetched=fetched) == pytest.approx(1 + COMPETING * 0.5)
 
 
 @pytest.mark.parametrize("told", [{"device": "cpu: paper", "threads": "2", "cores": "3"}, {"device": "cuda: paper"}])
 def test_fetching_hides_behind_computing_elsewhere(told: dict[str, str]) -> None:
-    stage, profile = work(Ops("matmul", 4e10, 1, 4e10, 4e8)), replace(QUIET, taken_under=told)
+    stage, profile = work(SECOND), replace(QUIET, taken_under=told)
     assert stage_seconds(stage, "float32", profile, fetched=500_000_000) == pytest.approx(1.0)
     assert stage_seconds(stage, "float32", profile, fetched=3_000_000_000) == pytest.approx(3.0)
 
 
 def test_fresh_memory_is_handed_out_page_by_page() -> None:
-    """A sum of 1e8/3 bytes made the larger addition 7.5 ms longer, so that a byte of fresh memory takes 2.25e-10 s."""
-    assert fetch_seconds(10**9, "float32", QUIET) == pytest.approx(1 + 0.225)
+    """A sum of 2e8/3 bytes made the largest addition 30 ms longer, so that a byte of fresh memory takes 4.5e-10 s."""
+    assert fetch_seconds(10**9, "float32", QUIET) == pytest.approx(1 + 0.45)
     assert fetch_seconds(0, "float32", QUIET) == 0.0
 
 
