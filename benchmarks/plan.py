@@ -95,9 +95,14 @@ def cases() -> list[Case]:
         replace(plain, size=128, on=(_with(SEQUENTIAL, resident_fraction=0.9),)),
         replace(plain, size=192, off=(PACKED,)),
         replace(plain, size=192, on=(_with(SEQUENTIAL),)),
-        Case("shape:sd2", 128),
-        Case("shape:sd2", 256, on=(_with(SEQUENTIAL),)),
-        Case("shape:sd2", 256, on=(_with(TILING),)),
+        replace(plain, size=512, on=(_with(TILING),)),
+        replace(plain, batch=4, on=(_with("unet_slicing"), _with(SLICING))),
+        replace(plain, batch=4),
+        Case("shape:sd21", 128),
+        Case("shape:sd21", 256, on=(_with(SEQUENTIAL),)),
+        Case("shape:sd21", 256, on=(_with(TILING),)),
+        Case("shape:vega", 256),
+        Case("shape:vega", 256, on=low),
         *(Case(demo, size, steps=4) for size in (128, 256, 512)),
         Case(demo, 256, batch=4, steps=4),
         Case(demo, 256, batch=4, on=(_with(SLICING),), steps=4),
@@ -178,6 +183,7 @@ def predict(case: Case, checkpoint: str, profile: Any) -> dict[str, Any]:
 def run(out: Path, work: Path, models: list[str], minutes: float, anew: bool) -> None:
     """Predict and draw what the file does not hold yet, a line for each, until time is up."""
     from leandiffusion.bench.run.models import find_model
+    from leandiffusion.core.errors import LeanError
     from leandiffusion.measure.environment import describe_environment
     from leandiffusion.plan.profile import profile_of
 
@@ -202,8 +208,12 @@ def run(out: Path, work: Path, models: list[str], minutes: float, anew: bool) ->
             if time.monotonic() > until:
                 print(f"time is up: {out} goes on where this stopped when it is run again.", file=sys.stderr)
                 return
-            checkpoint = find_model(case.model, work)["checkpoint"]
-            predicted = predict(case, checkpoint, profile)
+            try:
+                checkpoint = find_model(case.model, work)["checkpoint"]
+                predicted = predict(case, checkpoint, profile)
+            except LeanError as error:
+                write(kind="failure", case=_plain(case), error=str(error))
+                continue
             command = [sys.executable, __file__, "--measure", json.dumps([_plain(case), checkpoint])]
             ran = subprocess.run(command, capture_output=True, text=True)
             if ran.returncode:

@@ -200,9 +200,10 @@ def _matmul(tokens: int, pool: Tensor) -> Sample:
 
 
 def _conv(name: str, ins: int, outs: int, side: int, pool: Tensor, *, packs: bool) -> Sample:
-    """3x3, of a batch of two, channels-last. 'plain' ones are told by the bytes that they move."""
+    """3x3, of a batch of two, with a channels-last map and weights in their usual order, as they are in a UNet where
+    nothing is switched on. 'plain' ones are told by the bytes that they move."""
     x = _cut(pool, (2, side, side, ins))[0].clone().permute(0, 3, 1, 2)
-    weight = _cut(pool, (outs, 3, 3, ins))[0].permute(0, 3, 1, 2)
+    weight = _cut(pool, (outs, ins, 3, 3))[0]
     nbytes = x.nbytes + weight.nbytes + 2 * outs * side * side * pool.itemsize
     flops = 2.0 * 2 * side * side * weight.numel()
     size = flops / nbytes if name == "conv" else float(nbytes)
