@@ -27,7 +27,7 @@ def run(file: Path, out: Path, options: GenerateOptions, technique_options: Tech
     try:
         latents, record = read_latents(file)
     except (ConfigError, OSError) as error:
-        reason = f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        reason = f"{file}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
         raise typer.BadParameter(reason) from error
     destination = Destination(out, len(latents))
     destination.prepare()

@@ -36,13 +36,18 @@ def parse_memory(text: str) -> str | dict[str, str]:
     from ..core.errors import ConfigError
     from ..core.units import parse_bytes
 
-    sizes = dict(part.split("=", 1) for part in text.split(",")) if "=" in text else {"": text}
+    parts = [part.rpartition("=") for part in text.split(",")]
     try:
-        if not all(parse_bytes(size) for size in sizes.values()):
+        if not all(parse_bytes(size) for _, _, size in parts):
             raise ConfigError(f"{text!r} leaves nothing to draw with: leave --memory out for what is free.")
-    except (ConfigError, ValueError) as error:
+    except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    return text if "=" not in text else {name.strip(): size for name, size in sizes.items()}
+    if "=" not in text:
+        return text
+    sizes = {name.strip(): size for name, _, size in parts}
+    if "" in sizes or len(sizes) < len(parts):
+        raise typer.BadParameter(f"{text!r}: write a size, or DEVICE=SIZE for each device, such as cuda=6GiB,cpu=8GiB.")
+    return sizes
 
 
 def parse_guidance(text: str) -> float:

@@ -132,10 +132,10 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts,
                     do_classifier_free_guidance=call.do_classifier_free_guidance, clip_skip=request.clip_skip,
                 ))  # fmt: skip
                 run.condition_on(self.conditioner.tensors(*encoded, *besides_text))
+            self._trim()
             with clock.stage("denoise"), call.progress_bar(total=run.length) as bar:
                 images = run.denoise(bar.update)
-            if is_host(self.device):
-                trim()  # what denoising freed would otherwise lie beneath the peak of decoding
+            self._trim()
             if request.output_type != "latent":
                 with keeping(images):
                     with clock.stage("decode"):
@@ -248,6 +248,11 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts,
         notices = [self.notice(text) for text in texts] if self.notice is not None else []
         for notice in dict.fromkeys(filter(None, notices)):
             warn(notice)
+
+    def _trim(self) -> None:
+        """Between stages on a CPU: what one freed would otherwise lie beneath the peak of the next."""
+        if is_host(self.device):
+            trim()
 
     def _clock(self) -> StageClock:
         return StageClock(partial(synchronize, self.device), self.watch)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -28,12 +30,24 @@ from .request import Request
 T = TypeVar("T")
 
 
+STEPS = 50
+"""Of a call whose schedule is given by timesteps or sigmas, for predicting its time."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The budget that a pipeline was opened with, as `plan_for` takes it."""
+
+    memory: Any
+    allow: str
+    device: torch.device
+
+
 class Planning:
     """Mixin of the pipelines."""
 
     _stack: Stack
-    _memory: Any = None
-    _allow: str = "exact"
+    _kept: Kept | None = None
     _drawn_as_planned: bool = False
     plan: Plan | None = None
     """The plan that was applied last; None when techniques were chosen by hand."""
@@ -93,27 +107,34 @@ class Planning:
         self.plan = plan
 
     def _keep_within(self: Any, memory: Any, allow: str, device: torch.device) -> None:
-        """Plan and apply, now for a picture of the model's own size and again for each call that is larger."""
-        self._memory, self._allow = memory, allow
-        self.apply(self.plan_for(memory, allow=allow, device=device))
+        """Plan and apply, now for a picture of the model's own size and again for each call that is larger.
+
+        Where that does not fit, the first call says whether what it asks for does.
+        """
+        self._kept = Kept(memory, allow, device)
+        with suppress(BudgetError):
+            self.apply(self.plan_for(memory, allow=allow, device=device))
 
     def _plan_request(self: Any, request: Request, shape: tuple[int, int, int, int], guided: bool) -> None:
         """Where a budget is to be kept, plan anew if this call takes more than what was planned for."""
-        plan = self.plan
-        if self._memory is None or plan is None:
+        kept, plan = self._kept, self.plan
+        if kept is None:
             return
         factor = self.vae_scale_factor
         call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided)
-        settled, self._drawn_as_planned = self._drawn_as_planned, True
-        if plan.call == call or (settled and _covers(plan.call, call)):  # before the first call another plan is free
-            return
-        with self._stack.between_steps():
-            self.apply(
-                self.plan_for(
-                    self._memory, height=call.height, width=call.width, batch=call.batch, guidance=call.guidance,
-                    steps=request.num_inference_steps or plan.steps, allow=self._allow, device=plan.device,
-                )
-            )  # fmt: skip
+        drawn, self._drawn_as_planned = self._drawn_as_planned, True
+        if plan is not None and (plan.call == call or (drawn and _covers(plan.call, call))):
+            return  # before the first call another plan is free: nothing was read yet
+        made = self.plan_for(
+            kept.memory, height=call.height, width=call.width, batch=call.batch, guidance=call.guidance,
+            steps=request.num_inference_steps or STEPS, allow=kept.allow, device=kept.device,
+        )  # fmt: skip
+        try:
+            with self._stack.between_steps():
+                self.apply(made)
+        except ConfigError:  # other calls run these networks: this one goes as they do
+            if plan is None:
+                raise
 
     def _with_room(self: Any, work: Callable[[], T]) -> T:
         """What `work` returns; where a plan is on and memory runs out, tried again with the next lower one."""

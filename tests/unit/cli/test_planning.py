@@ -1,0 +1,127 @@
+"""`leandiffusion plan`, `generate --memory` and `--plan`, `decode`: the packaged model, with a profile on paper."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tests.unit.plan.conftest import a_profile
+from typer.testing import CliRunner
+
+from leandiffusion.cli.app import app
+from leandiffusion.pictures.record import read_record
+from leandiffusion.pipelines import planning
+from leandiffusion.plan import profile
+from leandiffusion.plan.plan import Plan
+from leandiffusion.techniques import techniques
+
+GENERATE = ("generate", "a red circle", "--steps", "2", "--seed", "3")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty working folder, and a machine that nobody measured."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(profile, "profile_of", lambda *args, **options: a_profile())
+    monkeypatch.setattr(planning, "profile_of", lambda *args, **options: a_profile())
+    monkeypatch.setattr(planning, "floor_here", lambda profile, networks, has_computed: profile.floor)
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments), prog_name="leandiffusion")
+
+
+@pytest.mark.parametrize("model", ["sd15", "sdxl", "demo"])
+def test_the_answer_is_a_table_with_reasons(model: str) -> None:
+    result = run("plan", model, "--memory", "3GiB", "--size", "128")
+    assert result.exit_code == 0, result.output
+    for told in ("within 3 GiB", "128x128", "Chosen:", "decode", "in all", "Runners-up", "Not used"):
+        assert told in result.stdout
+    missing = [name for name in techniques if name not in result.stdout]
+    assert not missing
+
+
+def test_json_is_a_plan() -> None:
+    result = run("plan", "demo", "--memory", "1GiB", "--batch", "2", "--steps", "7", "--no-guidance", "--json")
+    plan = Plan.from_json(json.loads(result.stdout))
+    assert (plan.call.batch, plan.call.guidance, plan.steps, plan.budget_bytes) == (2, False, 7, 1 << 30)
+
+
+def test_a_plan_is_saved_and_drawn_with(tmp_path: Path) -> None:
+    saved = run("plan", "demo", "--memory", "212MiB", "--size", "128", "--save-plan", "plan.json", "--plot", "plan.png")
+    assert saved.exit_code == 0, saved.output
+    assert "--plan plan.json" in saved.stderr
+    with Image.open("plan.png") as picture:
+        assert picture.height > 300
+    settings = Plan.load("plan.json").techniques
+    assert settings
+    drawn = run(*GENERATE, "--plan", "plan.json")
+    assert drawn.exit_code == 0, drawn.output
+    record = read_record(Path(drawn.stdout.strip()))
+    assert list(record.techniques.values()) == [str(each) for each in settings]
+    assert record.plan["budget"] == "212 MiB"
+    assert record.predicted["peak_memory"] < 212 << 20
+
+
+def test_a_budget_decides_the_techniques_and_not_the_picture() -> None:
+    plain, tight = run(*GENERATE, "--out", "a.png"), run(*GENERATE, "--memory", "212MiB", "--out", "b.png")
+    assert plain.exit_code == tight.exit_code == 0, tight.output
+    record = read_record(Path("b.png"))
+    assert "sequential_offload" in record.techniques
+    assert set(record.predicted) == {"peak_memory", "encode", "denoise", "decode"}
+    assert set(read_record(Path("a.png")).predicted) == set()
+    with Image.open("a.png") as one, Image.open("b.png") as other:
+        difference = torch.tensor(list(one.tobytes()), dtype=torch.int) - torch.tensor(list(other.tobytes()))
+    assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("plan", "sd155"), "Did you mean 'sd15'"),
+        (("plan", "sd15", "--memory", "much"), "is not a size"),
+        (("plan", "sd15", "--memory", "0"), "leaves nothing"),
+        (("plan", "sd15", "--memory", "cuda=1GiB"), "memory names 'cuda'"),
+        (("plan", "sd15", "--memory", "cpu=1GiB,"), "is not a size"),
+        (("plan", "sd15", "--memory", "50MiB"), "the least that would do"),
+        (("plan", "sd15", "--allow", "exakt"), "Did you mean 'exact'"),
+        (("plan", "sd15", "--size", "500"), "multiple of 8"),
+        (("plan", "demo", "--plot", "nowhere/plan.png"), "no folder nowhere"),
+        ((*GENERATE, "--memory", "1GiB", "--vae-tiling"), "leave out vae_tiling"),
+        ((*GENERATE, "--memory", "1GiB", "--plan", "plan.json"), "leave out --plan"),
+        ((*GENERATE, "--plan", "plan.json"), "No such file"),
+        ((*GENERATE, "--memory", "50MiB"), "the least that would do"),
+        (("decode", "missing.safetensors"), "No such file"),
+    ],
+)
+def test_what_cannot_be_is_told(arguments: tuple[str, ...], told: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code in (1, 2)
+    assert told in " ".join(result.output.replace("│", " ").split())
+
+
+def test_latents_of_a_decode_that_fails_are_kept_and_decoded_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    from leandiffusion.modules.vae import AutoencoderKL
+
+    whole = run(*GENERATE, "--out", "whole.png")
+    assert whole.exit_code == 0, whole.output
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(AutoencoderKL, "decode", fails)
+        result = run(*GENERATE, "--out", "later.png")
+    assert result.exit_code == 1
+    assert "leandiffusion decode" in result.stderr
+    (kept,) = Path().glob("*.latents.safetensors")
+    assert not Path("later.png").exists()
+    decoded = run("decode", str(kept), "--out", "later.png")
+    assert decoded.exit_code == 0, decoded.output
+    with Image.open("whole.png") as one, Image.open("later.png") as other:
+        assert one.tobytes() == other.tobytes()
+    assert read_record(Path("later.png")).recipe == read_record(Path("whole.png")).recipe

@@ -1,0 +1,151 @@
+"""A pipeline with a budget: planned when it is opened, and again for calls that are larger."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.plan.conftest import CPU, a_profile
+
+from leandiffusion import ConfigError, DiffusionPipeline, StableDiffusionPipeline
+from leandiffusion.core.errors import BudgetError
+from leandiffusion.pipelines import planning
+from leandiffusion.plan.plan import Plan
+from leandiffusion.plan.predict import Predictor
+from leandiffusion.plan.search import choices, leanest
+from leandiffusion.plan.sketch import Blueprint
+from leandiffusion.run.size import CallSize
+from leandiffusion.techniques.base import Exactness
+from leandiffusion.weights.residence import is_waiting
+
+Draw = Callable[..., torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured, and this process, whatever the other tests left in it, has 200 MiB."""
+    monkeypatch.setattr(planning, "profile_of", lambda device, dtypes: a_profile())
+    monkeypatch.setattr(planning, "floor_here", lambda profile, networks, has_computed: profile.floor)
+
+
+def opened(folders: dict[str, Path], memory: Any, **options: Any) -> Any:
+    pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"], memory=memory, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def least(folders: dict[str, Path], **call: Any) -> int:
+    """Bytes of the smallest budget for such a call."""
+    pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"])
+    networks = pipe._stack.subject.networks
+    size = CallSize(**{"height": 64, "width": 64} | call)
+    predictor = Predictor(Blueprint.of_networks("sd1", networks, CPU), size, 50, a_profile())
+    return leanest(predictor, choices(predictor, Exactness.EXACT)).prediction.peak
+
+
+def test_planning_reads_nothing_and_changes_no_picture(folders: dict[str, Path], draw: Draw) -> None:
+    plain = draw(StableDiffusionPipeline.from_pretrained(folders["sd1"]))
+    pipe = opened(folders, least(folders))
+    assert [entry.technique for entry in pipe.techniques] == list(pipe.plan.techniques)
+    assert "sequential_offload" in {entry.name for entry in pipe.techniques}
+    torch.testing.assert_close(draw(pipe), plain, rtol=0, atol=1e-5)
+
+
+def test_what_fits_is_not_offloaded(folders: dict[str, Path], draw: Draw) -> None:
+    pipe = opened(folders, "2GiB")
+    assert {entry.name for entry in pipe.techniques} <= {"packed_weights"}
+    assert all(is_waiting(network) for network in pipe._stack.subject.networks.values())
+    draw(pipe)
+
+
+def test_a_larger_call_is_planned_anew_and_a_smaller_one_is_not(folders: dict[str, Path], draw: Draw) -> None:
+    pipe = opened(folders, least(folders, height=128, width=128, batch=2) + (1 << 20))
+    first = pipe.plan
+    draw(pipe)
+    assert pipe.plan is first
+    draw(pipe, height=128, width=128, num_images_per_prompt=2)
+    second = pipe.plan
+    assert (second.call.height, second.call.batch) == (128, 2)
+    draw(pipe, height=64, width=128)
+    assert pipe.plan is second
+    with pytest.raises(BudgetError, match="does not fit in"):
+        draw(pipe, height=512, width=512, num_images_per_prompt=4)
+    draw(pipe)  # and is usable afterwards
+
+
+def test_the_first_call_says_whether_it_fits_not_the_models_own_size(folders: dict[str, Path], draw: Draw) -> None:
+    small = least(folders, height=16, width=16, batch=1)
+    assert small < least(folders)
+    pipe = opened(folders, small)
+    assert pipe.plan is None
+    with pytest.raises(BudgetError, match="64x64 does not fit"):
+        draw(pipe)
+    draw(pipe, height=16, width=16)
+    assert pipe.plan.call.height == 16
+
+
+def test_the_class_is_chosen_by_the_checkpoint_too(folders: dict[str, Path]) -> None:
+    pipe = DiffusionPipeline.from_pretrained(folders["sdxl"], memory="1GiB", allow="approximate")
+    assert type(pipe).__name__ == "StableDiffusionXLPipeline"
+    assert {"deep_cache", "guidance_interval"} <= {entry.name for entry in pipe.techniques}
+
+
+def test_a_plan_from_a_file_is_applied(folders: dict[str, Path], draw: Draw, tmp_path: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"])
+    plain = draw(pipe)
+    pipe.plan_for(least(folders)).save(tmp_path / "plan.json")
+    pipe.enable_vae_slicing()
+    pipe.apply(Plan.load(tmp_path / "plan.json"))
+    assert "vae_slicing" not in {entry.name for entry in pipe.techniques}
+    torch.testing.assert_close(draw(pipe), plain, rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match="apply takes a plan"):
+        pipe.apply("plan.json")
+
+
+def test_two_threads_with_a_budget(folders: dict[str, Path], draw: Draw) -> None:
+    pipe, failed = opened(folders, "1GiB"), []
+
+    def work(side: int) -> None:
+        try:
+            draw(pipe, height=side, width=64)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(64 + 16 * i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"memory": "lots"}, "is not a size"),
+        ({"memory": "1GiB", "offload": "model"}, "give one of them"),
+        ({"memory": "1GiB", "allow": "all"}, "is none of exact"),
+        ({"memory": {"xpu": "1GiB"}}, "memory names 'xpu'"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_opened(
+    folders: dict[str, Path], options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        StableDiffusionPipeline.from_pretrained(folders["sd1"], **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ({"batch": 0}, "batch"), ({"steps": -1}, "steps"), ({"height": 12}, "height"), ({"width": 0}, "width"),
+        ({"allow": None}, "allow"), ({"memory": "0"}, "leaves nothing"),
+    ],
+)  # fmt: skip
+def test_calls_that_there_cannot_be(sd1: Any, call: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        sd1.plan_for(**call)
