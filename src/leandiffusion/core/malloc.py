@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from .fork import Lock
-from .shapes import is_traced
+from .shapes import giving_back, is_traced
 
 LARGE = 4 << 20
 """Bytes from which blocks are given back. Asking the system for them anew takes a few percent of a decode's time."""
@@ -25,7 +25,10 @@ KERNELS = 256
 """Stable Diffusion 1.5's UNet needs 84 for one size. https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
 """
 
-_HIGHEST = 32 << 20  # where the threshold's own rise ends, of 64-bit glibc; heaps are trimmed at twice that
+HIGHEST = 32 << 20
+"""Bytes from which blocks are given back by glibc of itself, once it has seen some: where its threshold's rise ends, of
+64-bit glibc; heaps are trimmed at twice that."""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 _lock = Lock()
@@ -42,7 +45,8 @@ def freed_at_once() -> Iterator[None]:
     """
     global _users
     if is_traced():
-        yield
+        with giving_back(LARGE):
+            yield
         return
     with _lock:
         _users += 1
@@ -54,7 +58,7 @@ def freed_at_once() -> Iterator[None]:
         with _lock:
             _users -= 1
             if not _users:
-                _set_threshold(_HIGHEST)
+                _set_threshold(HIGHEST)
 
 
 def trim() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -22,6 +22,10 @@ class Tracer(Protocol):
 
     def times(self, count: int) -> AbstractContextManager[None]:
         """Meanwhile each operation stands for so many."""
+        ...
+
+    def giving_back(self, size: int) -> AbstractContextManager[None]:
+        """Meanwhile blocks of that many bytes or more go back to the system when they are freed."""
         ...
 
     def once(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -57,6 +61,12 @@ def traced_by(tracer: Tracer) -> Iterator[None]:
 def is_traced() -> bool:
     """Whether shapes are being traced in this thread."""
     return _tracer.get() is not None
+
+
+def giving_back(size: int) -> AbstractContextManager[None]:
+    """Tell the tracer that blocks of that many bytes or more go back to the system at once meanwhile."""
+    tracer = _tracer.get()
+    return nullcontext() if tracer is None else tracer.giving_back(size)
 
 
 def meta_is_host() -> bool:

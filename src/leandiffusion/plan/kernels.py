@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.shapes import is_channels_last
 from .rules import RULES
 
 _aten = torch.ops.aten
@@ -126,17 +127,27 @@ def _product(x: Tensor, y: Tensor) -> float:
 
 
 def _convolution(args: Any, out: Tensor) -> tuple[str, float, int]:
-    """torch's own, by oneDNN, which computes with weights in blocks of channels, and brings plain ones into that order
-    in each call; and the maps too, unless they are channels-last."""
+    """torch's own, by oneDNN, which computes larger than 1x1 ones with weights in blocks of channels: plain weights it
+    brings into that order in each call. torch makes maps and weights channels-last first, if either is; if neither is,
+    oneDNN computes on maps in blocks too, from a copy of what goes in to one of the result, before that has memory."""
     x, weight = args[:2]
-    last = out.is_contiguous(memory_format=torch.channels_last)
-    workspace = weight.nbytes + (0 if last else x.nbytes + out.nbytes)
+    of_maps, of_weights = is_channels_last(x), is_channels_last(weight)
+    copied = 0 if of_maps else x.nbytes
+    if weight.shape[2:].numel() == 1:
+        workspace = copied if of_weights else 0
+    elif of_maps or of_weights:
+        workspace = copied + weight.nbytes * (1 if of_weights else 2)
+    else:
+        workspace = max(x.nbytes + weight.nbytes, out.nbytes)
     return "conv", 2.0 * out.numel() * weight[0].numel(), workspace
 
 
 def _packed_convolution(args: Any, out: Tensor) -> tuple[str, float, int]:
-    kind, flops, workspace = _convolution(args, out)
-    return kind, flops, workspace - args[1].nbytes
+    """Of channels-last maps, which others are made first. In the first step the packed weights are made while the plain
+    ones are still there."""
+    x, weight = args[:2]
+    copied = 0 if is_channels_last(x) else x.nbytes
+    return "conv", 2.0 * out.numel() * weight[0].numel(), copied + weight.nbytes
 
 
 def _attention(args: Any, result: Any) -> tuple[str, float, int]:

@@ -121,14 +121,19 @@ class Predictor:
         fetched = sum(residency.fetched.get(owner, 0) for owner in owners)
         each_time, once = (0, fetched) if residency.stays else (fetched, 0)
         packed = any(technique.name == "packed_weights" for technique in chosen)
-        options: Any = {"packed": packed, "fetched": each_time, "fresh": name == "decode" and self._gives_back(chosen)}
+        options: Any = {"packed": packed, "fetched": each_time, "fresh": self._gives_back(name, chosen)}
         works = self._works(name, chosen)
         seconds = sum(count * stage_seconds(work, dtype, self.profile, **options) for work, count in works)
         return (self.steps if name == "denoise" else 1) * seconds + fetch_seconds(once, dtype, self.profile)
 
-    def _gives_back(self, chosen: Chosen) -> bool:
-        """Whether freed memory goes back to the system while the VAE decodes (`core.malloc.freed_at_once`)."""
-        return self._on_host and any(technique.name in ("vae_slicing", "vae_tiling") for technique in chosen)
+    def _gives_back(self, stage: str, chosen: Chosen) -> bool:
+        """Whether freed memory goes back to the system in that stage (`core.malloc.freed_at_once`)."""
+        in_parts = stage == "decode" and any(technique.name in ("vae_slicing", "vae_tiling") for technique in chosen)
+        return self._on_host and (in_parts or self._from_disk(chosen))
+
+    def _from_disk(self, chosen: Chosen) -> bool:
+        """Whether weights travel to the CPU, which they do from disk."""
+        return self._on_host and any(technique.group == "offload" for technique in chosen)
 
     def _works(self, name: str, chosen: Chosen) -> list[tuple[StageWork, float]]:
         """What is computed in the stage, in a step of 'denoise', and how often."""
@@ -172,12 +177,15 @@ class Predictor:
 
     def _work(self, stage: str, call: CallSize, cast: torch.dtype | None, chosen: Chosen) -> StageWork:
         traced = tuple(each for each in chosen if stage in each.traced and each.name != CASTS)
-        key = stage, call, cast, tuple(map(str, traced))
+        given_back = self._from_disk(chosen)
+        key = stage, call, cast, given_back, tuple(map(str, traced))
         if key not in self._traced:
             sketch = self.sketch(cast)
             undo = sketch.put_on(traced)
             try:
-                self._traced[key] = trace_stage(stage, sketch.networks, call, self.blueprint.device)
+                self._traced[key] = trace_stage(
+                    stage, sketch.networks, call, self.blueprint.device, given_back=given_back
+                )
             finally:
                 undo()
         return self._traced[key]

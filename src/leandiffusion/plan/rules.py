@@ -141,11 +141,8 @@ def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], *_: Any,
 ) -> Tensor:  # fmt: skip
-    sides = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
-    ]
-    return _maps((x.shape[0], weight.shape[0], *sides), x.dtype, last=is_channels_last(x) or is_channels_last(weight))
+    last = is_channels_last(x) or is_channels_last(weight)
+    return _maps(_convolved(x, weight, stride, padding, dilation), x.dtype, last=last)
 
 
 @rule(torch.ops.mkldnn._convolution_pointwise.default)
@@ -153,7 +150,18 @@ def _packed_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], stride: Sequence[int],
     dilation: Sequence[int], *_: Any,
 ) -> Tensor:  # fmt: skip
-    return _convolution(x, weight, bias, stride, padding, dilation)
+    return _maps(_convolved(x, weight, stride, padding, dilation), x.dtype, last=True)
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
+    """Shape of the result."""
+    sides = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
+    )
+    return (x.shape[0], weight.shape[0], *sides)
 
 
 # -- norms and sums --------------------------------------------------------------------------------------------------

@@ -51,13 +51,13 @@ def test_the_threshold_stays_low_until_the_last_user_ends(monkeypatch: pytest.Mo
         with pytest.raises(ValueError, match="inner"), malloc.freed_at_once():
             raise ValueError("inner")
         assert sizes == [malloc.LARGE]
-    assert sizes == [malloc.LARGE, malloc._HIGHEST]
+    assert sizes == [malloc.LARGE, malloc.HIGHEST]
 
 
 @on_glibc
 def test_glibc_takes_both_thresholds() -> None:
-    assert all(malloc._libc().mallopt(malloc._MMAP_THRESHOLD, size) for size in (malloc.LARGE, malloc._HIGHEST))
-    assert all(malloc._libc().mallopt(malloc._TRIM_THRESHOLD, 2 * size) for size in (malloc.LARGE, malloc._HIGHEST))
+    assert all(malloc._libc().mallopt(malloc._MMAP_THRESHOLD, size) for size in (malloc.LARGE, malloc.HIGHEST))
+    assert all(malloc._libc().mallopt(malloc._TRIM_THRESHOLD, 2 * size) for size in (malloc.LARGE, malloc.HIGHEST))
 
 
 @pytest.mark.parametrize(

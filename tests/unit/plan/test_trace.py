@@ -14,10 +14,12 @@ from tests.unit.plan.real import real_ops
 from torch import Tensor
 
 from leandiffusion.attention import backends
+from leandiffusion.core.malloc import freed_at_once
 from leandiffusion.core.shapes import alike, is_channels_last, is_traced, traced_by, traced_once
 from leandiffusion.device.host import is_host
+from leandiffusion.measure.work import allocated_bytes
 from leandiffusion.modules.blocks import GroupNorm
-from leandiffusion.modules.convolution import Conv2d
+from leandiffusion.modules.convolution import Conv2d, can_pack
 from leandiffusion.plan.rules import RULES
 from leandiffusion.plan.trace import Tracer, trace
 
@@ -137,6 +139,44 @@ def test_each_rule_is_used_here() -> None:
     assert set(RULES) - used == {packed}
 
 
+@pytest.mark.parametrize("x_form", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize("weight_form", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2)])
+def test_a_convolution_takes_what_onednn_takes(x_form: Any, weight_form: Any, size: int, stride: int) -> None:
+    """Within 10% of what goes in and 64 KB, oneDNN's own small change."""
+    x = torch.zeros(2, 64, 32, 32).contiguous(memory_format=x_form)
+    weight = torch.zeros(128, 64, size, size).contiguous(memory_format=weight_form)
+
+    def work(x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, stride=stride, padding=size // 2)
+
+    with torch.no_grad():
+        work(x, weight)
+        real = allocated_bytes(lambda: work(x, weight)).peak
+    traced = trace(lambda: work(x.to("meta"), weight.to("meta")), on_host=True).peak
+    slack = 0.1 * (x.nbytes + weight.nbytes) + (64 << 10)
+    assert traced - x.nbytes - weight.nbytes == pytest.approx(real, abs=slack)
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="needs oneDNN")
+@pytest.mark.parametrize("form", [torch.contiguous_format, LAST])
+def test_a_packed_convolution_gives_what_it_gives_on_a_cpu(form: Any) -> None:
+    results = []
+
+    def work(device: str) -> None:
+        layer = _layer(_maker(device))
+        layer.packs = True
+        results.append(layer(_maker(device)(1, 96, 9, 7, form=form)))
+
+    with torch.no_grad():
+        work("cpu")
+    ops = trace(lambda: work("meta"), on_host=True).ops
+    cpu, meta = results
+    assert (meta.shape, meta.stride(), meta.dtype) == (cpu.shape, cpu.stride(), cpu.dtype)
+    (conv,) = [each for each in ops if each.kind == "conv"]
+    assert conv.flops == 2 * 128 * 9 * 7 * 96 * 9
+
+
 def _bytes(count: int) -> Tensor:
     return torch.empty(count, dtype=torch.uint8, device="meta")
 
@@ -173,6 +213,18 @@ def test_what_is_made_before_is_held_but_not_computed() -> None:
     work = trace(lambda held: held * 2, lambda: (torch.zeros(KIB, device="meta") + 1,), on_host=True)
     assert work.peak == 8 * KIB
     assert [ops.count for ops in work.ops] == [1]
+
+
+def test_what_is_kept_between_blocks_that_are_not_given_back_counts() -> None:
+    def work() -> None:
+        kept = [_bytes(8 << 20), _bytes(40 << 20)]
+        with freed_at_once():
+            kept.append(_bytes(8 << 20))
+            kept.append(_bytes(1 << 20))
+
+    assert trace(work, on_host=True, slack=0.5).peak == (57 << 20) + (9 << 20) // 2
+    assert trace(work, on_host=True, slack=0.5, given_back=True).peak == (57 << 20) + (1 << 20) // 2
+    assert trace(work, on_host=True).peak == 57 << 20
 
 
 def test_in_place_and_into_a_place_take_nothing() -> None:
