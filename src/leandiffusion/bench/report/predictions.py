@@ -98,8 +98,9 @@ def ranked(
 def headline(run: Mapping[str, Any]) -> str:
     """Where and when the combinations were drawn: 'AMD EPYC, 2 threads, torch 2.13, float32, 2026-11-29'."""
     machine = run["machine"]
-    threads, torch = machine["threads"]["intra-op"], run["versions"]["torch"]
-    return f"{machine['cpu']['model']}, {threads} threads, torch {torch}, float32, {run['started'][:10]}"
+    count, torch = machine["threads"]["intra-op"], run["versions"]["torch"]
+    threads = "1 thread" if count == 1 else f"{count} threads"
+    return f"{machine['cpu']['model']}, {threads}, torch {torch}, float32, {run['started'][:10]}"
 
 
 WHAT: dict[str, Callable[[Figures], float]] = {

@@ -42,8 +42,8 @@ def _scatter(ax: Any, points: Sequence[tuple[Combination, float, float]], band: 
     for model, color in zip(models, COLORS * len(models), strict=False):
         some = [(x, y) for each, x, y in points if each.model == model]
         ax.scatter(*zip(*some, strict=True), s=34, color=color, alpha=0.75, linewidths=0, label=model, zorder=3)
+    ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(lambda value, place: f"{value:g}")
