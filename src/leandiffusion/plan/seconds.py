@@ -20,7 +20,8 @@ OTHERS = 1.6
 they took 1.5 to 2 times as long as additions of their sizes."""
 
 MADE = 2.0
-"""Parts of a product that lie in fresh memory: its result, and an input that was made for it (Winograd's tiles)."""
+"""Parts of a matrix product that lie in fresh memory: its result, and an input that was made for it bit by bit, as
+Winograd's tiles are. Of all else it is the result."""
 
 COMPETING = 1.5
 """Of the time that fetching takes by itself, how much longer it makes a step where every core computes: the threads of
@@ -62,12 +63,13 @@ def ops_seconds(ops: Ops, dtype: str, profile: DeviceProfile, *, packed: bool = 
     """Seconds of operations of one kind and size, all together."""
     if not ops.count:
         return 0.0
-    nbytes, moves = ops.nbytes / ops.count, profile.moves["fresh" if fresh else "kept"]
-    overhead = AROUND * profile.overhead * ops.count
+    nbytes, overhead = ops.nbytes / ops.count, AROUND * profile.overhead * ops.count
+    rate, in_memory = rate_at(profile.moves["fresh" if fresh else "kept"], nbytes), profile.moves["kept"][-2][1]
+    pages = ops.nbytes / 3 * _page_seconds(rate, profile)
     if ops.kind == "other":
-        return OTHERS * ops.nbytes / rate_at(moves, nbytes) + overhead
+        return OTHERS * ops.nbytes / max(rate, in_memory) + pages + overhead
     seconds = IN_NETWORKS * ops.flops / product_rate(profile.products[dtype][ops.kind], ops.flops / ops.nbytes)
-    seconds += MADE * ops.nbytes / 3 * _page_seconds(rate_at(moves, nbytes), profile)
+    seconds += (MADE if ops.kind == "matmul" else 1) * pages
     if ops.kind == "conv" and not packed:
         seconds += ops.count * _reordering(profile.reorder[dtype], nbytes)
     return seconds + overhead
