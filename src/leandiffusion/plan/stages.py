@@ -5,7 +5,7 @@ The code that draws runs on the meta device, with whatever was switched on there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,18 @@ def trace_stage(
 
 
 def empty_networks(
-    source: Family | str | Path, dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32
-) -> dict[str, Any]:
+    source: Family | str | Path, dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32, *,
+    only: Collection[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The networks of a family, a pipeline folder or a single file by component name, without weights: on the meta
     device.
 
-    `dtype` is for all of them, or by name with "default" for the rest. Of a folder only JSON files are read, of a file
+    `only` are the names of those wanted, all unless given. `dtype` is for all of them, or by name with "default" for
+    the rest. Of a folder only JSON files are read, of a file
     only the header. Raises what reading these raises, and ConfigError for what is not supported.
     """
     networks: dict[str, Any] = {}
-    for name, (cls, config) in _described(source).items():
+    for name, (cls, config) in _described(source, only).items():
         own = dtype.get(name, dtype["default"]) if isinstance(dtype, Mapping) else dtype
         networks[name] = empty_network(cls, config, own)
     return networks
@@ -93,17 +95,21 @@ def empty_network(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> An
     return network
 
 
-def _described(source: Family | str | Path) -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """Class and config of each network."""
+def _described(
+    source: Family | str | Path, only: Collection[str] | None = None
+) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """Class and config of each network that is wanted."""
     if not isinstance(source, Family):
         source = Path(source)
         if not source.is_file():
             index = read_index(source)
-            classes = {name: component_class(cls) for name, cls in index.components.items() if cls is not None}
+            there = {name: cls for name, cls in index.components.items() if cls is not None}
+            classes = {name: component_class(cls) for name, cls in there.items() if only is None or name in only}
             found = {name: cls for name, cls in classes.items() if hasattr(cls, "weights_stem")}
             return {name: (cls, cls.load_config(source, subfolder=name)) for name, cls in found.items()}
         source = family_of_file(source)
-    return {name: (component_class(spec.class_name), spec.config) for name, spec in source.networks.items()}
+    specs = {name: spec for name, spec in source.networks.items() if only is None or name in only}
+    return {name: (component_class(spec.class_name), spec.config) for name, spec in specs.items()}
 
 
 def _cast(network: nn.Module, dtype: torch.dtype) -> None:
@@ -153,6 +159,23 @@ def _encoding(networks: Mapping[str, Any], call: CallSize) -> Stage:
     return run, lambda: ()
 
 
+def unet_inputs(networks: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
+    """Text (rows, T, C) for the UNet among the networks, and the inputs that it takes by name: those of a distilled
+    network, and SDXL's."""
+    config, dtype = networks["unet"].config, networks["unet"].dtype
+
+    def make(*shape: int) -> Tensor:
+        return _empty(rows, *shape, dtype=dtype)
+
+    inputs: dict[str, Any] = {}
+    if config.time_cond_proj_dim:
+        inputs["timestep_cond"] = make(config.time_cond_proj_dim)
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {"text_embeds": make(pooled), "time_ids": make(6)}
+    return make(_tokens(networks), _context(config)), inputs
+
+
 def _denoising(networks: Mapping[str, Any], call: CallSize) -> Stage:
     """One prediction as `run.run.Run.predict` makes it, at a step after the first: keys and values of the text are
     there."""
@@ -162,17 +185,8 @@ def _denoising(networks: Mapping[str, Any], call: CallSize) -> Stage:
     rows = call.batch * (1 + guided)
     height, width = _latent_size(networks, call)
 
-    def make(*shape: int) -> Tensor:
-        return _empty(rows, *shape, dtype=dtype)
-
     def before() -> tuple[Any, ...]:
-        text = make(_tokens(networks), _context(config))
-        inputs: dict[str, Any] = {}
-        if config.time_cond_proj_dim:
-            inputs["timestep_cond"] = make(config.time_cond_proj_dim)
-        if config.addition_embed_type == "text_time":
-            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            inputs["added_cond_kwargs"] = {"text_embeds": make(pooled), "time_ids": make(6)}
+        text, inputs = unet_inputs(networks, rows)
         latents = [_empty(call.batch, config.in_channels, height, width, dtype=dtype) for _ in range(LATENTS)]
         memory = TextMemory(text) if is_ours(unet) else None
         with remembering(memory):
