@@ -257,3 +257,21 @@ def test_it_is_in_memory_and_no_weight_of_a_file(tmp_path: Any) -> None:
     again = UNet2DConditionModel.from_pretrained(tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.state_dict().items())
     assert torch.allclose(again(x, 5, text).sample, y, rtol=0, atol=1e-5 * float(y.abs().max()))
+
+
+def test_another_batch_is_no_reason_to_pack_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, plain = make()
+    packed: list[tuple[int, ...]] = []
+    reorder = packing._reorder
+
+    def counting(weight: Tensor, geometry: Any, size: tuple[int, ...]) -> Tensor:
+        packed.append(size)
+        return reorder(weight, geometry, size)
+
+    monkeypatch.setattr(packing, "_reorder", counting)
+    for batch in (2, 2, 1, 1, 1, 4, 4):
+        assert right(conv, plain, inputs(batch=batch))
+    assert packed == [(2, 16, 8, 8)]
+    for side in (12, 12, 12):
+        assert right(conv, plain, inputs(side=side))
+    assert packed == [(2, 16, 8, 8), (2, 16, 12, 12)]
