@@ -12,15 +12,14 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..families.base import Family
-from ..families.folder import UNNEEDED, component_class, read_index
-from ..families.single_file import family_of_file
+from ..families.folder import UNNEEDED
 from ..modules.base import Network
+from ..offload.units import weight_bytes
 from ..techniques import Technique
 from ..techniques.hooks import Undo, together
 from ..techniques.subject import Subject
 from ..weights.load import Origin
-from ..weights.locate import find_index
-from .stages import empty_network
+from .empty import described, empty_network
 
 PLANNED = ("text_encoder", "text_encoder_2", "unet", "vae")
 """Components that planning knows the work of."""
@@ -61,8 +60,7 @@ class Blueprint:
     @classmethod
     def of_family(cls, family: Family, dtype: torch.dtype, device: torch.device) -> Self:
         """A model of the family at full size."""
-        specs = family.networks.items()
-        networks = {name: Part(component_class(spec.class_name), spec.config, dtype) for name, spec in specs}
+        networks = {name: Part(*found, dtype) for name, found in described(family).items()}
         return cls(family.name, networks, device, family.size)
 
     @classmethod
@@ -71,18 +69,12 @@ class Blueprint:
 
         ConfigError for what is not supported, WeightsError's kinds for files that are missing or broken.
         """
-        path = Path(source).expanduser()
-        if path.is_file():
-            return replace(cls.of_family(family_of_file(path), dtype, device), name=str(source))
-        components = read_index(find_index(source)).components
-        networks: dict[str, Any] = {}
-        for name in PLANNED:
-            if (class_name := components.get(name)) is not None:
-                network = component_class(class_name)
-                networks[name] = Part(network, network.load_config(source, subfolder=name), dtype)
+        parts = {name: Part(*found, dtype) for name, found in described(source).items()}
+        networks = {name: part for name, part in parts.items() if name in PLANNED}
         if "unet" not in networks or "vae" not in networks:
             raise ConfigError(f"{source} has no {'VAE' if 'unet' in networks else 'UNet'}: nothing to plan for.")
-        return cls(str(source), networks, device, _side(networks))
+        others = sum(weight_bytes(part.build()) for name, part in parts.items() if name not in PLANNED)
+        return cls(str(source), networks, device, _side(networks), others)
 
     @classmethod
     def of_networks(cls, name: str, networks: Mapping[str, nn.Module], device: torch.device) -> Self:
@@ -97,12 +89,7 @@ class Blueprint:
                 )
         if "unet" not in planned or "vae" not in planned:
             raise ConfigError("planning needs a UNet and a VAE, and this pipeline lacks one of them.")
-        others = sum(
-            parameter.nbytes
-            for key, network in networks.items()
-            if key not in planned
-            for parameter in network.parameters()
-        )
+        others = sum(weight_bytes(network) for key, network in networks.items() if key not in planned)
         parts = {key: Part(type(network), {**network.config}, network.dtype) for key, network in planned.items()}
         return cls(name, parts, device, _side(parts), others)
 

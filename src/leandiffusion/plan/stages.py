@@ -5,8 +5,7 @@ The code that draws runs on the meta device, with whatever was switched on there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..device.host import is_host
-from ..families.base import Family
-from ..families.folder import component_class, read_index
 from ..families.prompts import encode_text
-from ..families.single_file import family_of_file
 from ..modules.processors import attention_layers
 from ..modules.text import CLIPTextModel
 from ..modules.text_memory import TextMemory, keys_and_values, remembering
@@ -26,7 +22,6 @@ from ..modules.vae import AutoencoderKL
 from ..run.decoding import decode
 from ..run.guidance import Guidance, embedding_width, is_ours
 from ..run.size import CallSize
-from ..weights.build import build_empty
 from .trace import trace
 from .work import StageWork
 
@@ -68,56 +63,6 @@ def trace_stage(
     on_host = is_host(device)
     make = {"encode": _encoding, "denoise": _denoising, "decode": _decoding}[stage]
     return trace(*make(networks, call), on_host=on_host, slack=SLACK if on_host else 0.0, given_back=given_back)
-
-
-def empty_networks(
-    source: Family | str | Path, dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32, *,
-    only: Collection[str] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """The networks of a family, a pipeline folder or a single file by component name, without weights: on the meta
-    device.
-
-    `only` are the names of those wanted, all unless given. `dtype` is for all of them, or by name with "default" for
-    the rest. Of a folder only JSON files are read, of a file
-    only the header. Raises what reading these raises, and ConfigError for what is not supported.
-    """
-    networks: dict[str, Any] = {}
-    for name, (cls, config) in _described(source, only).items():
-        own = dtype.get(name, dtype["default"]) if isinstance(dtype, Mapping) else dtype
-        networks[name] = empty_network(cls, config, own)
-    return networks
-
-
-def empty_network(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """One network without weights, on the meta device."""
-    network = build_empty(lambda: cls.from_config(config)).requires_grad_(False).eval()
-    _cast(network, dtype)
-    return network
-
-
-def _described(
-    source: Family | str | Path, only: Collection[str] | None = None
-) -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """Class and config of each network that is wanted."""
-    if not isinstance(source, Family):
-        source = Path(source)
-        if not source.is_file():
-            index = read_index(source)
-            there = {name: cls for name, cls in index.components.items() if cls is not None}
-            classes = {name: component_class(cls) for name, cls in there.items() if only is None or name in only}
-            found = {name: cls for name, cls in classes.items() if hasattr(cls, "weights_stem")}
-            return {name: (cls, cls.load_config(source, subfolder=name)) for name, cls in found.items()}
-        source = family_of_file(source)
-    specs = {name: spec for name, spec in source.networks.items() if only is None or name in only}
-    return {name: (component_class(spec.class_name), spec.config) for name, spec in specs.items()}
-
-
-def _cast(network: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters of that dtype. `network.to(dtype)` and `empty_like` would have torch import its compiler."""
-    for module in network.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None and weight.dtype != dtype:
-                module._parameters[name] = nn.Parameter(_empty(*weight.shape, dtype=dtype), weight.requires_grad)
 
 
 def _check(networks: Mapping[str, Any]) -> None:

@@ -81,7 +81,7 @@ def test_techniques_divide_a_step_together() -> None:
 def test_half_precision_halves(predictor: Make) -> None:
     some = predictor(256, 256)
     plain, half = some.predict(()), some.predict((make("half_precision", {"dtype": torch.bfloat16}),))
-    floor = some.profile.floor
+    floor = some.profile.floor + some._around_modules
     assert 0.4 < (half.stages["denoise"].peak - floor) / (plain.stages["denoise"].peak - floor) < 0.65
     assert half.seconds > 3 * plain.seconds  # as the profile says of this device
 
@@ -116,3 +116,12 @@ def test_networks_of_others_cannot_be_planned(folders: Any) -> None:
     pipe.unet = None
     with pytest.raises(ConfigError, match="needs a UNet and a VAE"):
         pipe.plan_for("1GiB")
+
+
+def test_other_components_lie_beside_them_unless_they_travel(folders: Any) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"])
+    networks = {**pipe._stack.subject.networks, "safety_checker": torch.nn.Linear(1000, 1000)}
+    without, beside = (Blueprint.of_networks("tiny", each, CPU) for each in (pipe._stack.subject.networks, networks))
+    for techniques, extra in (((), 4_004_000), ((make("sequential_offload", {}),), 0)):
+        peaks = [Predictor(each, CallSize(64, 64), 20, a_profile()).predict(techniques) for each in (without, beside)]
+        assert peaks[1].peak - peaks[0].peak == extra

@@ -18,7 +18,8 @@ from leandiffusion.families.base import families
 from leandiffusion.measure.work import allocated_bytes
 from leandiffusion.modules.transformer import set_attention_backend
 from leandiffusion.plan import stages
-from leandiffusion.plan.stages import empty_networks, trace_stage, trace_stages
+from leandiffusion.plan.empty import empty_networks
+from leandiffusion.plan.stages import trace_stage, trace_stages
 from leandiffusion.plan.work import Ops
 from leandiffusion.run.conditioning import Conditioning
 from leandiffusion.run.decoding import decode

@@ -318,7 +318,8 @@ def test_tracing_imports_no_compiler() -> None:
     code = """
 import sys, torch
 from leandiffusion.families.base import families
-from leandiffusion.plan.stages import empty_networks, trace_stages
+from leandiffusion.plan.empty import empty_networks
+from leandiffusion.plan.stages import trace_stages
 from leandiffusion.run.size import CallSize
 for family, dtype in (("sd1", torch.float32), ("sdxl", torch.bfloat16)):
     networks = empty_networks(families.get(family), dtype)

@@ -10,7 +10,8 @@ from ...attention import backends
 from ...core.errors import LeanError
 from ...measure.work import count_flops
 from ...modules.transformer import set_attention_backend
-from ...plan.stages import empty_networks, unet_inputs
+from ...plan.empty import empty_networks
+from ...plan.stages import unet_inputs
 
 
 def count_flops_of(checkpoint: Path, size: int, batch: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ...core.errors import BackendUnavailable
+from ...core.errors import BackendUnavailable, ConfigError
 from ...core.units import format_bytes
 from ...plan.budget import free_now
 from ...plan.sketch import Blueprint, Sketch
@@ -59,7 +59,10 @@ class Own:
         """BackendUnavailable when what a step holds alone is more than there is: the system might end any process."""
         workload, size = self._job.workload, self._job.size
         device = torch.device(workload.device)
-        sketch = Sketch(Blueprint.of_networks("the model", self._pipe._stack.subject.networks, device))
+        try:
+            sketch = Sketch(Blueprint.of_networks("the model", self._pipe._stack.subject.networks, device))
+        except ConfigError:  # a network that is not this library's, such as a traced one: nothing is known of it
+            return
         traced = [entry.technique for entry in self._pipe.techniques if "denoise" in entry.technique.traced]
         undo = sketch.put_on(traced)
         needed = trace_stage("denoise", sketch.networks, CallSize(size, size, workload.batch), device).peak
