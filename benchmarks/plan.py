@@ -2,6 +2,7 @@
 
     python benchmarks/plan.py [--out FILE.jsonl] [--models demo shape:sd15 …] [--minutes 35] [--profile]
     python benchmarks/plan.py --report FILE.jsonl
+    python benchmarks/plan.py --again FILE.jsonl
 
 Each combination is predicted before anything of it is read, then drawn by a process of its own: a step to warm up, then
 a few steps and a decode that are measured. What FILE holds already is not drawn again, so that a run that was cut off
@@ -224,6 +225,25 @@ def run(out: Path, work: Path, models: list[str], minutes: float, anew: bool) ->
             write(kind="combination", case=_plain(case), **told, predicted=predicted, measured=measured)
 
 
+def again(path: Path, work: Path) -> None:
+    """Predict anew, with the profile of the run, what the file holds measurements of."""
+    from leandiffusion.bench.run.models import find_model
+    from leandiffusion.plan.profile import DeviceProfile
+
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    profile = next(DeviceProfile.from_json(line["profile"]) for line in lines if line["kind"] == "run")
+    for line in tqdm(lines, unit="combination"):
+        if line["kind"] == "combination":
+            case = _case(line["case"])
+            line["predicted"] = predict(case, find_model(case.model, work)["checkpoint"], profile)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _case(values: dict[str, Any]) -> Case:
+    on = tuple((name, settings) for name, settings in values["on"])
+    return Case(**{**values, "on": on, "off": tuple(values["off"])})
+
+
 def _plain(case: Case) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(case)))
 
@@ -245,16 +265,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--profile", action="store_true", help="measure the device anew first")
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--again", type=Path, help="predict anew what this file holds measurements of")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
         values, checkpoint = json.loads(asked.measure)
-        values["on"] = tuple((name, settings) for name, settings in values["on"])
-        print(json.dumps(measure(Case(**values), checkpoint)))
+        print(json.dumps(measure(_case(values), checkpoint)))
         return
-    if asked.report is None:
+    if asked.again:
+        again(asked.again, asked.work)
+    if asked.report is None and asked.again is None:
         run(asked.out, asked.work, asked.models, asked.minutes, asked.profile)
-    report(asked.report or asked.out)
+    report(asked.report or asked.again or asked.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from leandiffusion.techniques.base import Phase
 WORKLOAD = Workload("demo", 128, 3, 1, "bfloat16", "cpu", 2)
 MEMORY_ROWS = [
     "resident", "resident_fp32", "plain_attention", "attention_slicing", "vae_slicing", "vae_tiling", "model_offload",
-    "half_resident", "sequential_offload", "sequential_slicing", "least",
+    "unet_slicing", "half_resident", "sequential_offload", "sequential_slicing", "least",
 ]  # fmt: skip
 
 

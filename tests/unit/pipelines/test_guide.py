@@ -13,9 +13,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.unit.plan.profiles import a_profile
 from typer.testing import CliRunner
 
 from leandiffusion.cli.app import app
+from leandiffusion.pipelines import planning
 from leandiffusion.pipelines.absent import Absent
 
 ROOT = Path(__file__).parents[3]
@@ -30,6 +32,9 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[s
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folders["sd1"], "stable-diffusion-v1-5")
     shutil.copytree(folders["sd1"] / "vae", "my-vae")
+    # The budgets that the pages name are for a process of its own, and not for what other tests left in this one.
+    monkeypatch.setattr(planning, "profile_of", lambda *args, **options: a_profile())
+    monkeypatch.setattr(planning, "floor_here", lambda profile, networks, has_computed: profile.floor)
 
 
 @pytest.mark.filterwarnings("ignore")  # what a machine without a GPU, and the other library, have to say

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.plan.conftest import CPU, a_profile
+from tests.unit.plan.profiles import CPU, a_profile
 
 from leandiffusion import ConfigError, DiffusionPipeline, StableDiffusionPipeline
 from leandiffusion.core.errors import BudgetError

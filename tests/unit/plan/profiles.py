@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from leandiffusion.plan.profile import DeviceProfile
+
+CPU = torch.device("cpu")
 
 PROFILE = DeviceProfile(
     taken_under={"leandiffusion": "1", "torch": "2", "device": "cpu: paper", "flags": "", "threads": "2", "cores": "2"},
@@ -21,3 +25,20 @@ PROFILE = DeviceProfile(
     floor=250_000_000,
     computing=30_000_000,
 )
+
+
+def a_profile(fetch: float = 1e9, slow_half: float = 10.0, floor: int = 200 << 20) -> DeviceProfile:
+    """100 GFLOP/s in float32; half precision is so many times slower."""
+
+    def rates(times: float) -> dict[str, tuple[tuple[float, float], ...]]:
+        return dict.fromkeys(
+            ("matmul", "conv", "attention"), ((1.0, 10000000000.0 / times), (100.0, 100000000000.0 / times))
+        )
+
+    return DeviceProfile(
+        taken_under={"device": "cpu: paper", "threads": "2", "cores": "2"}, date="2026-01-01T00:00:00+00:00",
+        products={"float32": rates(1.0), "bfloat16": rates(slow_half)},
+        reorder=dict.fromkeys(("float32", "bfloat16"), ((1e6, 1e-3),)),
+        moves=dict.fromkeys(("kept", "fresh"), ((1e4, 1e10), (1e8, 1e10))), overhead=1e-6,
+        fetch=dict.fromkeys(("float32", "bfloat16"), fetch), floor=floor, computing=20 << 20,
+    )  # fmt: skip

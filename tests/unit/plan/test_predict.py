@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.plan.conftest import CPU, a_profile
+from tests.unit.plan.profiles import CPU, a_profile
 from torch import nn
 
 from leandiffusion import StableDiffusionPipeline

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 from typing import Any
 
 import pytest
-from tests.unit.plan.conftest import a_profile
+from tests.unit.plan.profiles import a_profile
 
 from leandiffusion.core.errors import BudgetError, ConfigError
 from leandiffusion.plan.budget import Budget

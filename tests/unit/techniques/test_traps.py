@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.unit.plan.conftest import a_profile
+from tests.unit.plan.profiles import a_profile
 from torch import nn
 
 from leandiffusion import ConfigError, StableDiffusionPipeline, UNet2DConditionModel

@@ -1,0 +1,69 @@
+"""Plans tried for real: in processes of their own, ranked by what they took, kept within the budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leandiffusion.bench.run import calibrate as calibrating
+from leandiffusion.bench.run.calibrate import calibrate
+from leandiffusion.core.errors import BudgetError, LeanError
+from leandiffusion.plan.plan import Plan, Settings
+from leandiffusion.plan.predict import STAGES, Prediction, StagePrediction
+from leandiffusion.run.size import CallSize
+from leandiffusion.techniques.stack import make
+
+
+def settings(*names: str) -> Settings:
+    stages = {stage: StagePrediction(300 << 20, 1.0) for stage in STAGES}
+    return Settings(tuple(make(name, {}) for name in names), Prediction(stages))
+
+
+PLAN = Plan(
+    model="demo", device="cpu", dtype="float32", call=CallSize(64, 64), steps=10, allow="exact", budget="2 GiB",
+    budget_bytes=2 << 30, settings=settings(), runners_up=(settings("vae_tiling"), settings("sequential_offload")),
+)  # fmt: skip
+
+
+def test_a_process_draws_as_planned(tmp_path: Path) -> None:
+    tried: list[str] = []
+    plan = calibrate(replace(PLAN, runners_up=PLAN.runners_up[1:]), "demo", tmp_path, progress=tried.append)
+    assert tried == ["nothing switched on", "sequential_offload"]
+    for each in (plan.settings, *plan.runners_up):
+        assert each.measured is not None
+        assert set(each.measured.stages) == set(STAGES)
+        assert 100 << 20 < each.measured.peak < 2 << 30
+        assert each.measured.seconds > 0
+    assert Plan.from_json(plan.to_json()).to_json() == plan.to_json()
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, **took: tuple[int, float]) -> None:
+    """What processes would say, by the settings' first technique: bytes, and seconds of each stage."""
+
+    def run_task(task: str, **asked: Any) -> dict[str, Any]:
+        if task == "model":
+            return {"result": {"checkpoint": "somewhere"}}
+        on = asked["plan"]["settings"]["techniques"]
+        name = on[0]["name"] if on else "nothing"
+        return {"result": dict.fromkeys(STAGES, took[name])} if name in took else {"error": f"{name} broke"}
+
+    monkeypatch.setattr(calibrating, "run_task", run_task)
+
+
+def test_the_fastest_that_stayed_within_the_budget_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answers(monkeypatch, nothing=(3 << 30, 1.0), vae_tiling=(1 << 30, 5.0), sequential_offload=(1 << 29, 4.0))
+    plan = calibrate(PLAN, "demo", tmp_path)
+    assert str(plan.settings) == "sequential_offload"
+    assert [str(each) for each in plan.runners_up] == ["vae_tiling"]
+
+
+def test_none_that_fits_and_none_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answers(monkeypatch, nothing=(3 << 30, 1.0), vae_tiling=(4 << 30, 1.0), sequential_offload=(5 << 30, 1.0))
+    with pytest.raises(BudgetError, match="the least took 3 GiB"):
+        calibrate(PLAN, "demo", tmp_path)
+    answers(monkeypatch, nothing=(1 << 30, 1.0))
+    with pytest.raises(LeanError, match="vae_tiling broke"):
+        calibrate(PLAN, "demo", tmp_path)
