@@ -90,7 +90,7 @@ bench-compiled: $(PEERS)
 	$(call ON_CPU,published,256px-compiled,--size 256 --steps 3 --repeat 2 --peers diffusers --rows $(COMPILED_ROWS))
 
 bench-plan: $(TEST)
-	$(BIN)/python benchmarks/plan.py --work $(WORK) --profile $(ARGS)
+	$(BIN)/python -m benchmarks.plan --work $(WORK) --profile $(ARGS)
 
 bench-gpu:
 	$(call ON_GPU,published,--steps 50 --repeat 2 --rows all)

@@ -1,8 +1,8 @@
 """Predicted against measured: peak memory and seconds of each stage, over models, sizes, batches and techniques.
 
-    python benchmarks/plan.py [--out FILE.jsonl] [--models demo shape:sd15 …] [--minutes 35] [--profile]
-    python benchmarks/plan.py --report FILE.jsonl
-    python benchmarks/plan.py --again FILE.jsonl
+    python -m benchmarks.plan [--out FILE.jsonl] [--models demo shape:sd15 …] [--minutes 35] [--profile]
+    python -m benchmarks.plan --report FILE.jsonl
+    python -m benchmarks.plan --again FILE.jsonl
 
 Each combination is predicted before anything of it is read, then drawn by a process of its own: a step to warm up, then
 a few steps and a decode that are measured. What FILE holds already is not drawn again, so that a run that was cut off
@@ -250,7 +250,7 @@ def _plain(case: Case) -> dict[str, Any]:
 
 def report(path: Path) -> None:
     """Print what the file says, and draw it beside it."""
-    from leandiffusion.bench.report.predictions import draw, headline, markdown, read_predictions
+    from tools.predictions import draw, headline, markdown, read_predictions
 
     described, combinations = read_predictions(path)
     print(markdown(combinations))

@@ -10,11 +10,11 @@ from leandiffusion.bench.record import Records, read_records
 from leandiffusion.bench.report.against import comparisons, has_peers, in_words
 from leandiffusion.bench.report.describe import headline, model_name, suite_of, title_of
 from leandiffusion.bench.report.plots import PLOTS, draw_plots, plot_path
-from leandiffusion.bench.report.predictions import draw, read_predictions
-from leandiffusion.bench.report.predictions import headline as machine
-from leandiffusion.bench.report.predictions import markdown as compared
 from leandiffusion.bench.report.tables import markdown
 from leandiffusion.core.errors import LeanError
+from tools.predictions import draw, read_predictions
+from tools.predictions import headline as machine
+from tools.predictions import markdown as compared
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import ConfigError
-from ...core.units import format_bytes, format_seconds
+from leandiffusion.core.errors import ConfigError
+from leandiffusion.core.units import format_bytes, format_seconds
 
 STEPS = 20
 """Of the call whose seconds are compared: its texts and its decode are a small part, as they are for users."""
@@ -172,9 +172,9 @@ def _table(combinations: Sequence[Combination]) -> Iterable[str]:
 def draw(combinations: Sequence[Combination], path: Path, title: str) -> None:
     """Write the plot as a PNG: peaks and seconds of every combination, predicted over measured. BackendUnavailable
     without matplotlib."""
-    from .plots import save_figure, style
+    from leandiffusion.bench.report.plots import save_figure, style
 
     with style():
-        from .drawing.predicted import figure
+        from .plot import figure
 
         save_figure(figure(combinations, title), path)

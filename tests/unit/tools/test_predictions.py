@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from leandiffusion.bench.report.predictions import (
+from tools.predictions import (
     WHAT,
     Combination,
     Figures,
@@ -19,6 +18,7 @@ from leandiffusion.bench.report.predictions import (
     ranked,
     read_predictions,
 )
+
 from leandiffusion.core.errors import ConfigError
 
 RUN = {

@@ -9,8 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ..predictions import STEPS, Combination
-from .canvas import BASE, FAINT, GIB, OURS, PEERS, WIDTH, legend_below
+from leandiffusion.bench.report.drawing.canvas import BASE, FAINT, GIB, OURS, PEERS, WIDTH, legend_below
+
+from . import STEPS, Combination
 
 COLORS = (OURS, PEERS, BASE, "#2da44e", "#8250df")
 
