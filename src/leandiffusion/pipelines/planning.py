@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -49,6 +50,7 @@ class Planning:
     _stack: Stack
     _kept: Kept | None = None
     _drawn_as_planned: bool = False
+    _own_dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
     plan: Plan | None = None
     """The plan that was applied last; None when techniques were chosen by hand."""
 
@@ -78,9 +80,8 @@ class Planning:
         for name, value in (("batch", batch), ("steps", steps)):
             inputs.check_count(name, value)
         where = self.device if device is None else torch.device(device)
-        blueprint = Blueprint.of_networks(
-            str(self._opened_from or type(self).__name__), self._stack.subject.networks, where
-        )
+        name = str(self._opened_from or type(self).__name__)
+        blueprint = Blueprint.of_networks(name, self._stack.subject.networks, where, self._dtypes())
         factor = self.vae_scale_factor
         height, width = (blueprint.side if side is None else side for side in (height, width))
         inputs.check_side("height", height, factor)
@@ -90,6 +91,21 @@ class Planning:
         networks = self._stack.subject.networks.values()
         floor = floor_here(profile, networks, has_computed=bool(self.last_times))
         return make_plan(Predictor(blueprint, call, steps, profile, floor), Budget.of(memory, where), allow)
+
+    def _dtypes(self: Any) -> Mapping[str, torch.dtype]:
+        """Of the networks without half precision, which an applied plan may have switched on: a plan starts from them.
+
+        ConfigError where it was switched on by hand, before there was a plan.
+        """
+        if self._stack.find("half_precision") is None:
+            networks = self._stack.subject.networks
+            self._own_dtypes = {name: getattr(network, "dtype", torch.float32) for name, network in networks.items()}
+        elif not self._own_dtypes:
+            raise ConfigError(
+                "half_precision was switched on by hand, and a plan decides on it too: pipe.disable('half_precision') "
+                "first, and let allow='rounding' choose it."
+            )
+        return self._own_dtypes
 
     def apply(self: Any, plan: Plan) -> None:
         """Switch on what the plan says, and everything else off. What was on stays on if that cannot be done.

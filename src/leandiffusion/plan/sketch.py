@@ -77,9 +77,12 @@ class Blueprint:
         return cls(str(source), networks, device, _side(networks), others)
 
     @classmethod
-    def of_networks(cls, name: str, networks: Mapping[str, nn.Module], device: torch.device) -> Self:
-        """The model that these networks are of, whose weights may be anywhere. ConfigError where one of them is not
-        this library's."""
+    def of_networks(
+        cls, name: str, networks: Mapping[str, nn.Module], device: torch.device,
+        dtypes: Mapping[str, torch.dtype] | None = None,
+    ) -> Self:  # fmt: skip
+        """The model that these networks are of, whose weights may be anywhere; at other `dtypes` than theirs if these
+        are given by name. ConfigError where one of them is not this library's."""
         planned: dict[str, Any] = {key: network for key, network in networks.items() if key in PLANNED}
         for key, network in planned.items():
             if not isinstance(network, Network):
@@ -90,7 +93,11 @@ class Blueprint:
         if "unet" not in planned or "vae" not in planned:
             raise ConfigError("planning needs a UNet and a VAE, and this pipeline lacks one of them.")
         others = sum(weight_bytes(network) for key, network in networks.items() if key not in planned)
-        parts = {key: Part(type(network), {**network.config}, network.dtype) for key, network in planned.items()}
+        own = dtypes or {}
+        parts = {
+            key: Part(type(network), {**network.config}, own.get(key, network.dtype))
+            for key, network in planned.items()
+        }
         return cls(name, parts, device, _side(parts), others)
 
     def called(self, name: str) -> Self:

@@ -88,6 +88,22 @@ def test_the_first_call_says_whether_it_fits_not_the_models_own_size(folders: di
     assert pipe.plan.call.height == 16
 
 
+def test_planning_again_starts_from_the_dtype_that_the_weights_were_opened_at(
+    folders: dict[str, Path], draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "profile_of", lambda device, dtypes: a_profile(slow_half=0.1))
+    pipe = opened(folders, "2GiB", allow="rounding")
+    assert "half_precision" in {entry.name for entry in pipe.techniques}
+    draw(pipe, height=128, width=128)  # planned anew
+    assert pipe.plan.call.height == 128
+    assert "half_precision" in {entry.name for entry in pipe.techniques}
+    assert pipe.dtype == torch.bfloat16
+    by_hand = StableDiffusionPipeline.from_pretrained(folders["sd1"])
+    by_hand.enable("half_precision", dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match="switched on by hand"):
+        by_hand.plan_for("2GiB")
+
+
 def test_the_class_is_chosen_by_the_checkpoint_too(folders: dict[str, Path]) -> None:
     pipe = DiffusionPipeline.from_pretrained(folders["sdxl"], memory="1GiB", allow="approximate")
     assert type(pipe).__name__ == "StableDiffusionXLPipeline"
