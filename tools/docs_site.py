@@ -34,6 +34,7 @@ ALSO = (
     "benchmarks/*.py",
     "benchmarks/results/*",
     "benchmarks/attached/*",
+    "benchmarks/plan/*",
 )
 NOT_LINKED = {".md"}  # in benchmarks/results: tables drawn while measuring, which git ignores
 
