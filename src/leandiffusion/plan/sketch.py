@@ -93,7 +93,7 @@ class Blueprint:
         if "unet" not in planned or "vae" not in planned:
             raise ConfigError("planning needs a UNet and a VAE, and this pipeline lacks one of them.")
         others = sum(weight_bytes(network) for key, network in networks.items() if key not in planned)
-        own = dtypes or {}
+        own: Mapping[str, Any] = dtypes or {}
         parts = {
             key: Part(type(network), {**network.config}, own.get(key, network.dtype))
             for key, network in planned.items()
