@@ -137,7 +137,9 @@ class Plan:
         try:
             values = read_json(path)
         except MalformedFile as error:
-            raise ConfigError(f"{path} is not a plan: {error}") from error
+            raise ConfigError(
+                f"{path} is not JSON, so no plan: make one with `leandiffusion plan --save-plan {path.name}`."
+            ) from error
         return cls.from_json(values, str(path))
 
 
