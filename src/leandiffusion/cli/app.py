@@ -32,6 +32,9 @@ Out = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the whole trace of an error.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Repeats a picture bit for bit on one machine.")]
 
+Size = Annotated[
+    Any, typer.Option(parser=parse_size, metavar="WxH", help="Pixels, multiples of 8.", show_default="the model's")
+]
 Dtype = Annotated[
     Any, typer.Option(parser=parse_dtype, metavar="fp32|fp16|bf16", help="Of the weights; fp16 on a GPU, else fp32.")
 ]
@@ -124,9 +127,7 @@ def generate(
         str | None,
         typer.Option(metavar="NAME", help="Such as ddim, euler-a, dpm++-karras.", show_default="the model's"),
     ] = None,
-    size: Annotated[
-        Any, typer.Option(parser=parse_size, metavar="WxH", help="Pixels, multiples of 8.", show_default="the model's")
-    ] = None,
+    size: Size = None,
     seed: Seed = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures; each has the next seed.")] = 1,
     dtype: Dtype = None,
@@ -179,9 +180,7 @@ def plan(
         str, typer.Argument(metavar="MODEL", help="sd15, sdxl or another family; demo; a folder, file or hub id.")
     ] = "demo",
     memory: Memory = None,
-    size: Annotated[
-        Any, typer.Option(parser=parse_size, metavar="WxH", help="Pixels, multiples of 8.", show_default="the model's")
-    ] = None,
+    size: Size = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Annotated[bool, typer.Option(help="Whether there is classifier-free guidance.")] = True,

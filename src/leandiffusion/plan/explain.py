@@ -28,11 +28,6 @@ def headline(plan: Plan) -> str:
     )
 
 
-def in_one_line(plan: Plan) -> str:
-    """'Plan: vae_tiling: 1.2 GiB and 35 s predicted'."""
-    return f"Plan: {plan.settings}: {takes(plan.settings)} predicted"
-
-
 def takes(settings: Settings) -> str:
     """'1.2 GiB and 35 s'."""
     prediction = settings.prediction

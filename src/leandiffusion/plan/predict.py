@@ -116,7 +116,7 @@ class Predictor:
         return StagePrediction(self._stage_peak(name, chosen), self._stage_seconds(name, chosen))
 
     def _stage_peak(self, name: str, chosen: Chosen) -> int:
-        travel = any(map(_moves, chosen))
+        travel = any(map(moves, chosen))
         others = 0 if travel else self.blueprint.others  # which travel then too, and are not here in these stages
         weights = self.residency(chosen).while_running(self._owners(name)) + others
         held = max(work.peak for work, _ in self._works(name, chosen))
@@ -140,7 +140,7 @@ class Predictor:
 
     def _from_disk(self, chosen: Chosen) -> bool:
         """Whether weights travel to the CPU, which they do from disk."""
-        return self._on_host and any(technique.group == "offload" for technique in chosen)
+        return self._on_host and any(map(moves, chosen))
 
     def _works(self, name: str, chosen: Chosen) -> list[tuple[StageWork, float]]:
         """What is computed in the stage, in a step of 'denoise', and how often."""
@@ -164,7 +164,7 @@ class Predictor:
     def residency(self, chosen: Chosen) -> Residency:
         """Where weights are."""
         cast = self.cast(chosen)
-        key = cast, tuple(technique for technique in chosen if _moves(technique))
+        key = cast, tuple(technique for technique in chosen if moves(technique))
         if key not in self._residencies:
             networks = self.sketch(cast).networks
             told = (technique.residency(networks) for technique in chosen)
@@ -214,5 +214,7 @@ def unet_calls(call: CallSize, techniques: Sequence[Technique]) -> UNetCalls:
     return calls
 
 
-def _moves(technique: Technique) -> bool:
-    return type(technique).residency is not Technique.residency
+def moves(technique: Technique | type[Technique]) -> bool:
+    """Whether it says where weights are."""
+    cls = technique if isinstance(technique, type) else type(technique)
+    return cls.residency is not Technique.residency

@@ -14,14 +14,14 @@ import torch
 
 from ..techniques import Technique, techniques
 from ..techniques.base import Exactness
-from ..techniques.stack import refuse_each_other, techniques_by_default
+from ..techniques.stack import group_of, refuse_each_other, techniques_by_default
 from .budget import Budget
-from .predict import CASTS, STAGES, Chosen, Prediction, Predictor, StagePrediction
+from .predict import CASTS, STAGES, Chosen, Prediction, Predictor, StagePrediction, moves
 
 EQUAL = 0.01
 """Times that differ by less are as good as equal: then the more exact, and then the fewer techniques are taken."""
 
-ORDER = (Exactness.EXACT, Exactness.ROUNDING, Exactness.APPROXIMATE)
+ORDER = tuple(Exactness)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ def _offers(predictor: Predictor, cast: torch.dtype | None, allow: Exactness) ->
 def scope_of(cls: type[Technique]) -> str:
     """The one stage that a technique concerns, or 'overall'."""
     stages = {*cls.traced, *(("denoise",) if cls.unet_calls is not Technique.unet_calls else ())}
-    moves = cls.residency is not Technique.residency
-    return stages.pop() if len(stages) == 1 and not moves else "overall"
+    return stages.pop() if len(stages) == 1 and not moves(cls) else "overall"
 
 
 def _combined(offers: Iterable[list[Technique]]) -> Iterator[Chosen]:
@@ -96,9 +95,7 @@ def _combined(offers: Iterable[list[Technique]]) -> Iterator[Chosen]:
 def legal(chosen: Sequence[Technique]) -> bool:
     """Whether they can be on together."""
     pairs = ((one, other) for i, one in enumerate(chosen) for other in chosen[:i])
-    return not any(
-        refuse_each_other(one, other) or (one.group or one.name) == (other.group or other.name) for one, other in pairs
-    )
+    return not any(refuse_each_other(one, other) or group_of(one) == group_of(other) for one, other in pairs)
 
 
 def best_by_placement(predictor: Predictor, choices: Choices, budget: Budget) -> list[Candidate]:

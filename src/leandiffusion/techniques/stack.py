@@ -74,7 +74,7 @@ class Stack:
 
     def find(self, group: str) -> Technique | None:
         """The technique of that name or group which is on, if any."""
-        return next((e.technique for e in self.applied if group in (e.name, _group(e.technique))), None)
+        return next((e.technique for e in self.applied if group in (e.name, group_of(e.technique))), None)
 
     def renew(self) -> None:
         """In a forked child: calls in other threads of the parent are not under way here."""
@@ -97,7 +97,7 @@ class Stack:
                 warn(f"{message} Going on without it.")
                 return False
             notes = technique.notes(self.subject)
-            kept = [entry for entry in self.applied if _group(entry.technique) != _group(technique)]
+            kept = [entry for entry in self.applied if group_of(entry.technique) != group_of(technique)]
             kept = [entry for entry in kept if not (entry.default and refuse_each_other(entry.technique, technique))]
             check_together([entry.technique for entry in kept] + [technique])
             self._become([*kept, Applied(technique, why)])
@@ -312,12 +312,13 @@ def _because(one: Technique, other: Technique) -> str:
     return refusing.price.refuses
 
 
-def _group(technique: Technique) -> str:
+def group_of(technique: Technique) -> str:
+    """Techniques of one group replace each other."""
     return technique.group or technique.name
 
 
 def _compute_device(entries: Iterable[Applied]) -> torch.device | None:
-    return next((e.technique.compute_device for e in entries if _group(e.technique) == "offload"), None)  # type: ignore[attr-defined]
+    return next((e.technique.compute_device for e in entries if group_of(e.technique) == "offload"), None)  # type: ignore[attr-defined]
 
 
 def _above_cpu(entries: Iterable[Applied]) -> torch.device | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,12 +61,9 @@ def try_plan(checkpoint: str, plan: dict[str, Any]) -> dict[str, Any]:
         meter.step()
         return {}
 
-    def watch(name: str) -> AbstractContextManager[None]:
-        return meter.stage(name)
-
     try:
         pipe(**arguments, num_inference_steps=1)
-        pipe.watch = watch
+        pipe.watch = meter.stage
         pipe(**arguments, num_inference_steps=STEPS, callback_on_step_end=after_step)
     finally:
         meter.close()
