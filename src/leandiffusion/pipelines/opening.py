@@ -14,7 +14,7 @@ from ..core.notices import warn
 from ..core.registry import did_you_mean
 from ..device.capabilities import why_slow
 from ..device.names import check_device, default_device
-from ..plan.budget import Budget
+from ..plan.budget import sizes_of
 from ..plan.make import check_allow
 from ..techniques import Technique
 from ..techniques.offloading import opening_offload
@@ -45,7 +45,7 @@ class Placing:
             raise ConfigError("memory= chooses whether weights travel, and offload= too: give one of them.")
         check_allow(allow)
         where = where or default_device()
-        Budget.of(memory, where)
+        sizes_of(memory, where)  # what is wrong with it is told before anything is opened
         return cls(where, None, memory, allow)
 
     @property

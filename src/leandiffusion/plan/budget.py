@@ -43,17 +43,7 @@ class Budget:
         free, host = free_now(device), None if is_host(device) else free_now(HOST)
         if memory is None:
             return cls(_less_margin(free), _less_margin(host), given=False)
-        named = dict(memory) if isinstance(memory, Mapping) else {device.type: memory}
-        if not named:
-            raise ConfigError("memory={}: name a size for each device, such as {'cuda': '6GiB', 'cpu': '8GiB'}.")
-        sizes = {name: _size(name, value) for name, value in named.items()}
-        known = sorted({device.type, HOST.type})
-        for name in sizes:
-            if name not in known:
-                raise ConfigError(
-                    f"memory names {name!r}, and drawing takes memory of {' and '.join(known)}: name these, or another "
-                    "device=… to draw on."
-                )
+        sizes = sizes_of(memory, device)
         own = sizes.get(device.type, _less_margin(free))
         if own is not None and (all_ := in_all(device)) is not None and own > all_:
             warn(f"memory={format_bytes(own)} is more than {device.type} has: {format_bytes(all_)} in all.")
@@ -67,6 +57,22 @@ class Budget:
         told = "unlimited" if self.device is None else format_bytes(self.device)
         told += "" if self.host is None else f" and {format_bytes(self.host)} of host memory"
         return told if self.given else f"{told} (what is free, less {MARGIN:.0%})"
+
+
+def sizes_of(memory: Any, device: torch.device) -> dict[str, int]:
+    """Bytes by type of device of what a user named as memory for drawing on `device`. ConfigError as `Budget.of`."""
+    named = dict(memory) if isinstance(memory, Mapping) else {device.type: memory}
+    if not named:
+        raise ConfigError("memory={}: name a size for each device, such as {'cuda': '6GiB', 'cpu': '8GiB'}.")
+    sizes = {name: _size(name, value) for name, value in named.items()}
+    known = sorted({device.type, HOST.type})
+    for name in sizes:
+        if name not in known:
+            raise ConfigError(
+                f"memory names {name!r}, and drawing takes memory of {' and '.join(known)}: name these, or another "
+                "device=… to draw on."
+            )
+    return sizes
 
 
 def free_now(device: torch.device) -> int | None:

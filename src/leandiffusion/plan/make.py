@@ -10,7 +10,7 @@ import torch
 from ..core.errors import BudgetError, ConfigError
 from ..core.registry import did_you_mean
 from ..core.units import format_bytes
-from ..device.host import is_host
+from ..device.capabilities import leaner_dtype
 from ..techniques import Technique, techniques
 from ..techniques.base import Exactness
 from .budget import Budget
@@ -69,7 +69,7 @@ def dtypes_for(blueprint: Blueprint, allow: str) -> tuple[str, ...]:
     """Names of the dtypes that a plan may choose among: those of which the profile has to tell."""
     own = {part.dtype for part in blueprint.networks.values()}
     if check_allow(allow) != Exactness.EXACT and torch.float32 in own:
-        own.add(torch.bfloat16 if is_host(blueprint.device) else torch.float16)
+        own.add(leaner_dtype(blueprint.device))
     return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in own))
 
 

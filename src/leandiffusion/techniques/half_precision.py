@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.flag import Flag
-from ..device.capabilities import HALF, why_slow
+from ..device.capabilities import HALF, leaner_dtype, why_slow
 from ..device.host import is_host
 from ..run.size import CallSize
 from ..weights.build import put_tensor
@@ -64,8 +64,7 @@ class HalfPrecision(Technique):
 
     @classmethod
     def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
-        half = torch.bfloat16 if is_host(subject.device) else torch.float16
-        return [cls(half)] if subject.dtype == torch.float32 else []
+        return [cls(leaner_dtype(subject.device))] if subject.dtype == torch.float32 else []
 
     def notes(self, subject: Subject) -> list[str]:
         reason = why_slow(self.dtype, subject.device)
