@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,7 @@ class PictureRecord:
             raise ConfigError(f"its {JSON_KEY!r} text is not valid JSON ({error})") from error
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ConfigError(f"its {JSON_KEY!r} text is not of format {FORMAT}, the one this version reads")
-        written = values.pop("recipe", None)  # pictures drawn before there were all fields have fewer
-        recipe = Recipe(**_checked(Recipe, {"vae": None} | written if isinstance(written, dict) else written))
-        values = {"techniques": {}, "plan": {}, "predicted": {}} | values
+        recipe = Recipe(**_checked(Recipe, values.pop("recipe", None)))
         return cls(recipe, **_checked(cls, values, without="recipe"))
 
     def to_a1111(self) -> str:
@@ -161,8 +159,15 @@ _RANGES = {
 
 
 def _checked(cls: type, values: Any, without: str = "") -> dict[str, Any]:
-    """`values` if they are the fields of `cls`, each of its type: they come from a file that anyone may edit."""
-    kinds = {f.name: str(f.type) for f in fields(cls) if f.name != without}
+    """`values` if they are the fields of `cls`, each of its type: they come from a file that anyone may edit.
+
+    Fields with a default may be absent: pictures drawn before they were there do not have them.
+    """
+    declared = [f for f in fields(cls) if f.name != without]
+    kinds = {f.name: str(f.type) for f in declared}
+    defaults = {f.name: f.default for f in declared if f.default is not MISSING}
+    defaults |= {f.name: f.default_factory() for f in declared if f.default_factory is not MISSING}
+    values = defaults | values if isinstance(values, dict) else values
     if not isinstance(values, dict) or set(values) != set(kinds):
         raise ConfigError(f"its {JSON_KEY!r} text should have {', '.join(kinds)} for a {cls.__name__}")
     for name, kind in kinds.items():
