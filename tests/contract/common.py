@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
-from leandiffusion import StableDiffusionPipeline
+from leandiffusion import AutoPipelineForImage2Image, AutoPipelineForInpainting, StableDiffusionPipeline
 from leandiffusion.techniques import techniques
 from leandiffusion.weights.residence import read_weights
 
@@ -54,6 +55,31 @@ def noise(prompt: str | list[str], options: dict[str, Any]) -> torch.Tensor:
     count = options.get("num_images_per_prompt", 1) * (1 if isinstance(prompt, str) else len(prompt))
     shape = (count, 4, options["height"] // 8, options["width"] // 8)
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def _circle(mode: str) -> Image.Image:
+    picture = Image.new(mode, (64, 64), "black")
+    ImageDraw.Draw(picture).ellipse((8, 8, 40, 40), fill="white" if mode == "L" else "yellow")
+    return picture
+
+
+ON_A_PICTURE: dict[str, tuple[Any, dict[str, Any]]] = {
+    "image to image": (AutoPipelineForImage2Image, {"image": _circle("RGB")}),
+    "inpainting": (
+        AutoPipelineForInpainting,
+        {"image": _circle("RGB"), "mask_image": _circle("L"), "height": 64, "width": 64},
+    ),
+}
+"""The tasks that begin with a picture: who finds the pipeline, and what it is given."""
+
+
+def redraw(pipe: Any, given: dict[str, Any]) -> np.ndarray:
+    """What a pipeline makes of a picture in two steps of three."""
+    with quietly():
+        return pipe(
+            "a red circle", num_inference_steps=3, strength=0.7, output_type="np", **given,
+            generator=torch.Generator().manual_seed(7),
+        ).images  # fmt: skip
 
 
 def enable(pipe: Any, name: str) -> None:

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.contract.common import Draw, noise, quietly
+import torch
+from tests.contract.common import ON_A_PICTURE, Draw, noise, quietly, redraw
 
 from leandiffusion import StableDiffusionPipeline
+from leandiffusion.run import encoding
+from leandiffusion.run.tasks import image_to_image, inpainting
+from leandiffusion.schedulers import randn
 
 
 @pytest.fixture
@@ -40,3 +44,26 @@ def plain(draw: Draw) -> np.ndarray:
     pipe = StableDiffusionPipeline.from_pretrained("demo")
     pipe.set_progress_bar_config(disable=True)
     return draw(pipe)
+
+
+@pytest.fixture
+def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of the tasks drawn in float32: a generator gives other numbers for each dtype."""
+
+    def draw(shape: tuple[int, ...], *, dtype: torch.dtype, **options: Any) -> torch.Tensor:
+        return randn(shape, dtype=torch.float32, **options).to(dtype)
+
+    for module in (encoding, image_to_image, inpainting):
+        monkeypatch.setattr(module, "randn", draw)
+
+
+@pytest.fixture(scope="session")
+def redrawn() -> dict[str, np.ndarray]:
+    """By task: what the packaged model makes of a picture with nothing switched on."""
+    pipe = StableDiffusionPipeline.from_pretrained("demo")
+    found = {}
+    for task, (auto, given) in ON_A_PICTURE.items():
+        on_picture = auto.from_pipe(pipe)
+        on_picture.set_progress_bar_config(disable=True)
+        found[task] = redraw(on_picture, given)
+    return found

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.contract.common import SETTINGS, UNUSABLE, USABLE, Draw, enable, noise, quietly, state
+from tests.contract.common import (
+    ON_A_PICTURE,
+    SETTINGS,
+    UNUSABLE,
+    USABLE,
+    Draw,
+    enable,
+    noise,
+    quietly,
+    redraw,
+    state,
+)
 
 from leandiffusion import ConfigError, StableDiffusionPipeline
 from leandiffusion.core.errors import BackendUnavailable
@@ -61,6 +72,23 @@ def test_parity_and_exact_undo(name: str, pipe: Any, draw: Draw, plain: np.ndarr
     assert pipe.techniques == ()
     assert state(pipe) == before
     assert np.array_equal(draw(pipe), plain)
+
+
+@each
+@pytest.mark.parametrize("task", ON_A_PICTURE)
+@pytest.mark.usefixtures("same_noise")
+def test_parity_and_exact_undo_on_a_picture(name: str, task: str, pipe: Any, redrawn: dict[str, np.ndarray]) -> None:
+    auto, given = ON_A_PICTURE[task]
+    on_picture = auto.from_pipe(pipe)
+    on_picture.set_progress_bar_config(disable=True)
+    before = state(on_picture)
+    enable(on_picture, name)
+    first, second = redraw(on_picture, given), redraw(on_picture, given)
+    check_parity(name, first, redrawn[task])
+    assert np.array_equal(first, second)
+    on_picture.disable(name)
+    assert state(on_picture) == before
+    assert np.array_equal(redraw(on_picture, given), redrawn[task])
 
 
 @each

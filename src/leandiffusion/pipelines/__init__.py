@@ -1,4 +1,4 @@
-"""Pipelines: from text to pictures. `open_pipeline` picks the class that a checkpoint asks for."""
+"""Pipelines: from text, pictures and masks to pictures. `open_pipeline` picks the class that a checkpoint asks for."""
 
 from __future__ import annotations
 
@@ -15,41 +15,56 @@ def open_pipeline(
     dtype: Any = None,
     device: str | None = None,
     local_files_only: bool = False,
+    task: str | None = None,
     **options: Any,
 ) -> Any:
     """Open 'demo', a pipeline folder, a hub id, or a single .safetensors file, with the class it was made for.
 
-    `options` are those of `from_pretrained` or `from_single_file`. ConfigError when the checkpoint belongs to a
-    pipeline that is not supported; WeightsError's kinds for what is wrong with the files.
+    `task` is another that its weights can do too: 'text-to-image', 'image-to-image' or 'inpainting'. `options` are
+    those of `from_pretrained` or `from_single_file`. ConfigError when the checkpoint belongs to a pipeline that is not
+    supported; WeightsError's kinds for what is wrong with the files.
     """
-    from ..core.errors import ConfigError
-    from ..families.folder import read_index
-    from ..weights.locate import find_index
     from .from_folder import packaged
 
-    known = classes()
     path = Path(name_or_path).expanduser()
     if path.is_file():
-        from ..families.single_file import detect_file
-
-        cls = known[detect_file(path).pipeline]
+        cls = _class_for(task, _made_for_file(path), path)
         return cls.from_single_file(path, dtype=dtype, device=device, **options)
+    from ..families.folder import read_index
+    from ..weights.locate import find_index
+
     hub = {key: options[key] for key in ("revision", "cache_dir", "token") if key in options}
     folder = find_index(packaged(name_or_path), local_files_only=local_files_only, **hub)
-    wanted = read_index(folder).pipeline
-    if wanted not in known:
-        raise ConfigError(f"{name_or_path} asks for {wanted!r}; supported are {' and '.join(known)}.")
-    return known[wanted].from_pretrained(
-        name_or_path, dtype=dtype, device=device, local_files_only=local_files_only, **options
-    )
+    cls = _class_for(task, read_index(folder).pipeline, name_or_path)
+    return cls.from_pretrained(name_or_path, dtype=dtype, device=device, local_files_only=local_files_only, **options)
+
+
+def _made_for_file(path: Path) -> str:
+    """The pipeline that a single file is for: its UNet tells whether it was trained for inpainting."""
+    from ..families.single_file import detect_file
+    from .tasks import pipeline_for
+
+    family = detect_file(path)
+    inpaints = family.networks["unet"].config["in_channels"] == 9
+    return pipeline_for("inpainting", family.pipeline) if inpaints else family.pipeline
+
+
+def _class_for(task: str | None, wanted: str, source: str | Path) -> Any:
+    from ..core.errors import ConfigError
+    from .tasks import pipeline_for, pipeline_names
+
+    if wanted not in pipeline_names():
+        raise ConfigError(f"{source} asks for {wanted!r}; supported are {' and '.join(pipeline_names())}.")
+    return classes()[wanted if task is None else pipeline_for(task, wanted)]
 
 
 def classes() -> dict[str, Any]:
     """The pipelines that there are, by name."""
-    from .stable_diffusion import StableDiffusionPipeline
-    from .stable_diffusion_xl import StableDiffusionXLPipeline
+    import leandiffusion
 
-    return {cls.__name__: cls for cls in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+    from .tasks import pipeline_names
+
+    return {name: getattr(leandiffusion, name) for name in pipeline_names()}
 
 
 __all__ = ["classes", "open_pipeline"]

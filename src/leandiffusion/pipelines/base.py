@@ -22,6 +22,7 @@ from ..measure.clock import StageClock, Watch
 from ..run import inputs
 from ..run.callback import Callback
 from ..run.decoding import decode_raw, keeping, to_unit
+from ..run.encoding import Encoded, encode
 from ..run.guidance import Guidance
 from ..run.run import Run
 from ..run.schedule import set_timesteps
@@ -36,6 +37,7 @@ from .memory_and_speed import MemoryAndSpeed
 from .planning import Planning
 from .request import Request
 from .running import Running
+from .tasks import pipeline_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,8 +79,8 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts,
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
     `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the
-    name of each stage ('encode', 'denoise', 'decode', 'safety'); the context manager that it returns is entered around
-    the stage.
+    name of each stage ('encode', 'picture', 'denoise', 'decode', 'safety'); the context manager that it returns is
+    entered around the stage.
     """
 
     conditioner: ClassVar[type[Conditioner]]
@@ -133,6 +135,10 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts,
                 ))  # fmt: skip
                 run.condition_on(self.conditioner.tensors(*encoded, *besides_text))
             self._trim()
+            if task.has_pictures:
+                with clock.stage("picture"):
+                    task.prepare(run, partial(self._encode_pictures, call.vae))
+                self._trim()
             with clock.stage("denoise"), call.progress_bar(total=run.length) as bar:
                 images = run.denoise(bar.update)
             self._trim()
@@ -155,6 +161,8 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts,
         ConfigError when the model cannot do what is asked.
         """
         require(self, "unet", "scheduler")
+        if task.has_pictures:
+            require(self, "vae")
         if request.output_type != "latent":
             require(self, "vae", otherwise="ask for output_type='latent'")
         inputs.check_names("callback_on_step_end_tensor_inputs", request.callback_inputs, self.callback_tensors)
@@ -191,8 +199,13 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts,
             return to_output(to_unit(self._decode(self.vae, latents.to(self.device))), output_type)
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
-        upcast = self._heeds_force_upcast and bool(getattr(vae.config, "force_upcast", False))
-        return self._with_room(lambda: decode_raw(vae, latents, upcast=upcast))
+        return self._with_room(lambda: decode_raw(vae, latents, upcast=self._upcasts(vae)))
+
+    def _encode_pictures(self, vae: Any, pictures: Tensor) -> Encoded:
+        return self._with_room(lambda: encode(vae, pictures, upcast=self._upcasts(vae)))
+
+    def _upcasts(self, vae: Any) -> bool:
+        return self._heeds_force_upcast and bool(getattr(vae.config, "force_upcast", False))
 
     def _read_weights(self, request: Request) -> None:
         """Read the weights of all networks that the call runs, if nothing did yet: what is wrong with a file shows
@@ -217,22 +230,41 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts,
 
     def _shape_latents(self, request: Request, task: Task) -> tuple[int, int, int, int]:
         """Shape (B, C, h, w) of the latents for the size asked for, the model's own unless given."""
-        config, factor = getattr(self.unet, "config", None), self.vae_scale_factor
-        own = getattr(config, "sample_size", None) or self._sample_size
+        height, width = self._pixels(request)
+        latent, taken, factor = self._latent_channels(), self._unet_channels(), self.vae_scale_factor
+        channels = latent or 4 if taken is None else taken - task.extra_channels
+        if latent is not None and channels != latent:
+            raise ConfigError(self._unfit(taken or channels, latent))
+        return request.batch, channels, height // factor, width // factor
+
+    def _pixels(self, request: Request) -> tuple[int, int]:
+        """Height and width of the call, the model's own unless given. ConfigError unless they fit the latents."""
+        factor = self.vae_scale_factor
+        own = getattr(getattr(self.unet, "config", None), "sample_size", None) or self._sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         height = own_height * factor if request.height is None else request.height
         width = own_width * factor if request.width is None else request.width
         inputs.check_side("height", height, factor)
         inputs.check_side("width", width, factor)
-        latent = getattr(getattr(self.vae, "config", None), "latent_channels", None)
-        taken = getattr(config, "in_channels", None) or getattr(self.unet, "in_channels", None)
-        channels = latent or 4 if taken is None else taken - task.extra_channels
-        if latent is not None and channels != latent:
-            raise ConfigError(
-                f"the UNet takes {taken} channels and the VAE's latents have {latent}: this is an inpainting or "
-                "depth model, which needs more than a text to draw. Open a text-to-image model."
+        return height, width
+
+    def _latent_channels(self) -> int | None:
+        return getattr(getattr(self.vae, "config", None), "latent_channels", None)
+
+    def _unet_channels(self) -> int | None:
+        config = getattr(self.unet, "config", None)
+        return getattr(config, "in_channels", None) or getattr(self.unet, "in_channels", None)
+
+    def _unfit(self, taken: int, latent: int) -> str:
+        """Why a UNet that takes so many channels cannot do what is asked, and what to do instead."""
+        found = f"the UNet takes {taken} channels and the VAE's latents have {latent}: "
+        if taken == 2 * latent + 1:
+            inpainting = pipeline_for("inpainting", type(self))
+            return (
+                f"{found}this is an inpainting model, which wants a picture and a mask. {inpainting}.from_pipe(pipe) "
+                f"draws with it; for a text or a picture alone open another model."
             )
-        return request.batch, channels, height // factor, width // factor
+        return f"{found}this is a depth or upscaling model, or another kind that is not supported. Open another model."
 
     def _check_width(self, prompt_embeds: Tensor | None) -> None:
         """ConfigError for embeddings of another text encoder than the UNet was trained with."""
@@ -256,6 +288,3 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts,
 
     def _clock(self) -> StageClock:
         return StageClock(partial(synchronize, self.device), self.watch)
-
-
-AutoPipelineForText2Image = DiffusionPipeline

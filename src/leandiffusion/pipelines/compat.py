@@ -121,13 +121,15 @@ class ForScripts:
         """A pipeline of this class on the components of another, ours or diffusers', except for those in `changes`.
 
         Weights are shared. `dtype` (or `torch_dtype`) casts them, for both. ConfigError when this class needs a
-        component that neither has. Called on DiffusionPipeline, the class is the one that the components are for.
+        component that neither has. Called on DiffusionPipeline, the class is the other pipeline's, or the one that the
+        components are for.
         """
         if not cls.component_names:  # type: ignore[attr-defined]
             from . import classes
 
-            fits = max(classes().values(), key=lambda cls: len(pipeline.components.keys() & {*cls.component_names}))
-            return fits.from_pipe(pipeline, **changes)
+            known, parts = classes(), pipeline.components.keys()
+            fits = max(known.values(), key=lambda cls: len(parts & {*cls.component_names}))
+            return known.get(type(pipeline).__name__, fits).from_pipe(pipeline, **changes)
         casts = any(changes.get(name) is not None for name in ("dtype", "torch_dtype"))
         dtype = either_dtype(changes.pop("dtype", None), changes.pop("torch_dtype", None))
         made: Any = cls
@@ -135,7 +137,8 @@ class ForScripts:
         parts = {name: part for name, part in pipeline.components.items() if name in made.component_names} | changes
         there = {name: type(part).__name__ for name, part in parts.items() if part is not None}
         made._check_fit(f"the {type(pipeline).__name__}", there, parts)
-        new = cls(**parts, **{name: value for name, value in settings.items() if name in made._setting_names()})
+        new: Any = cls(**parts, **{name: value for name, value in settings.items() if name in made._setting_names()})
+        new._opened_from, new.notice = (getattr(pipeline, name, None) for name in ("_opened_from", "notice"))
         return new.to(dtype=dtype) if casts else new  # type: ignore[attr-defined]
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:

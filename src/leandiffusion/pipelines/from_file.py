@@ -51,7 +51,7 @@ class FromFile(Opening):
         there = dict.fromkeys([*family.networks, *family.tokenizers, "scheduler"], "")
         cls._check_fit(f"{path}, a {family.title} checkpoint,", there, components)
         folder = None if config is None else Path(config).expanduser()
-        components = open_given(components, cls.__name__, folder, dtype=chosen, device=placing.now, on_disk=True)
+        components = open_given(components, cls, folder, dtype=chosen, device=placing.now, on_disk=True)
         opened = open_single_file(
             path, dtype=chosen, device=placing.now, components=components, prediction_type=prediction_type,
             config=config, original_config=original_config, on_disk=True,

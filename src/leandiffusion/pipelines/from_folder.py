@@ -78,7 +78,7 @@ class FromFolder(Opening):
         index = read_index(found.folder)
         described = f"{name}, a {index.pipeline or 'pipeline'},"
         cls._check_fit(described, index.components, components, made_for=index.pipeline)
-        components = open_given(components, cls.__name__, found.folder, dtype=chosen, device=placing.now, on_disk=True)
+        components = open_given(components, cls, found.folder, dtype=chosen, device=placing.now, on_disk=True)
         opened = open_folder(
             found.folder, dtype=chosen, device=placing.now, variant=found.variant, use_safetensors=use_safetensors,
             components=components, on_disk=True,

@@ -18,6 +18,7 @@ from ..families.folder import INDEX_FILE, UNNEEDED
 from ..modules.vae import AutoencoderKL
 from ..modules.vae_file import read_vae_file
 from ..weights.load import fill_network, open_network
+from .tasks import known_name, pipeline_for
 
 _SHARED = ("scaling_factor", "shift_factor", "force_upcast", "sample_size", "norm_num_groups", "act_fn")
 """Settings of a VAE that its shapes do not tell; the UNet was trained for them."""
@@ -49,7 +50,7 @@ def check_given(pipeline: str, components: Mapping[str, Any], paths: tuple[str, 
 
 def open_given(
     components: Mapping[str, Any],
-    pipeline: str,
+    pipeline: type,
     folder: Path | None,
     *,
     dtype: torch.dtype | Mapping[str, torch.dtype],
@@ -78,11 +79,12 @@ def open_given(
     return {**components, "vae": vae}
 
 
-def _shared(pipeline: str, folder: Path | None) -> dict[str, Any]:
+def _shared(pipeline: type, folder: Path | None) -> dict[str, Any]:
     file = folder / "vae" / "config.json" if folder is not None else None
     if file is not None and file.is_file():
         settings: Mapping[str, Any] = read_json(file)
     else:
         kinds = [families.get(name) for name in families]
-        settings = next((kind.networks["vae"].config for kind in kinds if kind.pipeline == pipeline), {})
+        base = None if known_name(pipeline) is None else pipeline_for("text-to-image", pipeline)
+        settings = next((kind.networks["vae"].config for kind in kinds if kind.pipeline == base), {})
     return {key: settings[key] for key in _SHARED if key in settings}

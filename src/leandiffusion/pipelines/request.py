@@ -36,9 +36,10 @@ class Request:
     num_inference_steps: int | None
     timesteps: list[int] | None
     sigmas: list[float] | None
+    denoising_start: float | None = None
     denoising_end: float | None = None
     guidance_scale: float
-    guidance_rescale: float
+    guidance_rescale: float = 0.0
     num_images_per_prompt: int | None
     eta: float
     generator: torch.Generator | list[torch.Generator] | None
@@ -77,7 +78,10 @@ class Request:
     @property
     def settings(self) -> dict[str, Any]:
         """What the pipeline shows of the call while it runs and afterwards."""
-        names = ("guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs", "denoising_end")
+        names = (
+            "guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs", "denoising_start",
+            "denoising_end",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     @property

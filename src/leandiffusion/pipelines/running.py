@@ -46,12 +46,13 @@ class Running:
     _guidance_rescale: Any = PerCall()
     _clip_skip: Any = PerCall()
     _cross_attention_kwargs: Any = PerCall()
+    _denoising_start: Any = PerCall()
     _denoising_end: Any = PerCall()
     _num_timesteps: Any = PerCall()
     _interrupt: Any = PerCall()
     _SETTINGS = (
-        "_guidance_scale", "_guidance_rescale", "_clip_skip", "_cross_attention_kwargs", "_denoising_end",
-        "_num_timesteps", "_interrupt",
+        "_guidance_scale", "_guidance_rescale", "_clip_skip", "_cross_attention_kwargs", "_denoising_start",
+        "_denoising_end", "_num_timesteps", "_interrupt",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,10 @@ from torch import Tensor
 
 from ..core.errors import NonFiniteError
 from ..device.memory import is_out_of_memory, release
-from ..modules.vae import AutoencoderKL
+from .fallbacks import copied, in_strips_if_need_be
 from .finite import found_wrong
+
+UNNEEDED = ("encoder", "quant_conv")  # parts of the VAE that encode
 
 
 def decode(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
@@ -64,36 +65,16 @@ def decode_raw(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
     """What the VAE makes of latents of unit variance, on which the UNet works; in strips if not at once."""
     z = latents.to(vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-    try:
-        return vae.decode(z, return_dict=False)[0]
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(vae, AutoencoderKL) or vae.use_tiling or not is_out_of_memory(error):
-            raise
-    release()  # only here: in the handler above the failed attempt's tensors are still held
-    warnings.warn(
-        "decoding did not fit in memory and goes on in strips: pipe.enable_vae_tiling() does so from the start.",
-        stacklevel=2,
-    )
-    strips = copy.copy(vae)  # the same weights: calls in other threads go on using the VAE as it is
-    strips.use_tiling = strips.use_slicing = True
-    return strips.decode(z, return_dict=False)[0]
+    return in_strips_if_need_be(vae, lambda vae: vae.decode(z, return_dict=False)[0], "decoding")
 
 
 def _decoded_wider(vae: Any, latents: Tensor) -> tuple[Tensor, torch.dtype]:
     """Decoded by a float32 copy, or where that does not fit by a bfloat16 one, whose range is as wide; and which."""
     try:
-        return _decoded(_copied(vae, latents.device, torch.float32), latents), torch.float32
+        return _decoded(copied(vae, latents.device, torch.float32, UNNEEDED), latents), torch.float32
     except (MemoryError, RuntimeError) as error:
         if vae.dtype == torch.bfloat16 or not is_out_of_memory(error):
             raise
     release()
     warnings.warn("decoding in float32 did not fit in memory: this picture is decoded in bfloat16.", stacklevel=2)
-    return _decoded(_copied(vae, latents.device, torch.bfloat16), latents), torch.bfloat16
-
-
-def _copied(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A copy, at that dtype, of what decoding needs; calls in other threads go on using the VAE as it is."""
-    unneeded = [getattr(vae, name, None) for name in ("encoder", "quant_conv")]
-    return copy.deepcopy(vae, {id(part): torch.nn.Identity() for part in unneeded if part is not None}).to(
-        device, dtype
-    )
+    return _decoded(copied(vae, latents.device, torch.bfloat16, UNNEEDED), latents), torch.bfloat16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,3 +45,52 @@ def accepted_by(step: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[
     """Those of the arguments that the function takes by name."""
     accepted = inspect.signature(step).parameters
     return {name: value for name, value in arguments.items() if name in accepted}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a schedule is run on a picture: its last `strength` in [0, 1], or what follows the share `start`
+    in (0, 1) of the training schedule, where a first model stopped.
+
+    `steps` is the number of steps asked for; None where the caller laid out the schedule.
+    """
+
+    strength: float
+    steps: int | None = None
+    start: float | None = None
+
+    def of(self, scheduler: Any, laid_out: Tensor) -> Tensor:
+        """Those of the timesteps `laid_out` that are run; the scheduler begins there. ConfigError if none are."""
+        first = self._first_after(scheduler) if self.start is not None else self._first(scheduler)
+        if first >= len(laid_out):
+            raise ConfigError(self._nothing_left(scheduler))
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        return laid_out[first:]
+
+    def _steps(self, scheduler: Any) -> int:
+        return len(scheduler.timesteps) if self.steps is None else self.steps
+
+    def _first(self, scheduler: Any) -> int:
+        steps = self._steps(scheduler)
+        return (steps - min(int(steps * self.strength), steps)) * getattr(scheduler, "order", 1)
+
+    def _first_after(self, scheduler: Any) -> int:
+        """A step of a scheduler of the second order is two timesteps, the first's one: it is never cut in halves."""
+        train = scheduler.config.num_train_timesteps
+        left = int((scheduler.timesteps < round(train - self.start * train)).sum())  # type: ignore[operator]
+        if getattr(scheduler, "order", 1) == 2 and left % 2 == 0:
+            left += 1
+        return len(scheduler.timesteps) - left
+
+    def _nothing_left(self, scheduler: Any) -> str:
+        if self.start is not None:
+            return f"denoising_start={self.start} leaves none of the steps: lower it, or raise denoising_end."
+        steps = self._steps(scheduler)
+        if self._first(scheduler) < len(scheduler.timesteps):
+            return f"strength={self.strength} begins where denoising_end already stopped: raise one of them."
+        least = -(-100 // steps) / 100
+        return (
+            f"strength={self.strength} of {steps} steps leaves none: raise it to {least:g} or more, or ask for more "
+            "steps."
+        )

@@ -101,14 +101,14 @@ def test_where_float32_does_not_fit_bfloat16_takes_its_place(
         vae.use_tiling = True
         vae.decoder.conv_in.register_forward_pre_hook(when_float32)
     else:
-        copied = decoding._copied
+        copied = decoding.copied
 
-        def fail(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
+        def fail(vae: Any, device: torch.device, dtype: torch.dtype, without: tuple[str, ...]) -> Any:
             if dtype == torch.float32:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-            return copied(vae, device, dtype)
+            return copied(vae, device, dtype, without)
 
-        monkeypatch.setattr(decoding, "_copied", fail)
+        monkeypatch.setattr(decoding, "copied", fail)
     with pytest.warns(UserWarning, match="float32 did not fit in memory: this picture is decoded in bfloat16"):
         got = decode(vae, latents.half())
     assert (got - expected).abs().mean() < 0.02, "8 bits instead of 24"

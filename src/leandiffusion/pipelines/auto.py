@@ -1,0 +1,60 @@
+"""The pipeline for a task, chosen by what the checkpoint or another pipeline is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from ..core.errors import ConfigError
+from ..weights.locate import INDEX_FILE
+from . import classes, open_pipeline
+from .compat import ForScripts
+from .tasks import pipeline_for
+
+
+class AutoPipeline:
+    """Base of the three: `from_pretrained` opens a checkpoint for their task, `from_pipe` shares another's weights."""
+
+    task: ClassVar[str]
+    config_name = INDEX_FILE
+
+    def __init__(self, *_: Any, **__: Any) -> NoReturn:
+        name = type(self).__name__
+        raise ConfigError(f"{name} is no pipeline itself: use {name}.from_pretrained(…) or {name}.from_pipe(pipe).")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_or_path: str | Path, **options: Any) -> Any:
+        """Open 'demo', a pipeline folder, a hub id or a single .safetensors file with the pipeline for this task.
+
+        `options` as `from_pretrained` of the pipelines takes them. ConfigError when the checkpoint belongs to a kind
+        that is not supported.
+        """
+        return open_pipeline(pretrained_model_or_path, task=cls.task, **options)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **changes: Any) -> Any:
+        """The pipeline for this task on the components of another, ours or diffusers': weights are shared.
+
+        `changes` as `from_pipe` of the pipelines takes them.
+        """
+        return classes()[pipeline_for(cls.task, type(pipeline))].from_pipe(pipeline, **changes)
+
+    load_config = ForScripts.load_config
+
+
+class AutoPipelineForText2Image(AutoPipeline):
+    """The pipeline that draws from a text alone."""
+
+    task = "text-to-image"
+
+
+class AutoPipelineForImage2Image(AutoPipeline):
+    """The pipeline that draws a picture anew."""
+
+    task = "image-to-image"
+
+
+class AutoPipelineForInpainting(AutoPipeline):
+    """The pipeline that draws parts of a picture anew."""
+
+    task = "inpainting"

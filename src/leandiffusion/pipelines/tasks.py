@@ -1,0 +1,37 @@
+"""Which pipeline does what with which kind of checkpoint."""
+
+from __future__ import annotations
+
+from ..core.errors import ConfigError
+
+TASKS = {
+    "text-to-image": ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+    "image-to-image": ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    "inpainting": ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+}
+"""By task: the pipelines of checkpoints with one text encoder, and with two."""
+
+
+def pipeline_for(task: str, pipeline: str | type) -> str:
+    """The pipeline that does the task with the checkpoints of `pipeline`, a class or its name.
+
+    ConfigError for an unknown task, and for what is none of the pipelines nor a class derived from one.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"task={task!r} is unknown: use {', '.join(map(repr, TASKS))}.")
+    known = known_name(pipeline)
+    if known is None:
+        raise ConfigError(f"{pipeline!r} is none of the pipelines here: {', '.join(pipeline_names())}.")
+    place = next(pipelines.index(known) for pipelines in TASKS.values() if known in pipelines)
+    return TASKS[task][place]
+
+
+def known_name(pipeline: str | type) -> str | None:
+    """The name under which it, or what it derives from, is one of the pipelines here."""
+    names = [pipeline] if isinstance(pipeline, str) else [cls.__name__ for cls in pipeline.__mro__]
+    return next((name for name in names if name in pipeline_names()), None)
+
+
+def pipeline_names() -> list[str]:
+    """Those of all tasks."""
+    return [name for pipelines in TASKS.values() for name in pipelines]

@@ -1,0 +1,46 @@
+"""Draws the pictures of the guide's page on image to image and inpainting, with the packaged model.
+
+`python -m tools.guide_pictures`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from leandiffusion import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+
+STEPS, GUIDANCE, GAP = 30, 2.5, 8
+ANEW, THERE = "a large yellow circle on a blue background", "a large yellow star on a green background"
+
+
+def seeded(seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generator}
+
+
+def pictures() -> list[Image.Image]:
+    """A picture, the picture drawn anew at three strengths, a mask, and what was drawn there."""
+    draw = AutoPipelineForText2Image.from_pretrained("demo")
+    redraw, inpaint = AutoPipelineForImage2Image.from_pipe(draw), AutoPipelineForInpainting.from_pipe(draw)
+    picture = draw("a large red circle on a blue background", **seeded(4)).images[0]
+    anew = [redraw(ANEW, image=picture, strength=strength, **seeded(5)).images[0] for strength in (0.15, 0.3, 0.6)]
+    mask = Image.new("L", picture.size)
+    ImageDraw.Draw(mask).rectangle((picture.width // 2, 0, picture.width, picture.height), fill="white")
+    half = inpaint(THERE, image=picture, mask_image=mask, **seeded(5)).images[0]
+    return [picture, *anew, mask.convert("RGB"), half]
+
+
+def side_by_side(row: list[Image.Image]) -> Image.Image:
+    width, height = row[0].size
+    sheet = Image.new("RGB", (len(row) * (width + GAP) - GAP, height), "white")
+    for place, picture in enumerate(row):
+        sheet.paste(picture, (place * (width + GAP), 0))
+    return sheet
+
+
+if __name__ == "__main__":
+    side_by_side(pictures()).save(Path("docs/images/from-a-picture.png"), optimize=True)
