@@ -180,6 +180,8 @@ class StoredTensor(Tensor):
             _refuse(func.__name__)
         if func is F.embedding and (found := _looked_up(*args, **(kwargs or {}))) is not None:
             return found
+        if func is F.linear and not torch.is_grad_enabled():  # which transposes its weight where nobody gets at it
+            args, kwargs = tree_map(_in_memory, (args, kwargs or {}))
         if func in _REACH_MEMORY and isinstance(args[0], StoredTensor):
             args = (args[0].hold(), *args[1:])
         with torch._C.DisableTorchFunctionSubclass():
