@@ -30,7 +30,8 @@ class Arena(Protocol):
 class Ring:
     """A fixed block of bytes given out in turn, round and round: as many slots as units happen to fit.
 
-    Two slots of the largest unit are enough to work; what is smaller than that leaves room to look further ahead.
+    One slot of the largest unit is enough to work, with two the next of them comes while one computes; what is smaller
+    leaves room to look further ahead.
     """
 
     def __init__(self, nbytes: int, device: torch.device) -> None:

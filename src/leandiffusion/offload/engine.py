@@ -40,7 +40,7 @@ class Policy:
     """How weights travel.
 
     `device` computes. `granularity`: 'leaf', 'block' or 'component' travel at a time. `resident_fraction` of the
-    bytes, from 0 to 1, stay on the device. `slots`: how many of the largest unit the ring has memory for, at least 2.
+    bytes, from 0 to 1, stay on the device. `slots`: how many of the largest unit the ring has memory for, at least 1.
     """
 
     device: torch.device

@@ -17,13 +17,16 @@ class Residency:
 
     `kept` are on the device that computes as long as the pipeline is, `running` further ones by the name of the network
     that runs. `fetched` come from the tier below each time that a network runs, or with `stays` once for all of its
-    runs in a row. `below` are in host memory beneath an accelerator.
+    runs in a row. `arrivals`: how many units these are, where they come each time; `ahead` says whether the largest
+    have room to come while others compute. `below` are in host memory beneath an accelerator.
     """
 
     kept: int
     running: Mapping[str, int] = field(default_factory=dict)
     fetched: Mapping[str, int] = field(default_factory=dict)
     stays: bool = False
+    arrivals: Mapping[str, int] = field(default_factory=dict)
+    ahead: bool = True
     below: int = 0
 
     def while_running(self, names: list[str]) -> int:
@@ -49,7 +52,9 @@ def residency(networks: Mapping[str, nn.Module], policy: Policy) -> Residency:
     if policy.granularity == "component":
         return Residency(kept, fetched, fetched, stays=True, below=below)
     ring = policy.slots * max((unit.nbytes for unit in travelling), default=0)
-    return Residency(kept + min(ring, sum(fetched.values())), {}, fetched, below=below)
+    arrivals = {name: len(units) for name, units in by_network.items()}
+    on_device = kept + min(ring, sum(fetched.values()))
+    return Residency(on_device, {}, fetched, arrivals=arrivals, ahead=policy.slots > 1, below=below)
 
 
 def _belongs(unit: Unit, network: str) -> bool:

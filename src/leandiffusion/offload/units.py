@@ -38,6 +38,9 @@ class Weight:
     """Where the master's numbers lie if they were packed: elsewhere they are no longer what was packed."""
 
     def __post_init__(self) -> None:
+        master = self.master
+        self.nbytes = master.nbytes
+        self._layout = master.dtype, master.shape, master.stride()  # asking a stored tensor takes far longer
         self._kind = self._describe()
 
     def _describe(self) -> tuple[Any, ...]:
@@ -60,9 +63,10 @@ class Weight:
         """Give the numbers other memory. A parameter stays the same object, so that whoever holds it sees it."""
         if isinstance(self.master, nn.Parameter):
             self.master.data = tensor
-            self._kind = self._describe()
+            self.__post_init__()
         else:
             former, self.master = self.master, tensor
+            self.__post_init__()
             for table, name in self.owners:
                 if table.get(name) is former:
                     table[name] = tensor
@@ -81,8 +85,9 @@ class Weight:
 
     def view(self, memory: Tensor, begin: int) -> Tensor:
         """This weight's place in a flat tensor of bytes, with its master's dtype, shape and strides."""
-        flat = memory[begin : begin + self.master.nbytes].view(self.master.dtype)
-        return self.alike(flat.as_strided(self.master.shape, self.master.stride()))
+        dtype, shape, strides = self._layout
+        flat = memory.view(dtype)
+        return self.alike(flat.as_strided(shape, strides, flat.storage_offset() + begin // dtype.itemsize))
 
     def alike(self, tensor: Tensor) -> Tensor:
         """`tensor` as a parameter if the master is one."""
@@ -125,12 +130,12 @@ class Unit:
         begin = 0
         for weight in self.weights:
             yield weight, begin
-            begin += -(-weight.master.nbytes // ALIGNMENT) * ALIGNMENT
+            begin += -(-weight.nbytes // ALIGNMENT) * ALIGNMENT
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the unit takes, alignment included."""
-        return sum(-(-weight.master.nbytes // ALIGNMENT) * ALIGNMENT for weight in self.weights)
+        return sum(-(-weight.nbytes // ALIGNMENT) * ALIGNMENT for weight in self.weights)
 
     def __repr__(self) -> str:
         return f"Unit({self.name!r}, {len(self.weights)} weights, {self.nbytes} bytes)"

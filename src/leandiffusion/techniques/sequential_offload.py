@@ -26,7 +26,8 @@ TENTHS = range(10)
 @dataclass(frozen=True)
 class SequentialOffload(Offload):
     """`granularity`: 'leaf' layers travel one by one, 'block's of them together. `resident_fraction` of the weights,
-    from 0 to 1, stay on the device. `slots`: memory there for the others, in largest units, at least 2.
+    from 0 to 1, stay on the device. `slots`: memory there for the others, in largest units, at least 1. With one the
+    largest arrive only when they are needed.
 
     ConfigError for values outside these.
     """
@@ -57,14 +58,16 @@ class SequentialOffload(Offload):
             )
         if not isinstance(self.resident_fraction, int | float) or not 0 <= self.resident_fraction <= 1:
             raise ConfigError(f"resident_fraction={self.resident_fraction!r} must lie between 0 and 1.")
-        if isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 2:
+        if isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 1:
             raise ConfigError(
-                f"slots={self.slots!r} must be a whole number from 2 up: one layer computes while the next arrives."
+                f"slots={self.slots!r} must be a whole number from 1 up: with 2 one layer computes while the next "
+                "arrives, with 1 the largest take turns."
             )
 
     @classmethod
     def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
-        return [cls(**cls.settings_of(subject), resident_fraction=tenth / 10) for tenth in TENTHS]
+        own = cls.settings_of(subject)
+        return [cls(**own, slots=1), *(cls(**own, resident_fraction=tenth / 10) for tenth in TENTHS)]
 
     @property
     def policy(self) -> Policy:

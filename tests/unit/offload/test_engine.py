@@ -69,7 +69,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("slots", [2, 5])
+@pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("on_disk", [False, True], ids=["opened in memory", "opened on disk"])

@@ -241,7 +241,7 @@ def test_making_by_name() -> None:
         ("sequential_offload", {"granularity": "component"}, "whole components is model offload"),
         ("sequential_offload", {"resident_fraction": 1.5}, "between 0 and 1"),
         ("sequential_offload", {"resident_fraction": "half"}, "between 0 and 1"),
-        ("sequential_offload", {"slots": 1}, "whole number from 2 up"),
+        ("sequential_offload", {"slots": 0}, "whole number from 1 up"),
         ("vae_tiling", {"rows": 3}, "8 or more"),
         ("half_precision", {"dtype": torch.float32}, "float16 or torch.bfloat16"),
         ("attention_backend", {"backend": "fast"}, "unknown attention backend"),
