@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..core.malloc import trim
+from ..measure.environment import available_memory
 from ..measure.memory import peak_rss, rss
 from ..weights.residence import is_on_disk
 
@@ -35,6 +36,9 @@ after = rss() or peak_rss() or 0
 print(after, after - before)
 """
 
+_ANOTHER = 512 << 20
+"""Bytes of host memory that have to be free for a fresh process beside this one."""
+
 _PATIENCE = 60.0  # seconds; a loaded disk may take a dozen to import torch
 
 
@@ -46,7 +50,10 @@ class Floor(NamedTuple):
 
 
 def measure_floor(device: torch.device) -> Floor:
-    """Asked of a fresh process; of this one where none can be started, zeros where unknown."""
+    """Asked of a fresh process; of this one where none can be started or memory is short, zeros where unknown."""
+    here, available = Floor(rss() or peak_rss() or 0, 0), available_memory()
+    if available is not None and available < _ANOTHER:  # a limit on memory would end both
+        return here
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _PROGRAM, str(device)],
@@ -55,7 +62,7 @@ def measure_floor(device: torch.device) -> Floor:
         floor, computing = asked.stdout.split()[-2:]
         return Floor(int(floor), max(int(computing), 0))
     except (OSError, ValueError, subprocess.SubprocessError):
-        return Floor(rss() or peak_rss() or 0, 0)
+        return here
 
 
 def floor_here(profile: DeviceProfile, networks: Iterable[nn.Module], *, has_computed: bool) -> int:

@@ -124,7 +124,7 @@ def _comparison(predictor: Predictor, best: Candidate, offered: Sequence[Techniq
     technique, without, found = min(tried, key=lambda each: (each[2].peak, each[2].seconds))
     now, names = best.prediction, ", ".join(other.name for other in without)
     if not budget.fits(found.peak, found.host):
-        return f"in place of {names} it would take {format_bytes(found.peak)}"
+        return f"in place of {names} it would need {format_bytes(budget.to_ask_for(found.peak))}"
     saved, time = now.peak - found.peak, _in_time(found.seconds / now.seconds - 1)
     instead, stage = f"in place of {names} it " if names else "", scope_of(type(technique))
     if saved >= 0.005 * now.peak:
@@ -144,29 +144,29 @@ def _in_time(slower: float) -> str:
 
 def _too_little(predictor: Predictor, budget: Budget, allow: Exactness, offered: Choices) -> BudgetError:
     least = leanest(predictor, offered)
-    prediction, call = least.prediction, predictor.call
+    prediction, call, ask = least.prediction, predictor.call, budget.to_ask_for
     size = f"{call.width}x{call.height}" + (f", {call.batch} pictures at a time" if call.batch > 1 else "")
-    needs = format_bytes(prediction.peak) + (
-        f" and {format_bytes(prediction.host)} of host memory" if prediction.host else ""
+    needs = format_bytes(ask(prediction.peak)) + (
+        f" and {format_bytes(ask(prediction.host))} of host memory" if prediction.host else ""
     )
     told = (
         f"{predictor.blueprint.name} at {size} does not fit in {budget}: the least that would do is {needs}, set by "
         f"{STAGES[prediction.worst]}, with {Settings(least.techniques, prediction)}."
     )
-    ways = list(_ways_down(predictor, allow, least))
+    ways = list(_ways_down(predictor, budget, allow, least))
     return BudgetError(f"{told} {' '.join(ways)}".strip())
 
 
-def _ways_down(predictor: Predictor, allow: Exactness, least: Candidate) -> Iterable[str]:
+def _ways_down(predictor: Predictor, budget: Budget, allow: Exactness, least: Candidate) -> Iterable[str]:
     """What would lower the least, each with what it would be then."""
-    peak = least.prediction.peak
+    peak, ask = least.prediction.peak, budget.to_ask_for
     if allow is Exactness.EXACT:
         rounded = min((predictor.peak((cast, *least.techniques)) for cast in casts(predictor)), default=peak)
         if rounded < WORTH_SAYING * peak:
-            yield f"With allow='rounding' (half precision) {format_bytes(rounded)} would do."
+            yield f"With allow='rounding' (half precision) {format_bytes(ask(rounded))} would do."
     for smaller, words in _smaller_calls(predictor):
         if (needed := smaller.peak(least.techniques)) < WORTH_SAYING * peak:
-            yield f"{words} would take {format_bytes(needed)}."
+            yield f"{words} would need {format_bytes(ask(needed))}."
 
 
 def _smaller_calls(predictor: Predictor) -> Iterable[tuple[Predictor, str]]:

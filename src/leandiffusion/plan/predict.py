@@ -128,7 +128,15 @@ class Predictor:
         fetched = sum(residency.fetched.get(owner, 0) for owner in owners)
         each_time, once = (0, fetched) if residency.stays else (fetched, 0)
         packed = any(technique.name == "packed_weights" for technique in chosen)
-        options: Any = {"packed": packed, "fetched": each_time, "fresh": self._gives_back(name, chosen)}
+        arrivals = sum(residency.arrivals.get(owner, 0) for owner in owners)
+        fresh = self._gives_back(name, chosen)
+        options: Any = {
+            "packed": packed,
+            "fetched": each_time,
+            "arrivals": arrivals,
+            "ahead": residency.ahead,
+            "fresh": fresh,
+        }
         works = self._works(name, chosen)
         seconds = sum(count * stage_seconds(work, dtype, self.profile, **options) for work, count in works)
         return (self.steps if name == "denoise" else 1) * seconds + fetch_seconds(once, dtype, self.profile)

@@ -29,6 +29,11 @@ an operation wait for the one whose core it took. `benchmarks/attached`: the 3.4
 2.0 s longer, Flux's 3.3 GB 0.8 s, and reading so much takes 0.6 to 0.8 s."""
 
 
+ARRIVING = 150.0
+"""Python around a unit of weights that comes from the tier below, in operations that have nothing to do: on that
+processor some 0.25 ms, of which a step of the demo model, with 216 units of small layers, takes three times as long."""
+
+
 def stage_seconds(
     work: StageWork,
     dtype: str,
@@ -36,12 +41,15 @@ def stage_seconds(
     *,
     packed: bool = True,
     fetched: int = 0,
+    arrivals: int = 0,
+    ahead: bool = True,
     fresh: bool = False,
 ) -> float:
     """Seconds of one stage (of one step, for 'denoise') in a dtype such as 'float32' that the profile has.
 
     `packed`: whether convolutions keep their weights in oneDNN's order; without meaning where there is no such.
-    `fetched`: bytes of weights, as they are on the device, that come from the tier below meanwhile. `fresh`: whether
+    `fetched`: bytes of weights, as they are on the device, that come from the tier below meanwhile, in so many
+    `arrivals`, and `ahead` of their use where there is room. `fresh`: whether
     freed memory goes back to the system at once, as in a decode in slices or strips on a CPU. ConfigError for a dtype
     that the profile lacks.
     """
@@ -50,7 +58,8 @@ def stage_seconds(
             f"the profile has no rates for {dtype}, only for {', '.join(profile.products)}: ask profile_of for it."
         )
     computing = sum(ops_seconds(ops, dtype, profile, packed=packed, fresh=fresh) for ops in work.ops)
-    return _beside(computing, fetched / profile.fetch[dtype], profile) if fetched else computing
+    computing += ARRIVING * profile.overhead * arrivals
+    return _beside(computing, fetched / profile.fetch[dtype], profile, ahead=ahead) if fetched else computing
 
 
 def fetch_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
@@ -85,10 +94,10 @@ def _reordering(points: Points, nbytes: float) -> float:
     return before[1] * nbytes / before[0] if before[0] else 0.0
 
 
-def _beside(computing: float, fetching: float, profile: DeviceProfile) -> float:
-    """Seconds of both at once: the longer, where fetching has a core or an engine of its own."""
+def _beside(computing: float, fetching: float, profile: DeviceProfile, *, ahead: bool) -> float:
+    """Seconds of both: the longer, where fetching goes `ahead` and has a core or an engine of its own."""
     if profile.has_idle_cores:
-        return max(computing, fetching)
+        return max(computing, fetching) if ahead else computing + fetching
     return computing + COMPETING * fetching
 
 

@@ -52,7 +52,7 @@ def test_json_is_a_plan() -> None:
 
 
 def test_a_plan_is_saved_and_drawn_with(tmp_path: Path) -> None:
-    saved = run("plan", "demo", "--memory", "230MiB", "--size", "128", "--save-plan", "plan.json", "--plot", "plan.png")
+    saved = run("plan", "demo", "--memory", "282MiB", "--size", "128", "--save-plan", "plan.json", "--plot", "plan.png")
     assert saved.exit_code == 0, saved.output
     assert "--plan plan.json" in saved.stderr
     with Image.open("plan.png") as picture:
@@ -63,12 +63,12 @@ def test_a_plan_is_saved_and_drawn_with(tmp_path: Path) -> None:
     assert drawn.exit_code == 0, drawn.output
     record = read_record(Path(drawn.stdout.strip()))
     assert list(record.techniques.values()) == [str(each) for each in settings]
-    assert record.plan["budget"] == "230 MiB"
-    assert record.predicted["peak_memory"] < 230 << 20
+    assert record.plan["budget"] == "282 MiB"
+    assert record.predicted["peak_memory"] < 282 << 20
 
 
 def test_a_budget_decides_the_techniques_and_not_the_picture() -> None:
-    plain, tight = run(*GENERATE, "--out", "a.png"), run(*GENERATE, "--memory", "230MiB", "--out", "b.png")
+    plain, tight = run(*GENERATE, "--out", "a.png"), run(*GENERATE, "--memory", "282MiB", "--out", "b.png")
     assert plain.exit_code == tight.exit_code == 0, tight.output
     record = read_record(Path("b.png"))
     assert "sequential_offload" in record.techniques

@@ -14,6 +14,7 @@ from tests.unit.plan.profiles import CPU, a_profile
 from leandiffusion import ConfigError, DiffusionPipeline, StableDiffusionPipeline
 from leandiffusion.core.errors import BudgetError
 from leandiffusion.pipelines import planning
+from leandiffusion.plan.budget import Budget
 from leandiffusion.plan.plan import Plan
 from leandiffusion.plan.predict import Predictor
 from leandiffusion.plan.search import choices, leanest
@@ -39,12 +40,13 @@ def opened(folders: dict[str, Path], memory: Any, **options: Any) -> Any:
 
 
 def least(folders: dict[str, Path], **call: Any) -> int:
-    """Bytes of the smallest budget for such a call."""
+    """Bytes of the smallest budget that users can name for such a call."""
     pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"])
     networks = pipe._stack.subject.networks
     size = CallSize(**{"height": 64, "width": 64} | call)
     predictor = Predictor(Blueprint.of_networks("sd1", networks, CPU), size, 50, a_profile())
-    return leanest(predictor, choices(predictor, Exactness.EXACT)).prediction.peak
+    peak = leanest(predictor, choices(predictor, Exactness.EXACT)).prediction.peak
+    return Budget(None, reserves=True).to_ask_for(peak)
 
 
 def test_planning_reads_nothing_and_changes_no_picture(folders: dict[str, Path], draw: Draw) -> None:

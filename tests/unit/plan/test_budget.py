@@ -10,7 +10,7 @@ import torch
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.measure.environment import total_memory
 from leandiffusion.measure.memory import rss
-from leandiffusion.plan.budget import Budget, free_now, in_all
+from leandiffusion.plan.budget import ERROR, RESERVE, Budget, free_now, in_all
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
@@ -22,8 +22,8 @@ GPU = torch.device("cuda")
 def test_sizes(said: Any, expected: int) -> None:
     budget = Budget.of(said, CPU)
     assert (budget.device, budget.host, budget.given) == (expected, None, True)
-    assert budget.fits(expected, 10**15)
-    assert not budget.fits(expected + 1, 0)
+    assert budget.fits(0, 10**15)
+    assert not budget.fits(expected, 0)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,18 @@ def test_sizes(said: Any, expected: int) -> None:
 def test_what_is_no_budget(said: Any, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         Budget.of(said, CPU)
+
+
+def test_room_is_left_for_errors_of_the_prediction() -> None:
+    budget = Budget.of("1GiB", CPU)
+    most = int((1 << 30) * (1 - ERROR)) - RESERVE
+    assert budget.fits(most - 1, 0)
+    assert not budget.fits(most + 2, 0)
+    assert budget.to_ask_for(most - 1) <= 1 << 30 < budget.to_ask_for(most + 2)
+    assert Budget.of({"cpu": budget.to_ask_for(most)}, CPU).fits(most, 0)
+    bare = Budget(1 << 30)
+    assert bare.fits(1 << 30, 0)
+    assert not bare.fits((1 << 30) + 1, 0)
 
 
 def test_more_than_there_is_warns() -> None:

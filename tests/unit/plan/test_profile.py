@@ -16,6 +16,7 @@ import torch
 
 from leandiffusion.core.cache import cache_folder
 from leandiffusion.core.errors import ConfigError
+from leandiffusion.measure.memory import rss
 from leandiffusion.plan import profile, rates
 from leandiffusion.plan.floor import measure_floor
 from leandiffusion.plan.points import lift, rate_at, sink
@@ -247,3 +248,11 @@ def test_the_floor_is_a_whole_process() -> None:
     floor, computing = measure_floor(torch.device("cpu"))
     assert 100e6 < floor < 1e9
     assert 1e6 < computing < 0.5 * floor
+
+
+def test_where_memory_is_short_no_other_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leandiffusion.plan.floor.available_memory", lambda: 200 << 20)
+    monkeypatch.setattr("leandiffusion.plan.floor.subprocess.run", None)
+    floor, computing = measure_floor(torch.device("cpu"))
+    assert floor == pytest.approx(rss(), rel=0.05)
+    assert computing == 0

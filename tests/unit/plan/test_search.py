@@ -96,8 +96,8 @@ def test_what_does_not_fit_says_what_would(predictor: Make) -> None:
     told = str(caught.value)
     assert "512x512, 2 pictures at a time" in told
     assert "the least that would do is" in told
-    assert "One picture at a time would take" in told
-    assert "Pictures of 256x256 would take" in told
+    assert "One picture at a time would need" in told
+    assert "Pictures of 256x256 would need" in told
     make_plan(some, Budget(least.peak))
 
 

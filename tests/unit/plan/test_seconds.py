@@ -12,6 +12,7 @@ from leandiffusion.core.errors import ConfigError
 from leandiffusion.plan.points import product_rate
 from leandiffusion.plan.seconds import (
     AROUND,
+    ARRIVING,
     COMPETING,
     IN_NETWORKS,
     MADE,
@@ -98,6 +99,16 @@ def test_fetching_hides_behind_computing_elsewhere(told: dict[str, str]) -> None
     stage, profile = work(SECOND), replace(QUIET, taken_under=told)
     assert stage_seconds(stage, "float32", profile, fetched=500_000_000) == pytest.approx(1.0)
     assert stage_seconds(stage, "float32", profile, fetched=3_000_000_000) == pytest.approx(3.0)
+
+
+def test_with_room_for_one_layer_only_nothing_hides() -> None:
+    profile = replace(QUIET, taken_under={"device": "cuda: paper"})
+    assert stage_seconds(work(SECOND), "float32", profile, fetched=500_000_000, ahead=False) == pytest.approx(1.5)
+
+
+def test_each_arrival_takes_time_of_its_own() -> None:
+    many, few = (stage_seconds(work(), "float32", PROFILE, fetched=1000, arrivals=count) for count in (1000, 100))
+    assert many - few == pytest.approx(900 * ARRIVING * PROFILE.overhead)
 
 
 def test_fresh_memory_is_handed_out_page_by_page() -> None:
