@@ -127,7 +127,8 @@ def profile_of(
     threads. Otherwise, or with `anew`, it is measured, which takes a few seconds and shows a bar, and written there.
     One that was taken on a busy machine is measured again after ten minutes, a damaged file at once. A folder that
     cannot be written to is told in a warning, and does no harm. A dtype that the device does not compute is left out.
-    ConfigError for devices whose time cannot be told.
+    Where memory is too short for measuring, typical figures take its place, with a warning. ConfigError for devices
+    whose time cannot be told.
     """
     import torch
 
@@ -146,6 +147,8 @@ def _remembered(
     device: torch.device, dtypes: tuple[str, ...], identity: tuple[tuple[str, str], ...], anew: bool
 ) -> DeviceProfile:
     """Once in a process for the same question: where nothing can be kept on disk, it is not measured for each plan."""
+    from .typical import too_little_memory, typical_profile
+
     path = cache_folder() / f"profile-{str(device).replace(':', '-')}.json"
     known = None if anew else _read(path, dict(identity))
     if known is not None and known.is_doubtful:
@@ -153,6 +156,8 @@ def _remembered(
     missing = [name for name in dtypes if known is None or name not in known.products]
     if known is not None and not missing:
         return known
+    if too_little_memory(device):
+        return typical_profile(device, dtypes, dict(identity))
     profile = _measure(device, missing, dict(identity), known)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

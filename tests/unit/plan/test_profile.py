@@ -256,3 +256,20 @@ def test_where_memory_is_short_no_other_process_is_started(monkeypatch: pytest.M
     floor, computing = measure_floor(torch.device("cpu"))
     assert floor == pytest.approx(rss(), rel=0.05)
     assert computing == 0
+
+
+def test_where_memory_is_too_short_for_measuring_typical_figures_are_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LEANDIFFUSION_CACHE", str(tmp_path))
+    monkeypatch.setattr("leandiffusion.plan.typical.available_memory", lambda: 300 << 20)
+    monkeypatch.setattr("leandiffusion.plan.floor.available_memory", lambda: 300 << 20)
+    monkeypatch.setattr(profile, "_measure", None)
+    profile._remembered.cache_clear()
+    with pytest.warns(UserWarning, match=r"300 MiB of memory are left, too little to measure"):
+        told = profile_of("cpu", ("float32", "bfloat16"))
+    profile._remembered.cache_clear()
+    assert set(told.products) == {"float32", "bfloat16"}
+    assert told.floor > 100e6
+    assert list(tmp_path.iterdir()) == []  # it is measured when there is room
+    assert rate_at(told.moves["kept"], 1e8) > 0

@@ -1,0 +1,48 @@
+"""A profile for machines with too little memory to measure their speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..core.notices import warn
+from ..core.units import format_bytes
+from ..device.host import is_host
+from ..measure.environment import available_memory
+from .floor import measure_floor
+from .points import Points
+from .profile import DeviceProfile
+
+MEASURING = 448 << 20
+"""Bytes that measuring takes beside the process: 400 MiB were measured."""
+
+_FLOPS, _BANDWIDTH, _OVERHEAD = 1e11, 1e10, 2e-6
+"""Of two cores with AVX2 in float32, rounded, and what they read from memory: what tells settings apart is how the
+numbers compare."""
+
+_PRODUCTS: Points = ((1.0, _BANDWIDTH), (_FLOPS / _BANDWIDTH, _FLOPS / 2), (100.0, _FLOPS))
+
+
+def too_little_memory(device: torch.device) -> bool:
+    """Whether measuring would take more host memory than there is."""
+    available = available_memory()
+    return is_host(device) and available is not None and available < MEASURING
+
+
+def typical_profile(device: torch.device, dtypes: Sequence[str], identity: Mapping[str, str]) -> DeviceProfile:
+    """Rates of a small CPU, in half precision a quarter of them, and the floor of this very process. Warns."""
+    warn(
+        f"{format_bytes(available_memory() or 0)} of memory are left, too little to measure how fast this machine is: "
+        "plans assume two typical cores. Peaks of memory are told as ever, seconds are not."
+    )
+    slower = {name: 1.0 if name == "float32" else 0.25 for name in dtypes}
+    rates = {name: tuple((x, rate * share) for x, rate in _PRODUCTS) for name, share in slower.items()}
+    floor, computing = measure_floor(device)
+    moves: Points = ((1e6, 4 * _BANDWIDTH), (3e7, 2 * _BANDWIDTH), (1e8, _BANDWIDTH))
+    return DeviceProfile(
+        taken_under=identity, date="", moves={"kept": moves, "fresh": moves}, overhead=_OVERHEAD,
+        products={name: dict.fromkeys(("matmul", "conv", "attention"), each) for name, each in rates.items()},
+        reorder=dict.fromkeys(dtypes, ((6e7, 0.04),)), fetch=dict.fromkeys(dtypes, _BANDWIDTH / 2),
+        floor=floor, computing=computing,
+    )  # fmt: skip
