@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,37 @@ def settings_folder(
     return folder / inside
 
 
+def fetch_file(
+    name: str,
+    choose: Callable[[list[str]], str],
+    *,
+    usual: str,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """One file of a repository on the hub, in its cache: what `choose` picks of the names in `subfolder`.
+
+    `usual` is the name to ask for where names cannot be listed, offline. Raises CheckpointNotFound, WeightsError, and
+    what `choose` raises.
+    """
+    from huggingface_hub import hf_hub_download
+
+    hub = repository(name, cache_dir, token, local_files_only)
+    inside = f"{subfolder}/" if subfolder else ""
+    commit, names = hub.listed(revision)
+    there = [each.removeprefix(inside) for each in names if each.startswith(inside)]
+    file = inside + (usual if commit is None else choose(there))
+    try:
+        return Path(
+            hf_hub_download(**hub.options, filename=file, revision=commit or revision, local_files_only=hub.offline)
+        )
+    except Exception as error:  # of whichever HTTP library the installed huggingface_hub uses
+        raise hub.explained(error, revision) from error
+
+
 def _first_files(subfolders: list[str]) -> list[str]:
     return [*_FIRST_FILES, *(f"{folder}/{name}" for folder in subfolders for name in _FIRST_FILES[1:])]
 
@@ -96,7 +127,7 @@ class HubRepository:
         self.cache = Path(cache_dir or constants.HF_HUB_CACHE)
         self.offline = offline or constants.HF_HUB_OFFLINE
         self._unreachable = False
-        self._options: dict[str, Any] = {"repo_id": name, "cache_dir": self.cache, "token": token}
+        self.options: dict[str, Any] = {"repo_id": name, "cache_dir": self.cache, "token": token}
         self._known: dict[Any, tuple[Path, list[str]]] = {}
 
     def open(self, revision: str | None, subfolders: list[str] | None) -> tuple[Path, list[str]]:
@@ -106,11 +137,11 @@ class HubRepository:
         """
         asked = (revision, *(subfolders or ()))
         if asked not in self._known:
-            commit, names = self._listed(revision)
+            commit, names = self.listed(revision)
             first = [name for name in _first_files(subfolders or []) if commit is None or name in names]
             folder = self._resolve(revision, first)
             if commit not in (None, folder.name):  # the branch moved meanwhile
-                names = self._listed(folder.name)[1]
+                names = self.listed(folder.name)[1]
             self._known[asked] = folder, names
         folder, names = self._known[asked]
         return folder, self._cached(folder) if self.offline else names
@@ -122,11 +153,11 @@ class HubRepository:
         from huggingface_hub import snapshot_download
 
         try:
-            snapshot_download(**self._options, revision=folder.name, allow_patterns=files)
+            snapshot_download(**self.options, revision=folder.name, allow_patterns=files)
         except Exception as error:  # of whichever HTTP library the installed huggingface_hub uses
-            raise self._explained(error, folder.name) from error
+            raise self.explained(error, folder.name) from error
 
-    def _listed(self, revision: str | None) -> tuple[str | None, list[str]]:
+    def listed(self, revision: str | None) -> tuple[str | None, list[str]]:
         """Commit and file names of a revision; nothing, and offline from now on, when the hub cannot be reached."""
         from huggingface_hub import HfApi, errors
 
@@ -135,9 +166,9 @@ class HubRepository:
 
         known = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
         try:
-            info = HfApi().model_info(self.name, revision=revision, token=self._options["token"], timeout=_PATIENCE)
+            info = HfApi().model_info(self.name, revision=revision, token=self.options["token"], timeout=_PATIENCE)
         except known as error:
-            raise self._explained(error, revision) from error
+            raise self.explained(error, revision) from error
         except Exception as error:  # of whichever HTTP library the installed huggingface_hub uses
             log.warning("%s: the hub cannot be reached (%s): using what is cached.", self.name, type(error).__name__)
             self.offline = self._unreachable = True
@@ -152,15 +183,13 @@ class HubRepository:
         missing: Exception = EntryNotFoundError("no such file")
         for name in first:
             try:
-                found = hf_hub_download(
-                    **self._options, filename=name, revision=revision, local_files_only=self.offline
-                )
+                found = hf_hub_download(**self.options, filename=name, revision=revision, local_files_only=self.offline)
                 return Path(found).parents[name.count("/")]
             except EntryNotFoundError as error:
                 missing = error
             except Exception as error:  # of whichever HTTP library the installed huggingface_hub uses
-                raise self._explained(error, revision) from error
-        raise self._explained(missing, revision) from missing
+                raise self.explained(error, revision) from error
+        raise self.explained(missing, revision) from missing
 
     def unfinished(self) -> str:
         """A sentence about downloads of this repository that were cut off and lie in the cache; empty without any."""
@@ -173,7 +202,8 @@ class HubRepository:
     def _cached(self, folder: Path) -> list[str]:
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
-    def _explained(self, error: Exception, revision: str | None) -> WeightsError:
+    def explained(self, error: Exception, revision: str | None) -> WeightsError:
+        """The error of ours that says what is wrong, and what to do."""
         from huggingface_hub import errors
 
         at = f" at revision {revision!r}" if revision else ""

@@ -14,6 +14,7 @@ from ..core.registry import Registry
 from ..device.host import is_host
 from ..weights.residence import is_waiting, read_weights
 from .features import Features
+from .lora import WithLora
 
 
 def check_dtype(dtype: object) -> torch.dtype:
@@ -40,7 +41,7 @@ openers: Registry[Callable[..., Any]] = Registry("class that opens from a single
 """Class name -> what opens it from a single file. Families know how checkpoints in one file are laid out."""
 
 
-class Network(Configurable, Features):
+class Network(WithLora, Configurable, Features):
     """Base of the networks: an `nn.Module` described by a config.json and stored as one safetensors checkpoint.
 
     Subclasses write an ordinary constructor whose keywords are the config keys, and name their parameters as the
@@ -91,6 +92,7 @@ class Network(Configurable, Features):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """`to`, `half` and the like only say how weights will be read, but to another device they go at once."""
         super()._apply(*args, **kwargs)
+        self.factors_moved()
         if is_waiting(self) and not is_host(self.device):
             read_weights([self])
         return self

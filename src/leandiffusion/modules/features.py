@@ -16,8 +16,8 @@ from .processors import AttnProcessor2_0, processors_of, set_processors
 from .transformer import set_attention_backend
 
 LORA = (
-    "LoRA weights are not supported yet: merge them into the model with diffusers (load_lora_weights, fuse_lora, "
-    "unload_lora_weights, save_pretrained) and open the folder that it saves."
+    "adapters are handled by the pipeline that has this network: load_lora_weights, set_adapters, disable_lora, "
+    "fuse_lora, unload_lora_weights."
 )
 OTHER_KERNELS = (
     "this kernel is not supported: set_attention_backend(name) takes those that are, and its error lists them."
@@ -75,7 +75,9 @@ class Features(nn.Module):
     dequantize, register_for_auto_class = absent(QUANTISED), classmethod(absent(AUTO_CLASS))
 
     def disable_lora(self) -> None:
-        """Nothing happens: no LoRA weights are loaded."""
+        """Nothing happens where no adapters are loaded; NotSupported where some are."""
+        if getattr(self, "_adapters", None) is not None:
+            raise NotSupported(LORA)
 
     disable_adapters = unload_lora = unfuse_lora = disable_lora
 

@@ -56,14 +56,21 @@ class Policy:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """What a module holds of its unit: each weight, where it stands in the module, and its place in the memory."""
+    """What a module holds of its unit: each weight, where it stands in the module, and its place in the memory.
+
+    `count`: parameters and buffers that the module had, those that do not travel included.
+    """
 
     unit: Unit
     weights: list[tuple[Table, str, Weight, int]]
+    tables: tuple[Table, ...]
+    count: int
 
     @property
     def is_stale(self) -> bool:
         """Whether the module holds something else by now, or what it holds is not what it was."""
+        if sum(map(len, self.tables)) != self.count:
+            return True
         return any(table.get(name) is not w.master or w.is_changed for table, name, w, _ in self.weights)
 
 
@@ -266,7 +273,7 @@ def _held_by(unit: Unit) -> Iterator[tuple[nn.Module, Held]]:
             (table, name, *places[id(table), name]) for table in tables for name in table if (id(table), name) in places
         ]
         if found:
-            yield module, Held(unit, found)
+            yield module, Held(unit, found, tables, sum(map(len, tables)))
 
 
 def _put_down(network: nn.Module, progress: Callable[[int], Any] = lambda count: None, *, leave: set[int]) -> list[str]:

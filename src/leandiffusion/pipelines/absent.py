@@ -7,8 +7,8 @@ from typing import Any
 from ..core.errors import NotSupported
 
 LORA = (
-    "LoRA weights are not supported yet: merge them into the model with diffusers (load_lora_weights, fuse_lora, "
-    "unload_lora_weights, save_pretrained) and open the folder that it saves."
+    "adapters are loaded by load_lora_weights, which puts them on all networks of the pipeline at once; "
+    "set_adapters, delete_adapters and hotswap=True do the rest."
 )
 INVERSION = (
     "textual inversion is not supported yet: encode the prompt with diffusers and pass prompt_embeds and "
@@ -22,7 +22,7 @@ GROUPS = (
     "enable_model_cpu_offload() save as much."
 )
 WATERMARK = "watermarks are not supported: leave it out."
-ATTENTION = "nothing here reads it, so it would have no effect: leave it out. LoRA scales belong to merged weights."
+ATTENTION = 'nothing here reads it, so it would have no effect: leave it out. {"scale": …} weighs LoRA adapters.'
 PUSH = "uploading is not supported: save_pretrained(folder), then huggingface_hub.upload_folder(folder_path=folder, …)."
 BUILD = "a pipeline is not built from its config alone: use from_pretrained, or pass the components to the class."
 
@@ -53,7 +53,6 @@ class Absent:
     text_encoder_name = "text_encoder"
     unet_name = "unet"
 
-    load_lora_weights = enable_lora = disable_lora = set_adapters = delete_adapters = fuse_lora = _absent(LORA)
     enable_lora_hotswap = set_lora_device = _absent(LORA)
     lora_state_dict = load_lora_into_unet = load_lora_into_text_encoder = classmethod(_absent(LORA))
     save_lora_weights = write_lora_layers = pack_weights = classmethod(_absent(LORA))
@@ -62,12 +61,6 @@ class Absent:
     enable_group_offload = _absent(GROUPS)
     push_to_hub = _absent(PUSH)
     from_config = extract_init_dict = register_for_auto_class = classmethod(_absent(BUILD))
-
-    def unload_lora_weights(self) -> None:
-        """Nothing happens: no LoRA weights are loaded."""
-
-    def unfuse_lora(self, components: Any = None, **_: Any) -> None:
-        """Nothing happens: no LoRA weights are fused."""
 
     def unload_ip_adapter(self) -> None:
         """Nothing happens: no IP-Adapter is loaded."""
@@ -98,29 +91,6 @@ class Absent:
         for network in [self.unet] * unet + [self.vae] * vae:
             if hasattr(network, "unfuse_qkv_projections"):
                 network.unfuse_qkv_projections()
-
-    def get_active_adapters(self) -> list[str]:
-        """Names of the active LoRA adapters: none."""
-        return []
-
-    def get_list_adapters(self) -> dict[str, list[str]]:
-        """Names of the LoRA adapters by component: none."""
-        return {}
-
-    @property
-    def fused_loras(self) -> set[str]:
-        """Names of the fused LoRA adapters: none."""
-        return set()
-
-    @property
-    def num_fused_loras(self) -> int:
-        """How many LoRA adapters are fused: 0."""
-        return 0
-
-    @property
-    def lora_scale(self) -> float:
-        """The scale of LoRA weights, 1: none are loaded."""
-        return 1.0
 
     def maybe_convert_prompt(self, prompt: Any, tokenizer: Any) -> Any:
         """The prompt as it is: no textual inversions are loaded whose words would stand for several tokens."""

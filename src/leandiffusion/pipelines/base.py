@@ -33,6 +33,7 @@ from .assembly import Assembly
 from .callbacks import take_old_callback
 from .compat import ForScripts
 from .images import check_output_type, to_output
+from .lora import Lora
 from .memory_and_speed import MemoryAndSpeed
 from .planning import Planning
 from .request import Request
@@ -51,6 +52,7 @@ def undisturbed(method: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         pipe: Any = args[0]
         with pipe._stack.call():
+            pipe._place_lora()
             return method(*args, **kwargs)
 
     return run
@@ -70,12 +72,13 @@ def drawing(method: Callable[P, R]) -> Callable[P, R]:
                 stacklevel=2,
             )
         with pipe._stack.call(), torch.no_grad():
+            pipe._place_lora()
             return method(*args, **kwargs)
 
     return run
 
 
-class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts, Absent):
+class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForScripts, Absent):
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
     `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the
@@ -169,7 +172,7 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Planning, Assembly, ForScripts,
         shape = self._shape_latents(request, task)
         inputs.check_latents(request.latents, shape)
         self._check_width(request.prompt_embeds)
-        with self._call(**request.settings) as call:
+        with self._lora_scaled(request.lora_scale), self._call(**request.settings) as call:
             laid_out = set_timesteps(
                 call.scheduler, request.num_inference_steps, self.device,
                 timesteps=request.timesteps, sigmas=request.sigmas, end=request.denoising_end,

@@ -55,7 +55,8 @@ class Request:
 
     def __post_init__(self) -> None:
         no_ip_adapter(self.ip_adapter_image, self.ip_adapter_image_embeds)
-        unsupported({"cross_attention_kwargs": self.cross_attention_kwargs or None}, ATTENTION)
+        others = {name for name in self.cross_attention_kwargs or () if name != "scale"}
+        unsupported({f"cross_attention_kwargs[{name!r}]": True for name in sorted(others)}, ATTENTION)
         inputs.check_one_of("prompt", self.prompt, "prompt_embeds", self.prompt_embeds)
         inputs.check_texts("prompt", self.prompt)
         if self.prompt_embeds is not None:
@@ -83,6 +84,11 @@ class Request:
             "denoising_end",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def lora_scale(self) -> float | None:
+        """What the call multiplies all LoRA adapters by; None where it does not say."""
+        return (self.cross_attention_kwargs or {}).get("scale")
 
     @property
     def prompt_arguments(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..families.one_encoder import OneEncoder, Prompt
 from ..run import inputs
 from ..run.decoding import decode_raw, to_unit
 from ..run.tasks.text_to_image import TextToImage
-from .absent import IP_ADAPTER, LORA, unsupported
+from .absent import IP_ADAPTER, unsupported
 from .base import DiffusionPipeline, drawing, undisturbed
 from .checks import Checks
 from .compat import deprecated
@@ -152,8 +152,8 @@ class StableDiffusionPipeline(DiffusionPipeline, SafetyChecking, Checks):
         The negative embeddings are None without guidance, and always the last layer's, whatever `clip_skip`.
         """
         given = Prompt(**arguments_of(locals(), Request.PROMPT))
-        unsupported({"lora_scale": lora_scale}, LORA)
-        encoded: Any = self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)
+        with self._lora_scaled(lora_scale):
+            encoded: Any = self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)
         prompt_embeds, negative_prompt_embeds = encoded
         # Returned by name, as diffusers does: there are tools that read the names in this line.
         return prompt_embeds, negative_prompt_embeds  # type: ignore[return-value]

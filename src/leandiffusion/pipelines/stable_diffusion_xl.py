@@ -13,7 +13,7 @@ from ..core.output import Output
 from ..families.two_encoders import PromptPair, Size, TwoEncoders
 from ..run.run import Run
 from ..run.tasks.text_to_image import TextToImage
-from .absent import IP_ADAPTER, LORA, WATERMARK, unsupported
+from .absent import IP_ADAPTER, WATERMARK, unsupported
 from .base import DiffusionPipeline, drawing, undisturbed
 from .checks import ChecksXL
 from .compat import deprecated
@@ -175,8 +175,8 @@ class StableDiffusionXLPipeline(DiffusionPipeline, ChecksXL):
         """
         zeros: bool = self.config.force_zeros_for_empty_prompt
         given = PromptPair(**arguments_of(locals(), RequestXL.PROMPT), zeros=zeros)
-        unsupported({"lora_scale": lora_scale}, LORA)
-        encoded: Any = self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)
+        with self._lora_scaled(lora_scale):
+            encoded: Any = self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)
         prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = encoded
         # Returned by name, as diffusers does: there are tools that read the names in this line.
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds  # type: ignore[return-value]

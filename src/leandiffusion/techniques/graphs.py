@@ -57,8 +57,9 @@ def describe(unet: UNet2DConditionModel, inputs: Mapping[str, Tensor]) -> str:
 
 
 def switched(unet: nn.Module) -> list[tuple[nn.Module, str]]:
-    """What can be switched on the UNet, and changes what a trace records: kernels of attention, and FreeU."""
-    return [(module, name) for module in unet.modules() for name in ("backend", "freeu") if hasattr(module, name)]
+    """What can be switched on the UNet, and changes what a trace records: kernels of attention, FreeU, LoRA."""
+    names = ("backend", "freeu", "lora")
+    return [(module, name) for module in unet.modules() for name in names if hasattr(module, name)]
 
 
 def _digest(value: Any) -> str:

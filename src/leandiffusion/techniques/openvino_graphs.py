@@ -183,8 +183,10 @@ def _is_torchs(module: nn.Module) -> bool:
 
 
 def _switched(module: nn.Module) -> str:
-    """What can be switched on a network and changes what it computes: FreeU."""
-    return str([getattr(part, "freeu", None) for part in module.modules() if hasattr(part, "freeu")])
+    """What can be switched on a network and changes what it computes: FreeU, and what LoRA adapters add."""
+    names = ("freeu", "lora")
+    parts = [(part, name) for part in module.modules() for name in names if hasattr(part, name)]
+    return str([str(getattr(part, name)) for part, name in parts])
 
 
 def _look(module: nn.Module) -> tuple[Any, ...]:

@@ -104,6 +104,7 @@ class Traced(nn.Module):
         self._finalizer: finalize[..., Any] | None = None
         self._fits: object = None  # what the last call that the graph fitted was like
         self._switched = graphs.switched(unet)
+        self._lora: object = None  # what adapters added when the graph was taken up
         self._warned: set[str] = set()
         self.train(unet.training)
 
@@ -160,10 +161,12 @@ class Traced(nn.Module):
             )
             return False
         key = graphs.describe(self.unet, inputs)
+        if self._key is not None and self._lora != self.unet.lora:
+            self.let_go()  # adapters came or went: trace for them
         with _TRACING:
             if self._key is None:
                 self._graph = self._take_up(key, inputs)
-                self._key = key
+                self._key, self._lora = key, self.unet.lora
         if key == self._key:
             self._fits = call
         else:

@@ -8,7 +8,7 @@ which are taken while reading.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..core.errors import TensorMismatch
@@ -76,6 +76,24 @@ def convert_unet(entries: Entries, config: Mapping[str, Any]) -> dict[str, Tenso
     """
     blocks = _unet_blocks(len(config["block_out_channels"]), config["layers_per_block"])
     return {_unet_name(name, blocks): entry for name, entry in entries.items()}
+
+
+def original_unet_names(layers: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """The names that latent-diffusion's UNet has for layers of our UNet2DConditionModel of that config -> ours."""
+    originals: dict[str, list[str]] = {}
+    for original, ours in _unet_blocks(len(config["block_out_channels"]), config["layers_per_block"]).items():
+        originals.setdefault(ours, []).append(original)
+    within = {new: old for old, new in _UNET_RESNET.items()}
+    names: dict[str, str] = {}
+    for layer in layers:
+        parts = layer.split(".")
+        for length in range(len(parts), 0, -1):
+            block, rest = ".".join(parts[:length]), ".".join(parts[length:])
+            if ".resnets." in block:
+                rest = within.get(rest, rest)
+            for original in originals.get(block, ()):
+                names[f"{original}.{rest}" if rest else original] = layer
+    return names
 
 
 def convert_vae(entries: Entries, config: Mapping[str, Any]) -> dict[str, TensorEntry]:

@@ -1,0 +1,1 @@
+"""LoRA adapters: reading their files, what is on, merging them into weights."""

@@ -1,0 +1,153 @@
+"""A LoRA file or state dict -> its tensors by network, layer and factor. Only the header is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, MalformedFile, TensorMismatch
+from ..core.jsons import BadJSON, parse_json
+from ..weights.header import TensorEntry, read_header
+from ..weights.opened import OpenFile, stamp_of
+from ..weights.stored import StoredTensor
+from .names import OTHER_FAMILIES, place_of
+
+METADATA = "lora_adapter_metadata"
+"""Under which diffusers writes PEFT's settings into a file's metadata, as JSON."""
+
+CHECKPOINTS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A tensor that can be had at any dtype: in a file, or in memory."""
+
+    entry: TensorEntry | None = None
+    file: OpenFile | None = None
+    tensor: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.tensor.shape) if self.tensor is not None else self.entry.shape  # type: ignore[union-attr]
+
+    def reshaped(self, shape: tuple[int, ...]) -> Source:
+        """The same numbers in another shape."""
+        if self.tensor is not None:
+            return Source(tensor=self.tensor.reshape(shape))
+        return Source(self.entry.reshaped(shape), self.file)  # type: ignore[union-attr]
+
+    def stored(self, dtype: torch.dtype) -> Tensor:
+        """As a tensor that stays in its file where it lies in one; else in memory."""
+        if self.tensor is not None:
+            return self.tensor.detach().to(dtype)
+        return StoredTensor(self.entry, self.file, dtype)  # type: ignore[arg-type]
+
+    def read(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """In memory."""
+        stored = self.stored(dtype)
+        return (stored.read() if isinstance(stored, StoredTensor) else stored).to(device)
+
+    def __reduce__(self) -> Any:
+        own = self.tensor if self.tensor is not None else self.read(self.entry.dtype)  # type: ignore[union-attr]
+        return Source, (None, None, own)
+
+
+Layers = dict[str, dict[str, Source]]
+"""Factors by name, `alpha` among them, by the name that the file has for their layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFile:
+    """What a file holds: layers by network, and where it came from. `settings`: PEFT's, by network."""
+
+    where: str
+    networks: dict[str, Layers]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def default_alpha(self, network: str, layer: str, rank: int) -> float:
+        """`alpha` of a layer whose file has none beside its factors: PEFT's setting if there is one, else the rank."""
+        settings = self.settings.get(network, {})
+        alpha = settings.get("lora_alpha", rank)
+        for pattern, value in (settings.get("alpha_pattern") or {}).items():
+            if layer == pattern or layer.endswith(f".{pattern}") or fnmatchcase(layer, f"*{pattern}"):
+                alpha = value
+        if settings.get("use_rslora"):  # alpha / sqrt(r) instead of alpha / r: Kalajdzievski 2023
+            alpha = alpha * rank**0.5
+        return float(alpha)
+
+
+def read_lora(source: Path | Mapping[str, Tensor]) -> LoraFile:
+    """The adapter in a .safetensors file, or in a state dict that is in memory.
+
+    Raises UnsafeFormat for pickles, MalformedFile, and TensorMismatch for tensors that are no LoRA's: of a checkpoint,
+    of another family, of DoRA, or unknown ones, by name.
+    """
+    if isinstance(source, Mapping):
+        where, settings = "the state dict", {}
+        if wrong := next((n for n, t in source.items() if not isinstance(n, str) or not isinstance(t, Tensor)), None):
+            raise ConfigError(f"a state dict of LoRA weights has tensors by name; {wrong!r} is none of them.")
+        tensors = {name: Source(tensor=tensor) for name, tensor in source.items()}
+    else:
+        header = read_header(source)
+        file = OpenFile.at(source, stamp_of(source))
+        where, settings = str(source), _settings(str(source), header.metadata)
+        tensors = {name: Source(entry, file) for name, entry in header.entries.items()}
+    networks: dict[str, Layers] = {}
+    unknown: list[str] = []
+    for name, tensor in tensors.items():
+        place = place_of(name)
+        if place is None:
+            unknown.append(name)
+        else:
+            networks.setdefault(place.network, {}).setdefault(place.layer, {})[place.factor] = tensor
+    _refuse(where, unknown, len(tensors))
+    return LoraFile(where, networks, settings)
+
+
+def looks_like_lora(names: Mapping[str, Any] | list[str]) -> bool:
+    """Whether tensors of these names are a LoRA's, of whichever model."""
+    return any(place_of(name) is not None for name in names) or any(".lora_" in name for name in names)
+
+
+def _refuse(where: str, unknown: list[str], count: int) -> None:
+    if not count:
+        raise TensorMismatch(f"{where} holds no tensors: expected the factors of a LoRA.")
+    if not unknown:
+        return
+    some = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
+    if any(name.startswith(CHECKPOINTS) for name in unknown):
+        raise TensorMismatch(
+            f"{where} is a whole checkpoint, not a LoRA: open it with from_single_file, or on the command line with "
+            "--model."
+        )
+    for pattern, family in OTHER_FAMILIES:
+        if any(pattern.search(name) for name in unknown):
+            raise TensorMismatch(
+                f"{where} is a LoRA for {family}; supported are Stable Diffusion 1, 2 and XL. Its tensors: {some}."
+            )
+    raise TensorMismatch(
+        f"{where} is no LoRA that this library can read: {len(unknown)} of its {count} tensors are unknown: {some}. "
+        "Expected names such as unet.….lora_A.weight (diffusers, PEFT) or lora_unet_….lora_down.weight (kohya)."
+    )
+
+
+def _settings(where: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """PEFT's settings by network; none where the file has none that can be read."""
+    try:
+        flat = parse_json(metadata.get(METADATA, "{}"))
+    except BadJSON as error:
+        raise MalformedFile(
+            f"{where}: its metadata {METADATA!r} are not JSON ({error}). Save the LoRA again."
+        ) from error
+    settings: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items() if isinstance(flat, dict) else ():
+        network, _, name = key.partition(".")
+        settings.setdefault(network, {})[name] = value
+    return settings
