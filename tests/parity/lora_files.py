@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 ATTENTION = re.compile(r"(attn[12]|self_attn)\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)$")
+TRANSFORMERS = re.compile(r"\.attentions\.")
 EVERYTHING = re.compile(r"")
 
 State = dict[str, Tensor]
