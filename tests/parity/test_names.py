@@ -30,14 +30,13 @@ CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 NOT_THERE = {
-    "load_lora_weights", "enable_lora", "disable_lora", "set_adapters", "delete_adapters", "fuse_lora",
     "enable_lora_hotswap", "set_lora_device", "lora_state_dict", "load_lora_into_unet", "load_lora_into_text_encoder",
     "save_lora_weights", "write_lora_layers", "pack_weights", "load_textual_inversion", "unload_textual_inversion",
     "load_ip_adapter", "set_ip_adapter_scale", "encode_image", "prepare_ip_adapter_image_embeds",
     "enable_group_offload", "push_to_hub", "from_config", "extract_init_dict", "register_for_auto_class",
 }  # fmt: skip
 NOTHING_TO_UNDO = {
-    "unload_lora_weights", "unfuse_lora", "unload_ip_adapter", "disable_freeu", "unfuse_qkv_projections",
+    "unload_lora_weights", "unfuse_lora", "enable_lora", "disable_lora", "unload_ip_adapter", "disable_freeu", "unfuse_qkv_projections",
     "maybe_free_model_hooks", "reset_device_map",
 }  # fmt: skip
 

@@ -7,8 +7,8 @@ from typing import Any
 from ..core.errors import NotSupported
 
 LORA = (
-    "adapters are loaded by load_lora_weights, which puts them on all networks of the pipeline at once; "
-    "set_adapters, delete_adapters and hotswap=True do the rest."
+    "this part of diffusers' LoRA loader is not supported: load_lora_weights reads files and state dicts for all "
+    "networks at once, with hotswap=True in place of another adapter, and factors follow the weights' device."
 )
 INVERSION = (
     "textual inversion is not supported yet: encode the prompt with diffusers and pass prompt_embeds and "

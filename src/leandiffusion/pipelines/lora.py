@@ -287,10 +287,10 @@ class Lora:
             return
         scale = check_weight(scale, "scale")
         if not self.get_list_adapters():
-            raise ConfigError(f"scale={scale}: {NOTHING_LOADED}")
+            raise ConfigError(f"cross_attention_kwargs or lora_scale of {scale}: {NOTHING_LOADED}")
         if scale != 1 and self._stack.find("compile") is not None:
             raise ConfigError(
-                f"scale={scale}: compiled blocks do not see the scale of a call. Use set_adapters(names, weights), "
+                f"a scale of {scale}: compiled blocks do not see the scale of a call. Use set_adapters(names, weights), "
                 "which compiles them anew, or switch compiling off."
             )
         with scaled(scale):
