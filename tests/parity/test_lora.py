@@ -141,7 +141,7 @@ def test_merged_and_given_back(pair: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pair", ["sd1", "sdxl"], indirect=True)
 def test_the_layout_of_kohyas_trainers(pair: Any, tmp_path: Path) -> None:
-    theirs, ours = pair
+    ours = pair[1]
     plain = draw(ours)
     two = hasattr(ours, "text_encoder_2")
     state = files.kohya("lora_unet", ours.unet, seed=2, which=files.TRANSFORMERS)

@@ -36,7 +36,8 @@ NOT_THERE = {
     "enable_group_offload", "push_to_hub", "from_config", "extract_init_dict", "register_for_auto_class",
 }  # fmt: skip
 NOTHING_TO_UNDO = {
-    "unload_lora_weights", "unfuse_lora", "enable_lora", "disable_lora", "unload_ip_adapter", "disable_freeu", "unfuse_qkv_projections",
+    "unload_lora_weights", "unfuse_lora", "enable_lora", "disable_lora", "unload_ip_adapter", "disable_freeu",
+    "unfuse_qkv_projections",
     "maybe_free_model_hooks", "reset_device_map",
 }  # fmt: skip
 
