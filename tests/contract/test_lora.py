@@ -1,10 +1,9 @@
-"""Every technique with a LoRA on: the picture that it gives without the technique, and no trace of either afterwards."""
+"""Every technique with a LoRA on: the picture that there is without the technique, no trace of either afterwards."""
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def with_lora(path: Path, draw: Draw, plain: np.ndarray) -> Iterator[np.ndarray]:
+def with_lora(path: Path, draw: Draw, plain: np.ndarray) -> np.ndarray:
     """What the packaged model draws with the adapter, and nothing else on."""
     pipe = StableDiffusionPipeline.from_pretrained("demo")
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(path, adapter_name="any")
     picture = draw(pipe)
     assert np.abs(picture - plain).max() > 0.1
-    yield picture
+    return picture
 
 
 @each

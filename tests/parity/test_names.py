@@ -37,8 +37,7 @@ NOT_THERE = {
 }  # fmt: skip
 NOTHING_TO_UNDO = {
     "unload_lora_weights", "unfuse_lora", "enable_lora", "disable_lora", "unload_ip_adapter", "disable_freeu",
-    "unfuse_qkv_projections",
-    "maybe_free_model_hooks", "reset_device_map",
+    "unfuse_qkv_projections", "maybe_free_model_hooks", "reset_device_map",
 }  # fmt: skip
 
 

@@ -290,8 +290,8 @@ class Lora:
             raise ConfigError(f"cross_attention_kwargs or lora_scale of {scale}: {NOTHING_LOADED}")
         if scale != 1 and self._stack.find("compile") is not None:
             raise ConfigError(
-                f"a scale of {scale}: compiled blocks do not see the scale of a call. Use set_adapters(names, weights), "
-                "which compiles them anew, or switch compiling off."
+                f"a scale of {scale}: compiled blocks do not see the scale of a call. Use set_adapters(names, "
+                "weights), which compiles them anew, or switch compiling off."
             )
         with scaled(scale):
             yield
