@@ -89,6 +89,10 @@ leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --
 
 leandiffusion generate --like outputs/0001-a-red-circle.png --steps 50
 
+leandiffusion generate "a watercolour of a harbour" --image photo.jpg --strength 0.6
+
+leandiffusion generate "a cat on the bench" --image photo.jpg --mask bench.png --padding-mask-crop 32
+
 leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --offload sequential --vae-tiling
 
 leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --memory 2GiB
@@ -114,6 +118,35 @@ def generate(
         typer.Option(metavar="PATH", help="Another VAE: a .safetensors file or a folder.", show_default="the model's"),
     ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep out of the picture.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="PICTURE", help="A picture to draw anew, as the prompt says.")
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PICTURE", help="Where to draw --image anew: where this, as large, is white or transparent."
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0…1",
+            help="How much of --image becomes new; 1 is all.",
+            show_default="0.8, with --mask 1; SDXL less",
+        ),
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fit|fill|stretch",
+            help="How --image gets to --size, or the model's: scaled into it, scaled and cut, or pulled.",
+            show_default="fit",
+        ),
+    ] = None,
+    padding_mask_crop: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="PIXELS", help="Draw only what is around --mask, and so much more, at full size."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[
         Any,
@@ -161,6 +194,11 @@ def generate(
             model=model,
             vae=vae,
             negative_prompt=negative,
+            image=image,
+            mask=mask,
+            strength=strength,
+            resize=resize,
+            padding_mask_crop=padding_mask_crop,
             steps=steps,
             guidance_scale=guidance,
             scheduler=scheduler,

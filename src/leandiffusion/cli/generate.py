@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..core.errors import ConfigError
 from ..pictures.files import Destination, slug
 from ..pictures.latents import save_latents
 from ..pictures.record import PictureRecord, Recipe
+from .from_picture import Given
 from .generate_options import GenerateOptions, ResolvedOptions, resolve
 from .report import describe_cost, give, say
 from .techniques import TechniqueOptions
@@ -52,12 +53,13 @@ def run(
         technique_options.check()
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
+    given = Given.read(resolved)
     destination.prepare(expected_bytes=count * 4 * (resolved.width or 1024) * (resolved.height or 1024))
 
     last = resolved.seed + count - 1
     say(f"Drawing with {resolved.model}, seed {resolved.seed}" + (f" to {last}" if count > 1 else ""))
     paths: list[Path] = []
-    for drawn in draw(resolved, count, technique_options, destination.folder):
+    for drawn in draw(resolved, count, technique_options, destination.folder, given):
         start = time.perf_counter()
         path = destination.save(drawn.image, drawn.record, index=len(paths))
         saving = time.perf_counter() - start
@@ -72,26 +74,35 @@ def run(
 
 
 def draw(
-    options: ResolvedOptions, count: int, technique_options: TechniqueOptions, keep_in: Path = Path()
+    options: ResolvedOptions,
+    count: int,
+    technique_options: TechniqueOptions,
+    keep_in: Path = Path(),
+    given: Given | None = None,
 ) -> Iterator[Drawn]:
     """Open the model, then draw picture after picture. The first one's seconds include opening the model.
 
-    Latents that cannot be decoded are kept in the folder `keep_in`.
+    `given` is what is drawn on. Latents that cannot be decoded are kept in the folder `keep_in`.
     """
     start = time.perf_counter()
-    pipe = open_model(options, technique_options)
+    pipe = open_model(options, technique_options, None if given is None else given.task)
     seconds = {"load": time.perf_counter() - start}
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"
         pipe.set_progress_bar_config(desc=label, disable=None)  # None: a bar only on a terminal
         with _keeping_latents(pipe, options, options.seed + index, keep_in):
-            drawn = _draw_one(pipe, options, options.seed + index, seconds)
+            drawn = _draw_one(pipe, options, options.seed + index, seconds, given)
         yield drawn
         seconds = {}
 
 
-def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = TechniqueOptions()) -> Any:  # noqa: B008 - frozen
-    """The pipeline of the chosen model, at its dtype, on its device, with its scheduler and the chosen techniques."""
+def open_model(
+    options: ResolvedOptions,
+    technique_options: TechniqueOptions = TechniqueOptions(),  # noqa: B008 - frozen
+    task: str | None = None,
+) -> Any:
+    """The pipeline of the chosen model for the task, text to image unless one is named, at its dtype, on its device,
+    with its scheduler and the chosen techniques."""
     import torch
 
     from ..device.capabilities import usual_dtype
@@ -102,14 +113,16 @@ def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = T
     device = options.device or str(default_device())
     dtype = usual_dtype(torch.device(device)) if options.dtype is None else getattr(torch, options.dtype)
     components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
-    pipe = open_pipeline(options.model, dtype=dtype, **technique_options.opening(device), **components)
+    pipe = open_pipeline(options.model, dtype=dtype, task=task, **technique_options.opening(device), **components)
     technique_options.apply(pipe)
     if options.scheduler is not None:
         pipe.scheduler = build(options.scheduler, pipe.scheduler.config)
     return pipe
 
 
-def _draw_one(pipe: Any, options: ResolvedOptions, seed: int, seconds: Mapping[str, float]) -> Drawn:
+def _draw_one(
+    pipe: Any, options: ResolvedOptions, seed: int, seconds: Mapping[str, float], given: Given | None
+) -> Drawn:
     import torch
 
     asked = {
@@ -119,6 +132,8 @@ def _draw_one(pipe: Any, options: ResolvedOptions, seed: int, seconds: Mapping[s
         "width": options.width,
         "height": options.height,
     }
+    if given is not None:
+        asked = {**asked, "width": None, "height": None, **given.arguments(pipe, options)}
     output = pipe(
         prompt=options.prompt,
         generator=torch.Generator("cpu").manual_seed(seed),
@@ -127,7 +142,8 @@ def _draw_one(pipe: Any, options: ResolvedOptions, seed: int, seconds: Mapping[s
     if any(getattr(output, "nsfw_content_detected", None) or ()):
         say("Note: the model's safety checker blacked this picture out. Another seed may pass.")
     image = output.images[0]
-    return Drawn(image, _record(pipe, options, seed, image.size, {**seconds, **pipe.last_times}))
+    record = _record(pipe, options, seed, image.size, {**seconds, **pipe.last_times})
+    return Drawn(image, record if given is None else replace(record, inputs=given.sha256))
 
 
 @contextmanager
@@ -166,6 +182,11 @@ def _record(
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=str(pipe.device),
         vae=options.vae,
+        image=options.image,
+        mask=options.mask,
+        strength=defaults["strength"].default if options.image and options.strength is None else options.strength,
+        resize=options.resize,
+        padding_mask_crop=options.padding_mask_crop,
     )
     return PictureRecord(
         recipe,

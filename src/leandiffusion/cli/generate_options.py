@@ -12,6 +12,7 @@ import typer
 
 from ..core.errors import ConfigError
 from ..pictures.record import PictureRecord, read_record
+from .from_picture import check_picture_options
 from .report import say
 
 DEMO = "demo"
@@ -33,6 +34,11 @@ class GenerateOptions:
     dtype: str | None = None
     device: str | None = None
     vae: str | None = None
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    resize: str | None = None
+    padding_mask_crop: int | None = None
 
     def filled_from(self, values: Mapping[str, Any]) -> GenerateOptions:
         """These options, with those that are None taken from `values`."""
@@ -64,9 +70,13 @@ def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collect
         values = dict(vars(record.recipe))
         if options.model not in (None, record.recipe.model):
             del values["vae"]  # it belongs to that picture's model
+        if options.image not in (None, record.recipe.image):
+            del values["mask"]  # it belongs to that picture's image
         options = options.filled_from(values)
+        _say_what_changed(record, options)
     if options.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
+    check_picture_options(options)
     _check_device(options.device)
     _check_scheduler(options.scheduler)
     options = options.filled_from({"model": DEMO})
@@ -98,6 +108,16 @@ def _say_what_differs(record: PictureRecord, enabled: Collection[str]) -> None:
         for name, text in left_out.items():
             if name in techniques and techniques.get(name).exactness == Exactness.APPROXIMATE:
                 say(f"Note: that picture was drawn with {text}, which changes it: see --enable to draw it so again.")
+
+
+def _say_what_changed(record: PictureRecord, options: GenerateOptions) -> None:
+    """A note of files that are no longer those that the picture was drawn on."""
+    from ..pictures.reading import sha256
+
+    for name, digest in record.inputs.items():
+        path = getattr(options, name, None)
+        if path == getattr(record.recipe, name, None) and path and Path(path).is_file() and sha256(path) != digest:
+            say(f"Note: {path} is not the {name} that the picture was drawn with any more, so this one will differ.")
 
 
 def _check_scheduler(name: str | None) -> None:

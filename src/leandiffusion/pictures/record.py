@@ -40,7 +40,8 @@ _A1111_SAMPLERS = {
 class Recipe:
     """Everything that decides the pixels. `scheduler` is a short name such as 'dpm++-karras', or None for the
     model's own; `dtype` a torch name such as 'bfloat16'; `device` a torch device such as 'cuda:0'; `vae` the path of
-    another VAE than the model's."""
+    another VAE than the model's. `image` and `mask` are files that were drawn on, as `resize` and
+    `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1."""
 
     model: str
     prompt: str
@@ -54,6 +55,11 @@ class Recipe:
     dtype: str
     device: str
     vae: str | None = None
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    resize: str | None = None
+    padding_mask_crop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class PictureRecord:
     `sampler` is the scheduler class that ran, with `karras` or not; `seconds` per stage; `peak_memory` in bytes by
     where it was ('process', 'cuda:0'); `techniques` that were on, with their settings, by name; `versions` of the
     packages that decide the result. Where techniques were planned for a budget, `plan` has 'budget' and 'settings' in
-    words, and `predicted` the 'peak_memory' in bytes and the seconds per stage.
+    words, and `predicted` the 'peak_memory' in bytes and the seconds per stage. `inputs` has the SHA-256 of files that
+    were drawn on, by 'image' and 'mask'.
     """
 
     recipe: Recipe
@@ -75,6 +82,7 @@ class PictureRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     plan: Mapping[str, str] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of ASCII JSON."""
@@ -103,6 +111,7 @@ class PictureRecord:
             "Seed": recipe.seed,
             "Size": f"{recipe.width}x{recipe.height}",
             "Model": Path(recipe.model).name or recipe.model,
+            "Denoising strength": None if recipe.strength is None else f"{recipe.strength:g}",
             "VAE": Path(recipe.vae).name if recipe.vae else None,
             "Version": f"leandiffusion {self.versions['leandiffusion']}" if "leandiffusion" in self.versions else None,
         }
@@ -146,6 +155,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "int": (int,),
     "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "int | None": (int, type(None)),
     "bool": (bool,),
 }
 # What the command line takes for the same settings, or more.
@@ -155,6 +166,8 @@ _RANGES = {
     "width": (8, 65_536),
     "height": (8, 65_536),
     "guidance_scale": (0, 1e6),
+    "strength": (0, 1),
+    "padding_mask_crop": (0, 100_000),
 }
 
 
@@ -180,7 +193,7 @@ def _checked(cls: type, values: Any, without: str = "") -> dict[str, Any]:
         )
         if not fits:
             raise ConfigError(f"its {name} is {show(value)}, expected {kind}")
-        if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
+        if name in _RANGES and value is not None and not _RANGES[name][0] <= value <= _RANGES[name][1]:
             raise ConfigError(f"its {name} is {show(value)}, expected {' to '.join(map(str, _RANGES[name]))}")
     return values
 

@@ -242,14 +242,19 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForSc
 
     def _pixels(self, request: Request) -> tuple[int, int]:
         """Height and width of the call, the model's own unless given. ConfigError unless they fit the latents."""
-        factor = self.vae_scale_factor
-        own = getattr(getattr(self.unet, "config", None), "sample_size", None) or self._sample_size
-        own_height, own_width = (own, own) if isinstance(own, int) else own
-        height = own_height * factor if request.height is None else request.height
-        width = own_width * factor if request.width is None else request.width
-        inputs.check_side("height", height, factor)
-        inputs.check_side("width", width, factor)
+        own_height, own_width = self.own_size
+        height = own_height if request.height is None else request.height
+        width = own_width if request.width is None else request.width
+        inputs.check_side("height", height, self.vae_scale_factor)
+        inputs.check_side("width", width, self.vae_scale_factor)
         return height, width
+
+    @property
+    def own_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the model was trained with."""
+        own = getattr(getattr(self.unet, "config", None), "sample_size", None) or self._sample_size
+        height, width = (own, own) if isinstance(own, int) else own
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
 
     def _latent_channels(self) -> int | None:
         return getattr(getattr(self.vae, "config", None), "latent_channels", None)
