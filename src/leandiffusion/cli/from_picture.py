@@ -77,11 +77,6 @@ class Given:
             )
         return cls(image, mask, {name: sha256(path) for name, path in paths.items()})
 
-    @property
-    def task(self) -> str:
-        """What a pipeline has to do with it."""
-        return "image-to-image" if self.mask is None else "inpainting"
-
     def arguments(self, pipe: Any, options: GenerateOptions) -> dict[str, Any]:
         """What the pipeline's call is given: picture and mask at the size to draw, which is the model's own unless one
         is asked for, and how much is drawn anew."""

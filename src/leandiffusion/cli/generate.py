@@ -85,7 +85,7 @@ def draw(
     `given` is what is drawn on. Latents that cannot be decoded are kept in the folder `keep_in`.
     """
     start = time.perf_counter()
-    pipe = open_model(options, technique_options, None if given is None else given.task)
+    pipe = open_model(options, technique_options)
     seconds = {"load": time.perf_counter() - start}
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"
@@ -96,13 +96,9 @@ def draw(
         seconds = {}
 
 
-def open_model(
-    options: ResolvedOptions,
-    technique_options: TechniqueOptions = TechniqueOptions(),  # noqa: B008 - frozen
-    task: str | None = None,
-) -> Any:
-    """The pipeline of the chosen model for the task, text to image unless one is named, at its dtype, on its device,
-    with its scheduler and the chosen techniques."""
+def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = TechniqueOptions()) -> Any:  # noqa: B008 - frozen
+    """The pipeline of the chosen model for what is to be drawn, at its dtype, on its device, with its scheduler and the
+    chosen techniques."""
     import torch
 
     from ..device.capabilities import usual_dtype
@@ -113,7 +109,9 @@ def open_model(
     device = options.device or str(default_device())
     dtype = usual_dtype(torch.device(device)) if options.dtype is None else getattr(torch, options.dtype)
     components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
-    pipe = open_pipeline(options.model, dtype=dtype, task=task, **technique_options.opening(device), **components)
+    pipe = open_pipeline(
+        options.model, dtype=dtype, task=options.task, **technique_options.opening(device), **components
+    )
     technique_options.apply(pipe)
     if options.scheduler is not None:
         pipe.scheduler = build(options.scheduler, pipe.scheduler.config)

@@ -54,6 +54,13 @@ class ResolvedOptions(GenerateOptions):
     model: str = DEMO
     seed: int = 0
 
+    @property
+    def task(self) -> str | None:
+        """What a pipeline has to do, as `open_pipeline` names it; None for what the model was made for."""
+        if self.image is None:
+            return None
+        return "image-to-image" if self.mask is None else "inpainting"
+
 
 def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collection[str] = ()) -> ResolvedOptions:
     """Complete `options` from the picture `like`, then from the demo model's settings if that one draws.

@@ -239,9 +239,12 @@ def test_the_model_is_opened_as_ordered(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "leandiffusion.pipelines", SimpleNamespace(open_pipeline=open_pipeline))
     pipe = generate.open_model(ResolvedOptions(model="m", dtype="bfloat16", device="cpu", scheduler="pndm"))
-    assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu", "offload": None}
+    assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu", "offload": None, "task": None}
     assert type(pipe.scheduler).__name__ == "PNDMScheduler"
     assert pipe.scheduler.config.beta_start == 0.002  # the model's own noise schedule stays
+    for mask, task in ((None, "image-to-image"), ("mask.png", "inpainting")):
+        generate.open_model(ResolvedOptions(model="m", image="photo.jpg", mask=mask))
+        assert asked["task"] == task
     assert type(generate.open_model(ResolvedOptions(model="m")).scheduler).__name__ == "DDIMScheduler"
     on_gpu = torch.cuda.is_available()
     assert (asked["device"], asked["dtype"]) == (("cuda", torch.float16) if on_gpu else ("cpu", torch.float32))
