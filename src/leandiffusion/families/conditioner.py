@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar, Self
 
@@ -13,9 +12,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..run.conditioning import Conditioning, Tensors
 from ..run.finite import check_finite
-
-Notice = Callable[[list[str]], object]
-"""Called with the texts that are about to be encoded."""
+from .prompts import Reading
 
 
 class Conditioner(ABC):
@@ -30,12 +27,16 @@ class Conditioner(ABC):
         return cls(*(getattr(components, part.name) for part in fields(cls)))  # type: ignore[arg-type]
 
     @abstractmethod
-    def encode(self, prompt: Any, *, guided: bool, clip_skip: int | None, notice: Notice) -> dict[str, Tensor | None]:
+    def encode(self, prompt: Any, *, guided: bool, clip_skip: int | None, reading: Reading) -> dict[str, Tensor | None]:
         """A prompt of this kind -> its embeddings under the names of a call's arguments, in `encode_prompt`'s order.
 
         Those of the negative prompt are None unless `guided`. ConfigError for wrong arguments before anything is
         encoded, and where a component is missing that this prompt needs.
         """
+
+    @abstractmethod
+    def length(self, prompt: Any, *, guided: bool, reading: Reading) -> int:
+        """How many tokens the embeddings of a prompt of this kind have. ConfigError and NotSupported as of `encode`."""
 
     @staticmethod
     @abstractmethod

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..run import inputs
 from ..run.conditioning import Conditioning, Tensors, both_halves
-from .conditioner import Conditioner, Notice
-from .prompts import check_clip_skip, encode_text, tokenize
+from .conditioner import Conditioner
+from .prompts import WEIGHTED, Reading, check_clip_skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +42,35 @@ class OneEncoder(Conditioner):
     text_encoder: Any
 
     def encode(
-        self, prompt: Prompt, *, guided: bool, clip_skip: int | None, notice: Notice
+        self, prompt: Prompt, *, guided: bool, clip_skip: int | None, reading: Reading
     ) -> dict[str, Tensor | None]:
         """As `Conditioner.encode`: two embeddings (B, T, C)."""
         texts, negatives = prompt.check(guided=guided)
+        length = self.length(prompt, guided=guided, reading=reading)
         if texts or negatives:
-            self.require("text_encoder", "tokenizer", otherwise="pass prompt_embeds and negative_prompt_embeds")
             check_clip_skip(clip_skip, self.text_encoder, penultimate=False)
         positive, negative = prompt.prompt_embeds, prompt.negative_prompt_embeds if guided else None
         if texts:
-            notice(texts)
-            positive, _ = encode_text(self.text_encoder, tokenize(self.tokenizer, texts), clip_skip=clip_skip)
+            reading.tell(texts)
+            positive, _ = reading.encode(
+                self.text_encoder, self.tokenizer, texts, length, "prompt", clip_skip=clip_skip
+            )  # fmt: skip
         positive = inputs.check_embeddings("prompt_embeds", positive)
         if negatives:
-            ids = tokenize(self.tokenizer, negatives, positive.shape[1], "negative_prompt")
-            negative, _ = encode_text(self.text_encoder, ids)
+            negative, _ = reading.encode(self.text_encoder, self.tokenizer, negatives, length, "negative_prompt")
         inputs.check_same_shape("prompt_embeds", positive, "negative_prompt_embeds", negative)
         return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+
+    def length(self, prompt: Prompt, *, guided: bool, reading: Reading) -> int:
+        """As `Conditioner.length`."""
+        texts, negatives = prompt.check(guided=guided)
+        given = prompt.prompt_embeds
+        if not (texts or negatives):
+            return given.shape[1]
+        self.require("text_encoder", "tokenizer", otherwise="pass prompt_embeds and negative_prompt_embeds")
+        if texts and reading.syntax == WEIGHTED and guided:
+            given = prompt.negative_prompt_embeds
+        return reading.length([(self.tokenizer, [*(texts or []), *(negatives or [])])], given)
 
     @staticmethod
     def tensors(positive: Tensor, negative: Tensor | None) -> dict[str, Tensor | None]:  # type: ignore[override]

@@ -1,13 +1,79 @@
-"""Prompts -> embeddings, with one CLIP text encoder."""
+"""Prompts -> embeddings, with one CLIP text encoder, in one of two syntaxes.
+
+Plain text is what diffusers makes of it: what is beyond the tokens that the encoder reads is cut off. The weighted
+syntax (see `emphasis` and `chunks`) has weights, and any length.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from .chunks import Tokens, chunks_of, tokens_of, weighted
+from .emphasis import without_weights
+
+PLAIN, WEIGHTED = SYNTAXES = ("plain", "weighted")
+
+Notice = Callable[[list[str]], object]
+"""Called with the texts that are about to be encoded."""
+
+
+def check_syntax(name: Any) -> str:
+    """`name` if it is a syntax of prompts, else ConfigError."""
+    if name not in SYNTAXES:
+        raise ConfigError(f"prompt_syntax={name!r} is unknown: use 'plain' for text as it is, or 'weighted'.")
+    return name
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the texts of a call are read: their `syntax`, and who is told of them before they are encoded."""
+
+    syntax: str = PLAIN
+    notice: Notice = lambda texts: None
+
+    def tell(self, texts: list[str]) -> None:
+        """Tell of the words in these texts."""
+        self.notice([without_weights(text) for text in texts] if self.syntax == WEIGHTED else texts)
+
+    def length(self, texts: Iterable[tuple[Any, list[str]]], given: Tensor | None = None) -> int:
+        """Tokens that embeddings of all these texts have, each text with its tokenizer; those of `given` embeddings
+        (B, T, C) that they go together with, where there are any."""
+        own, chunks = 0, 1
+        for tokenizer, some in texts:
+            own = own or tokenizer.model_max_length
+            if self.syntax == WEIGHTED:
+                chunks = max(chunks, *(len(chunks_of(tokenizer, text)) for text in some))
+        known = 0 if given is None else given.shape[1]
+        if self.syntax == PLAIN or known > own * chunks:
+            return known or own
+        return own * chunks
+
+    def encode(
+        self, text_encoder: Any, tokenizer: Any, texts: list[str], length: int, name: str, *,
+        clip_skip: int | None = None, penultimate: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Texts -> embeddings (B, `length`, C), and the encoder's first output, (B, P) of the first chunks of one that
+        projects. `name` is what the texts are called in messages."""
+        if self.syntax == PLAIN:
+            ids = tokenize(tokenizer, texts, length, name)
+            return encode_text(text_encoder, ids, clip_skip=clip_skip, penultimate=penultimate)
+        tokens = tokens_of(tokenizer, texts, _whole_chunks(length, tokenizer.model_max_length, name))
+        return encode_chunks(text_encoder, tokens, clip_skip=clip_skip, penultimate=penultimate)
+
+
+def _whole_chunks(length: int, most: int, name: str) -> int:
+    if length % most:
+        raise ConfigError(
+            f"the embeddings have {length} tokens, and {name} is encoded in chunks of {most}: pass both as texts, or "
+            "both as embeddings."
+        )
+    return length // most
 
 
 def tokenize(tokenizer: Any, texts: list[str], length: int | None = None, name: str = "prompt") -> Tensor:
@@ -27,8 +93,9 @@ def tokenize(tokenizer: Any, texts: list[str], length: int | None = None, name: 
         if len(whole) > length:
             lost = tokenizer.decode(whole[length - 1 : -1])
             warnings.warn(
-                f"{name} has {len(whole)} tokens and the text encoder reads {length}: this part was cut off and has "
-                f"no effect: {lost!r}",
+                f"{name} has {len(whole)} tokens and the text encoder reads {length}; to read all, in chunks, set "
+                "pipe.prompt_syntax = 'weighted' (--prompt-syntax weighted). This part was cut off and has no effect: "
+                f"{lost!r}",
                 stacklevel=2,
             )
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
@@ -60,3 +127,18 @@ def encode_text(
         return hidden, output[0]
     body = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no inner text_model
     return body.final_layer_norm(hidden), output[0]
+
+
+def encode_chunks(
+    text_encoder: Any, tokens: Tokens, *, clip_skip: int | None = None, penultimate: bool = False
+) -> tuple[Tensor, Tensor]:
+    """As `encode_text`, of texts in n chunks with weights: embeddings (B, n * T, C), pooled ones of the first chunks.
+
+    All chunks go through the encoder at once, so that weights which travel come once.
+    """
+    batch, count, _ = tokens.ids.shape
+    hidden, first = encode_text(
+        text_encoder, tokens.ids.flatten(0, 1), clip_skip=clip_skip, penultimate=penultimate
+    )  # fmt: skip
+    hidden = weighted(hidden, tokens.weights.flatten(0, 1))
+    return hidden.reshape(batch, -1, hidden.shape[-1]), first[::count]

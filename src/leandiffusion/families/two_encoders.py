@@ -11,8 +11,8 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..run import inputs
 from ..run.conditioning import Conditioning, Tensors, both_halves
-from .conditioner import Conditioner, Notice
-from .prompts import check_clip_skip, encode_text, tokenize
+from .conditioner import Conditioner
+from .prompts import WEIGHTED, Reading, check_clip_skip
 
 Size = tuple[int, int]
 OTHERWISE = "pass prompt_embeds, pooled_prompt_embeds and their negative_ ones"
@@ -71,16 +71,17 @@ class TwoEncoders(Conditioner):
     text_encoder_2: Any
 
     def encode(
-        self, prompt: PromptPair, *, guided: bool, clip_skip: int | None, notice: Notice
+        self, prompt: PromptPair, *, guided: bool, clip_skip: int | None, reading: Reading
     ) -> dict[str, Tensor | None]:
         """As `Conditioner.encode`: two embeddings (B, T, C1 + C2), and two pooled ones (B, P)."""
         texts, negatives = prompt.check(guided=guided)
+        length = self.length(prompt, guided=guided, reading=reading)
         if texts or negatives:
-            self._check_encoders(clip_skip)
+            self._check_clip_skip(clip_skip)
         embeds, pooled = prompt.prompt_embeds, prompt.pooled_prompt_embeds
         if texts:
-            notice(texts[0])
-            embeds, encoded = self._encode("prompt", texts, None, clip_skip)
+            reading.tell(texts[0])
+            embeds, encoded = self._encode("prompt", texts, length, reading, clip_skip)
             pooled = encoded if pooled is None else pooled
         negative = negative_pooled = None
         if guided and prompt.negative_is_zeros:
@@ -88,7 +89,7 @@ class TwoEncoders(Conditioner):
         elif guided:
             negative, negative_pooled = prompt.negative_prompt_embeds, prompt.negative_pooled_prompt_embeds
             if negatives:
-                negative, encoded = self._encode("negative_prompt", negatives, embeds.shape[1], None)
+                negative, encoded = self._encode("negative_prompt", negatives, length, reading)
                 negative_pooled = encoded if negative_pooled is None else negative_pooled
         inputs.check_same_shape("prompt_embeds", embeds, "negative_prompt_embeds", negative)
         inputs.check_same_shape("pooled_prompt_embeds", pooled, "negative_pooled_prompt_embeds", negative_pooled)
@@ -96,6 +97,19 @@ class TwoEncoders(Conditioner):
             "prompt_embeds": embeds, "negative_prompt_embeds": negative,
             "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled,
         }  # fmt: skip
+
+    def length(self, prompt: PromptPair, *, guided: bool, reading: Reading) -> int:
+        """As `Conditioner.length`: the longest that either encoder makes of its texts."""
+        texts, negatives = prompt.check(guided=guided)
+        given = prompt.prompt_embeds
+        if not (texts or negatives):
+            return given.shape[1]
+        if texts and reading.syntax == WEIGHTED and guided:
+            given = prompt.negative_prompt_embeds
+        encoders = self._encoders()
+        both = [[*one, *other] for one, other in zip(texts or ([], []), negatives or ([], []), strict=True)]
+        read = zip(encoders, both[-len(encoders) :], strict=True)
+        return reading.length([(tokenizer, some) for (tokenizer, _), some in read], given)
 
     @staticmethod
     def tensors(  # type: ignore[override]
@@ -119,25 +133,30 @@ class TwoEncoders(Conditioner):
         added = {"text_embeds": tensors["add_text_embeds"], "time_ids": tensors["add_time_ids"]}
         return Conditioning(tensors["prompt_embeds"], added)  # type: ignore[arg-type]
 
-    def _check_encoders(self, clip_skip: int | None) -> None:
-        """ConfigError when prompts cannot be encoded. SDXL may go without its first text encoder."""
+    def _encoders(self) -> list[tuple[Any, Any]]:
+        """The tokenizers and encoders that are there. ConfigError without the second; SDXL may go without the first."""
         self.require("text_encoder_2", "tokenizer_2", otherwise=OTHERWISE)
-        check_clip_skip(clip_skip, self.text_encoder_2, penultimate=True)
-        if self.text_encoder is not None:
-            self.require("tokenizer", otherwise=OTHERWISE)
-            check_clip_skip(clip_skip, self.text_encoder, penultimate=True)
+        if self.text_encoder is None:
+            return [(self.tokenizer_2, self.text_encoder_2)]
+        self.require("tokenizer", otherwise=OTHERWISE)
+        return [(self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)]
+
+    def _check_clip_skip(self, clip_skip: int | None) -> None:
+        for _, text_encoder in self._encoders():
+            check_clip_skip(clip_skip, text_encoder, penultimate=True)
 
     def _encode(
-        self, name: str, both: inputs.BothTexts, length: int | None, clip_skip: int | None
+        self, name: str, both: inputs.BothTexts, length: int, reading: Reading, clip_skip: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Both encoders' embeddings side by side (B, T, C1 + C2), and the second's pooled output (B, P)."""
-        encoders = ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
+        encoders = self._encoders()
         hidden, pooled = [], None
-        for (tokenizer, text_encoder), texts, suffix in zip(encoders, both, ("", "_2"), strict=True):
-            if text_encoder is not None:
-                ids = tokenize(tokenizer, texts, length, name if texts == both[0] else name + suffix)
-                embeds, pooled = encode_text(text_encoder, ids, clip_skip=clip_skip, penultimate=True)
-                hidden.append(embeds)
+        for (tokenizer, text_encoder), texts in zip(encoders, both[-len(encoders) :], strict=True):
+            known_as = name if texts == both[0] else f"{name}_2"
+            embeds, pooled = reading.encode(
+                text_encoder, tokenizer, texts, length, known_as, clip_skip=clip_skip, penultimate=True
+            )  # fmt: skip
+            hidden.append(embeds)
         return torch.cat(hidden, dim=-1), inputs.check_embeddings("the output of text_encoder_2", pooled, ndim=2)
 
 

@@ -18,6 +18,7 @@ from ..core.notices import warn
 from ..device.host import is_host
 from ..device.streams import synchronize
 from ..families.conditioner import Conditioner, for_each_picture, require
+from ..families.prompts import PLAIN, Reading, check_syntax
 from ..measure.clock import StageClock, Watch
 from ..run import inputs
 from ..run.callback import Callback
@@ -100,6 +101,7 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForSc
         Assembly.__init__(self, components, settings)
         self.last_times: dict[str, float] = {}
         self.watch: Watch | None = None
+        self._prompt_syntax = PLAIN
         self._progress_bar_config: dict[str, Any] = {}
         # Outlives a UNet that is replaced by an object without a config.
         self._sample_size = getattr(getattr(self.unet, "config", None), "sample_size", None) or 64
@@ -113,6 +115,16 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForSc
     def vae_scale_factor(self) -> int:
         """Pixels per latent along a side; 8 where there is no VAE to ask."""
         return 8 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def prompt_syntax(self) -> str:
+        """How prompts are read: 'plain' as diffusers reads them, up to the tokens that a text encoder takes at once, or
+        'weighted', with weights such as (word:1.3) and of any length. May be set."""
+        return self._prompt_syntax
+
+    @prompt_syntax.setter
+    def prompt_syntax(self, name: str) -> None:
+        self._prompt_syntax = check_syntax(name)
 
     def set_progress_bar_config(self, **settings: Any) -> None:
         """Arguments for tqdm, such as `disable=True`, `desc=` or `leave=False`."""
@@ -223,9 +235,12 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForSc
     ) -> tuple[Any, ...]:
         """A prompt, as this family's conditioner takes it -> its embeddings `count` times, on the device."""
         encoded = self.conditioner.of(self).encode(
-            prompt, guided=guided, clip_skip=clip_skip, notice=self._give_notice
+            prompt, guided=guided, clip_skip=clip_skip, reading=self._reading()
         )  # fmt: skip
         return for_each_picture(encoded, count, self.device if device is None else torch.device(device), self.dtype)
+
+    def _reading(self) -> Reading:
+        return Reading(self.prompt_syntax, self._give_notice)
 
     def _conditions_besides_text(self, request: Any, run: Run) -> tuple[Tensor, ...]:
         """What the conditioner's `tensors` take after the embeddings, checked before anything is encoded."""
