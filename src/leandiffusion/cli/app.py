@@ -147,6 +147,14 @@ def generate(
         int | None,
         typer.Option(min=0, metavar="PIXELS", help="Draw only what is around --mask, and so much more, at full size."),
     ] = None,
+    prompt_syntax: Annotated[
+        str | None,
+        typer.Option(
+            metavar="plain|weighted",
+            help="weighted: (word:1.3), [word], BREAK, and prompts of any length.",
+            show_default="plain",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[
         Any,
@@ -199,6 +207,7 @@ def generate(
             strength=strength,
             resize=resize,
             padding_mask_crop=padding_mask_crop,
+            prompt_syntax=prompt_syntax,
             steps=steps,
             guidance_scale=guidance,
             scheduler=scheduler,

@@ -44,5 +44,8 @@ def run(file: Path, out: Path, options: GenerateOptions, technique_options: Tech
 
 
 def _resolved(options: GenerateOptions, recipe: Any) -> ResolvedOptions:
-    values = {name: getattr(recipe, name) for name in ("model", "dtype", "vae", "prompt", "seed", "width", "height")}
+    values = {
+        name: getattr(recipe, name)
+        for name in ("model", "dtype", "vae", "prompt", "prompt_syntax", "seed", "width", "height")
+    }
     return ResolvedOptions(**vars(options.filled_from(values)))

@@ -113,6 +113,7 @@ def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = T
         options.model, dtype=dtype, task=options.task, **technique_options.opening(device), **components
     )
     technique_options.apply(pipe)
+    pipe.prompt_syntax = options.prompt_syntax
     if options.scheduler is not None:
         pipe.scheduler = build(options.scheduler, pipe.scheduler.config)
     return pipe
@@ -185,6 +186,7 @@ def _record(
         strength=defaults["strength"].default if options.image and options.strength is None else options.strength,
         resize=options.resize,
         padding_mask_crop=options.padding_mask_crop,
+        prompt_syntax=options.prompt_syntax,
     )
     return PictureRecord(
         recipe,

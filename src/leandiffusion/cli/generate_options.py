@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, NotSupported
 from ..pictures.record import PictureRecord, read_record
 from .from_picture import check_picture_options
 from .report import say
@@ -25,6 +25,7 @@ class GenerateOptions:
     prompt: str | None = None
     model: str | None = None
     negative_prompt: str | None = None
+    prompt_syntax: str | None = None
     steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
@@ -53,6 +54,7 @@ class ResolvedOptions(GenerateOptions):
     prompt: str = ""
     model: str = DEMO
     seed: int = 0
+    prompt_syntax: str = "plain"
 
     @property
     def task(self) -> str | None:
@@ -84,6 +86,8 @@ def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collect
     if options.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
     check_picture_options(options)
+    options = options.filled_from({"prompt_syntax": "plain"})
+    _check_prompts(options)
     _check_device(options.device)
     _check_scheduler(options.scheduler)
     options = options.filled_from({"model": DEMO})
@@ -125,6 +129,15 @@ def _say_what_changed(record: PictureRecord, options: GenerateOptions) -> None:
         path = getattr(options, name, None)
         if path == getattr(record.recipe, name, None) and path and Path(path).is_file() and sha256(path) != digest:
             say(f"Note: {path} is not the {name} that the picture was drawn with any more, so this one will differ.")
+def _check_prompts(options: GenerateOptions) -> None:
+    from ..families.emphasis import WEIGHTED, check_syntax, parse
+
+    try:
+        if check_syntax(options.prompt_syntax) == WEIGHTED:
+            parse(options.prompt or "")
+            parse(options.negative_prompt or "")
+    except (ConfigError, NotSupported) as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _check_scheduler(name: str | None) -> None:

@@ -12,9 +12,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.errors import ConfigError, NotSupported
 from ..core.wording import show
+
+PLAIN, WEIGHTED = SYNTAXES = ("plain", "weighted")
+"""Names of the syntaxes of prompts."""
 
 STEP = 1.1
 """What one pair of round brackets multiplies by."""
@@ -39,6 +43,13 @@ class Piece:
 
     text: str
     weight: float = 1.0
+
+
+def check_syntax(name: Any) -> str:
+    """`name` if it is a syntax of prompts, else ConfigError."""
+    if name not in SYNTAXES:
+        raise ConfigError(f"prompt_syntax={name!r} is unknown: use 'plain' for text as it is, or 'weighted'.")
+    return name
 
 
 def parse(text: str) -> list[list[Piece]]:

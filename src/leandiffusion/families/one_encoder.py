@@ -10,7 +10,8 @@ from torch import Tensor
 from ..run import inputs
 from ..run.conditioning import Conditioning, Tensors, both_halves
 from .conditioner import Conditioner
-from .prompts import WEIGHTED, Reading, check_clip_skip
+from .emphasis import WEIGHTED
+from .prompts import Reading, check_clip_skip
 
 
 @dataclass(frozen=True, kw_only=True)

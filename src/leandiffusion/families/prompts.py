@@ -15,19 +15,10 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from .chunks import Tokens, chunks_of, tokens_of, weighted
-from .emphasis import without_weights
-
-PLAIN, WEIGHTED = SYNTAXES = ("plain", "weighted")
+from .emphasis import PLAIN, WEIGHTED, without_weights
 
 Notice = Callable[[list[str]], object]
 """Called with the texts that are about to be encoded."""
-
-
-def check_syntax(name: Any) -> str:
-    """`name` if it is a syntax of prompts, else ConfigError."""
-    if name not in SYNTAXES:
-        raise ConfigError(f"prompt_syntax={name!r} is unknown: use 'plain' for text as it is, or 'weighted'.")
-    return name
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from ..core.errors import ConfigError
 from ..run import inputs
 from ..run.conditioning import Conditioning, Tensors, both_halves
 from .conditioner import Conditioner
-from .prompts import WEIGHTED, Reading, check_clip_skip
+from .emphasis import WEIGHTED
+from .prompts import Reading, check_clip_skip
 
 Size = tuple[int, int]
 OTHERWISE = "pass prompt_embeds, pooled_prompt_embeds and their negative_ ones"

@@ -42,6 +42,7 @@ class Recipe:
     model's own; `dtype` a torch name such as 'bfloat16'; `device` a torch device such as 'cuda:0'; `vae` the path of
     another VAE than the model's. `image` and `mask` are files that were drawn on, as `resize` and
     `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1."""
+    another VAE than the model's; `prompt_syntax` 'plain', or 'weighted' for prompts with weights."""
 
     model: str
     prompt: str
@@ -60,6 +61,7 @@ class Recipe:
     strength: float | None = None
     resize: str | None = None
     padding_mask_crop: int | None = None
+    prompt_syntax: str = "plain"
 
 
 @dataclass(frozen=True)

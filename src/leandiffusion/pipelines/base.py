@@ -18,7 +18,8 @@ from ..core.notices import warn
 from ..device.host import is_host
 from ..device.streams import synchronize
 from ..families.conditioner import Conditioner, for_each_picture, require
-from ..families.prompts import PLAIN, Reading, check_syntax
+from ..families.emphasis import PLAIN, check_syntax
+from ..families.prompts import Reading
 from ..measure.clock import StageClock, Watch
 from ..run import inputs
 from ..run.callback import Callback
@@ -191,7 +192,8 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForSc
             )  # fmt: skip
             timesteps = task.timesteps(call.scheduler, laid_out)
             call._num_timesteps = len(timesteps)
-            self._plan_request(request, shape, call.do_classifier_free_guidance)
+            guided = call.do_classifier_free_guidance
+            self._plan_request(request, shape, guided, self._length(request, guided))
             self._with_room(lambda: self._read_weights(request))
             function = request.callback_on_step_end
             run = Run(
@@ -238,6 +240,19 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForSc
             prompt, guided=guided, clip_skip=clip_skip, reading=self._reading()
         )  # fmt: skip
         return for_each_picture(encoded, count, self.device if device is None else torch.device(device), self.dtype)
+
+    def _prompt_of(self, arguments: Mapping[str, Any]) -> Any:
+        """What this family's conditioner takes, of the arguments that say what to draw."""
+        raise NotImplementedError
+
+    def _length(self, request: Request, guided: bool) -> int:
+        """Tokens of the text that the call is conditioned on. What is wrong with a weighted prompt shows here."""
+        if request.prompt_embeds is not None:
+            return request.prompt_embeds.shape[1]
+        if self.prompt_syntax == PLAIN:
+            return 1  # no more than an encoder reads at once
+        prompt = self._prompt_of(request.prompt_arguments)
+        return self.conditioner.of(self).length(prompt, guided=guided, reading=self._reading())
 
     def _reading(self) -> Reading:
         return Reading(self.prompt_syntax, self._give_notice)

@@ -30,7 +30,7 @@ class Checks:
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> None:
         """ConfigError where a call with these arguments would raise it."""
-        _check(self, Prompt(**arguments_of(locals(), Request.PROMPT)), locals())
+        _check(self, self._prompt_of(arguments_of(locals(), Request.PROMPT)), locals())
 
 
 class ChecksXL:
@@ -54,8 +54,7 @@ class ChecksXL:
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> None:
         """ConfigError where a call with these arguments would raise it."""
-        zeros: bool = self.config.force_zeros_for_empty_prompt
-        _check(self, PromptPair(**arguments_of(locals(), RequestXL.PROMPT), zeros=zeros), locals())
+        _check(self, self._prompt_of(arguments_of(locals(), RequestXL.PROMPT)), locals())
 
 
 def _check(pipe: Any, prompt: Prompt | PromptPair, arguments: dict[str, Any]) -> None:

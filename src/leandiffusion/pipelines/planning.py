@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ..plan.plan import Plan
 from ..plan.predict import Predictor
 from ..plan.profile import profile_of
 from ..plan.sketch import Blueprint
+from ..plan.stages import tokens_read
 from ..run import inputs
 from ..run.run import Run, always, call_unet
 from ..run.size import CallSize
@@ -63,6 +65,7 @@ class Planning:
         batch: int = 1,
         steps: int = 50,
         guidance: bool = True,
+        chunks: int = 1,
         allow: str = "exact",
         device: torch.device | str | None = None,
     ) -> Plan:
@@ -70,14 +73,15 @@ class Planning:
 
         `memory` is a size ('2GiB', bytes) of the device that computes, on a CPU of the whole process; or sizes by type
         of device ({'cuda': '6GiB', 'cpu': '8GiB'}); None for what is free now, less 5%. Pixels are the model's own
-        unless given. `allow`: 'exact' for settings that draw the same picture, 'rounding' for half precision too,
+        unless given. `chunks`: the length of prompts in the weighted syntax, in multiples of what a text encoder
+        reads at once. `allow`: 'exact' for settings that draw the same picture, 'rounding' for half precision too,
         'approximate' for those that draw another one. `print(plan)` shows it, `apply` switches it on.
 
         BudgetError when nothing fits: it says the least that would do. ConfigError for wrong arguments, and for
         networks that are not this library's.
         """
         check_allow(allow)
-        for name, value in (("batch", batch), ("steps", steps)):
+        for name, value in (("batch", batch), ("steps", steps), ("chunks", chunks)):
             inputs.check_count(name, value)
         where = self.device if device is None else torch.device(device)
         name = str(self._opened_from or type(self).__name__)
@@ -86,7 +90,7 @@ class Planning:
         height, width = (blueprint.side if side is None else side for side in (height, width))
         inputs.check_side("height", height, factor)
         inputs.check_side("width", width, factor)
-        call = CallSize(height, width, batch, guidance and not blueprint.is_distilled)
+        call = CallSize(height, width, batch, guidance and not blueprint.is_distilled, chunks)
         profile = profile_of(where, dtypes_for(blueprint, allow))
         networks = self._stack.subject.networks.values()
         floor = floor_here(profile, networks, has_computed=bool(self.last_times))
@@ -131,19 +135,20 @@ class Planning:
         with suppress(BudgetError):
             self.apply(self.plan_for(memory, allow=allow, device=device))
 
-    def _plan_request(self: Any, request: Request, shape: tuple[int, int, int, int], guided: bool) -> None:
+    def _plan_request(self: Any, request: Request, shape: tuple[int, int, int, int], guided: bool, tokens: int) -> None:
         """Where a budget is to be kept, plan anew if this call takes more than what was planned for."""
         kept, plan = self._kept, self.plan
         if kept is None:
             return
         factor = self.vae_scale_factor
-        call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided)
+        chunks = math.ceil(tokens / tokens_read(self._stack.subject.networks))
+        call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided, chunks)
         drawn, self._drawn_as_planned = self._drawn_as_planned, True
         if plan is not None and (plan.call == call or (drawn and _covers(plan.call, call))):
             return  # before the first call another plan is free: nothing was read yet
         made = self.plan_for(
             kept.memory, height=call.height, width=call.width, batch=call.batch, guidance=call.guidance,
-            steps=request.num_inference_steps or STEPS, allow=kept.allow, device=kept.device,
+            chunks=call.chunks, steps=request.num_inference_steps or STEPS, allow=kept.allow, device=kept.device,
         )  # fmt: skip
         try:
             with self._stack.between_steps():
@@ -186,4 +191,5 @@ class Planning:
 def _covers(planned: CallSize, call: CallSize) -> bool:
     """Whether a call of the second size takes no more than one of the first."""
     same_shape = call.height * call.width <= planned.height * planned.width
-    return same_shape and call.batch <= planned.batch and call.guidance <= planned.guidance
+    no_longer = call.batch <= planned.batch and call.guidance <= planned.guidance and call.chunks <= planned.chunks
+    return same_shape and no_longer

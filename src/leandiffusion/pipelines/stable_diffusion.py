@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -134,6 +134,9 @@ class StableDiffusionPipeline(DiffusionPipeline, SafetyChecking, Checks):
         images, flagged = self._draw(request, TextToImage(generator, latents))
         return StableDiffusionPipelineOutput(images, flagged) if return_dict else (images, flagged)
 
+    def _prompt_of(self, arguments: Mapping[str, Any]) -> Prompt:
+        return Prompt(**arguments)
+
     @undisturbed
     def encode_prompt(
         self,
@@ -151,7 +154,7 @@ class StableDiffusionPipeline(DiffusionPipeline, SafetyChecking, Checks):
 
         The negative embeddings are None without guidance, and always the last layer's, whatever `clip_skip`.
         """
-        given = Prompt(**arguments_of(locals(), Request.PROMPT))
+        given = self._prompt_of(arguments_of(locals(), Request.PROMPT))
         with self._lora_scaled(lora_scale):
             encoded: Any = self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)
         prompt_embeds, negative_prompt_embeds = encoded

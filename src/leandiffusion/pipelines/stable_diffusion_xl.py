@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -152,6 +152,10 @@ class StableDiffusionXLPipeline(DiffusionPipeline, ChecksXL):
         deprecated("upcast_vae", "pipe.vae.to(torch.float32), or leave it out: one that overflows is upcast by itself")
         self._stack.lifted(lambda: self.vae.to(torch.float32))
 
+    def _prompt_of(self, arguments: Mapping[str, Any]) -> PromptPair:
+        zeros: bool = self.config.force_zeros_for_empty_prompt
+        return PromptPair(**arguments, zeros=zeros)
+
     @undisturbed
     def encode_prompt(
         self,
@@ -173,8 +177,7 @@ class StableDiffusionXLPipeline(DiffusionPipeline, ChecksXL):
 
         B counts `num_images_per_prompt` pictures for each prompt; the negative prompt's are None without guidance.
         """
-        zeros: bool = self.config.force_zeros_for_empty_prompt
-        given = PromptPair(**arguments_of(locals(), RequestXL.PROMPT), zeros=zeros)
+        given = self._prompt_of(arguments_of(locals(), RequestXL.PROMPT))
         with self._lora_scaled(lora_scale):
             encoded: Any = self._encode(given, device, num_images_per_prompt, do_classifier_free_guidance, clip_skip)
         prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = encoded

@@ -169,6 +169,7 @@ def _dtype_name(value: Any) -> str:
 
 def _call(values: Mapping[str, Any]) -> CallSize:
     sides: Sequence[int] = [int(values[name]) for name in ("height", "width", "batch")]
-    if min(sides) < 1:
+    chunks = int(values.get("chunks", 1))  # older plans do not have it
+    if min(*sides, chunks) < 1:
         raise ConfigError(f"a call of {sides[1]}x{sides[0]} pixels and {sides[2]} pictures draws nothing.")
-    return CallSize(*sides, guidance=bool(values["guidance"]))
+    return CallSize(*sides, guidance=bool(values["guidance"]), chunks=chunks)

@@ -97,16 +97,16 @@ def _encoding(networks: Mapping[str, Any], call: CallSize) -> Stage:
         kept = []
         for _ in range(1 + _guided(networks, call)):
             for encoder in encoders:
-                ids = _empty(call.batch, encoder.config.max_position_embeddings, dtype=torch.int64)
+                ids = _empty(call.batch * call.chunks, encoder.config.max_position_embeddings, dtype=torch.int64)
                 kept.append(encode_text(encoder, ids, penultimate=both))
         return kept
 
     return run, lambda: ()
 
 
-def unet_inputs(networks: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
-    """Text (rows, T, C) for the UNet among the networks, and the inputs that it takes by name: those of a distilled
-    network, and SDXL's."""
+def unet_inputs(networks: Mapping[str, Any], rows: int, chunks: int = 1) -> tuple[Tensor, dict[str, Any]]:
+    """Text (rows, chunks * T, C) for the UNet among the networks, and the inputs that it takes by name: those of a
+    distilled network, and SDXL's."""
     config, dtype = networks["unet"].config, networks["unet"].dtype
 
     def make(*shape: int) -> Tensor:
@@ -118,7 +118,7 @@ def unet_inputs(networks: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[st
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         inputs["added_cond_kwargs"] = {"text_embeds": make(pooled), "time_ids": make(6)}
-    return make(_tokens(networks), _context(config)), inputs
+    return make(chunks * tokens_read(networks), _context(config)), inputs
 
 
 def _denoising(networks: Mapping[str, Any], call: CallSize) -> Stage:
@@ -131,7 +131,7 @@ def _denoising(networks: Mapping[str, Any], call: CallSize) -> Stage:
     height, width = _latent_size(networks, call)
 
     def before() -> tuple[Any, ...]:
-        text, inputs = unet_inputs(networks, rows)
+        text, inputs = unet_inputs(networks, rows, call.chunks)
         latents = [_empty(call.batch, config.in_channels, height, width, dtype=dtype) for _ in range(LATENTS)]
         memory = TextMemory(text) if is_ours(unet) else None
         with remembering(memory):
@@ -174,7 +174,8 @@ def _latent_size(networks: Mapping[str, Any], call: CallSize) -> tuple[int, int]
     return call.height // factor, call.width // factor
 
 
-def _tokens(networks: Mapping[str, Any]) -> int:
+def tokens_read(networks: Mapping[str, Any]) -> int:
+    """Tokens that a text encoder among the networks reads at once."""
     encoder = next((networks[name] for name in TEXTS if networks.get(name) is not None), None)
     return TOKENS if encoder is None else int(encoder.config.max_position_embeddings)
 

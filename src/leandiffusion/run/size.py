@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CallSize:
-    """Pixels and pictures of a call; with `guidance` each step makes a conditional and an unconditional prediction."""
+    """Pixels and pictures of a call; with `guidance` each step makes a conditional and an unconditional prediction.
+
+    `chunks`: how long the texts are, in multiples of what a text encoder reads at once.
+    """
 
     height: int
     width: int
     batch: int = 1
     guidance: bool = True
+    chunks: int = 1

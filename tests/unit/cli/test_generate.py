@@ -119,6 +119,24 @@ def test_another_vae(studio):
     assert [options.vae for options in studio.opened] == ["v.safetensors", "v.safetensors", None, "w"]
 
 
+def test_the_syntax_of_prompts_is_in_the_record(studio):
+    asked = ["generate", "a (red:1.3) ring", "--model", "m", "--prompt-syntax", "weighted", "--out", "a.png"]
+    assert studio.run(*asked).exit_code == 0
+    assert read_record(Path("a.png")).recipe.prompt_syntax == "weighted"
+    assert studio.run("generate", "--like", "a.png", "--out", "b.png").exit_code == 0
+    assert studio.run("generate", "--like", "a.png", "--prompt-syntax", "plain", "--out", "c.png").exit_code == 0
+    assert studio.run("generate", "a [b|c]", "--model", "m", "--out", "d.png").exit_code == 0  # plain: as it is
+    assert [options.prompt_syntax for options in studio.opened] == ["weighted", "weighted", "plain", "plain"]
+    for wrong, told in (("a [b|c]", "alternation"), ("a (b:1..2)", "no number")):
+        result = studio.run("generate", wrong, "--model", "m", "--prompt-syntax", "weighted")
+        assert result.exit_code == 2
+        assert told in result.stderr
+    result = studio.run("generate", "a", "--prompt-syntax", "odd")
+    assert result.exit_code == 2
+    assert "'odd' is unknown" in result.stderr
+    assert len(studio.opened) == 4
+
+
 def test_another_vae_is_opened(tmp_path: Path) -> None:
     folder = demo.model_folder() / "vae"
     pipe = generate.open_model(ResolvedOptions(prompt="a ring", vae=str(folder), device="cpu"))

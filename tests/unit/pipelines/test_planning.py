@@ -64,6 +64,21 @@ def test_what_fits_is_not_offloaded(folders: dict[str, Path], draw: Draw) -> Non
     draw(pipe)
 
 
+def test_a_longer_prompt_is_planned_anew(folders: dict[str, Path], draw: Draw) -> None:
+    pipe = opened(folders, "2GiB")
+    pipe.prompt_syntax = "weighted"
+    draw(pipe)
+    short = pipe.plan
+    assert short.call.chunks == 1
+    draw(pipe, prompt="a BREAK b BREAK c")
+    longer = pipe.plan
+    assert longer.call.chunks == 3
+    assert longer.prediction.stages["denoise"].peak > short.prediction.stages["denoise"].peak
+    draw(pipe, prompt="a", negative_prompt="b BREAK c")
+    assert pipe.plan is longer
+    assert Plan.from_json(longer.to_json()).call == longer.call
+
+
 def test_a_larger_call_is_planned_anew_and_a_smaller_one_is_not(folders: dict[str, Path], draw: Draw) -> None:
     pipe = opened(folders, least(folders, height=128, width=128, batch=2) + (1 << 20))
     first = pipe.plan
