@@ -16,6 +16,10 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from .chunks import Tokens, chunks_of, tokens_of, weighted
 from .emphasis import PLAIN, WEIGHTED, without_weights
+from .encode import encode_text
+
+Encode = Callable[..., tuple[Tensor, Tensor]]
+"""`encode_text`, or what stands for it."""
 
 Notice = Callable[[list[str]], object]
 """Called with the texts that are about to be encoded."""
@@ -23,10 +27,12 @@ Notice = Callable[[list[str]], object]
 
 @dataclass(frozen=True)
 class Reading:
-    """How the texts of a call are read: their `syntax`, and who is told of them before they are encoded."""
+    """How the texts of a call are read: their `syntax`, who is told of them before they are encoded, and who calls the
+    text encoders."""
 
     syntax: str = PLAIN
     notice: Notice = lambda texts: None
+    encoding: Encode = encode_text
 
     def tell(self, texts: list[str]) -> None:
         """Tell of the words in these texts."""
@@ -53,9 +59,19 @@ class Reading:
         projects. `name` is what the texts are called in messages."""
         if self.syntax == PLAIN:
             ids = tokenize(tokenizer, texts, length, name)
-            return encode_text(text_encoder, ids, clip_skip=clip_skip, penultimate=penultimate)
+            return self.encoding(text_encoder, ids, clip_skip=clip_skip, penultimate=penultimate)
         tokens = tokens_of(tokenizer, texts, _whole_chunks(length, tokenizer.model_max_length, name))
-        return encode_chunks(text_encoder, tokens, clip_skip=clip_skip, penultimate=penultimate)
+        return self._encode_chunks(text_encoder, tokens, clip_skip=clip_skip, penultimate=penultimate)
+
+    def _encode_chunks(self, text_encoder: Any, tokens: Tokens, **how: Any) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, n * T, C), pooled ones of the first chunks.
+
+        All chunks go through the encoder at once, so that weights which travel come once.
+        """
+        batch, count, _ = tokens.ids.shape
+        hidden, first = self.encoding(text_encoder, tokens.ids.flatten(0, 1), **how)
+        hidden = weighted(hidden, tokens.weights.flatten(0, 1))
+        return hidden.reshape(batch, -1, hidden.shape[-1]), first[::count]
 
 
 def _whole_chunks(length: int, most: int, name: str) -> int:
@@ -98,38 +114,3 @@ def check_clip_skip(clip_skip: Any, text_encoder: Any, *, penultimate: bool) -> 
     whole = isinstance(clip_skip, int) and not isinstance(clip_skip, bool)
     if clip_skip is not None and not (whole and 0 <= clip_skip <= most):
         raise ConfigError(f"clip_skip={clip_skip!r}: pass 0 to {most}, the layers to leave out at the end.")
-
-
-def encode_text(
-    text_encoder: Any, ids: Tensor, *, clip_skip: int | None = None, penultimate: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) -> embeddings (B, T, C), and the encoder's first output: (B, P) of one that projects.
-
-    SD1 and SD2 read the last layer's normalised output, or with `clip_skip` an earlier layer's, normalised too; SDXL
-    (`penultimate`) the layer before the last as it is, counting `clip_skip` from there.
-    """
-    ids = ids.to(text_encoder.device)
-    if not penultimate and clip_skip is None:
-        output = text_encoder(ids)
-        return output[0], output[0]
-    output = text_encoder(ids, output_hidden_states=True)
-    hidden = output.hidden_states[-(clip_skip or 0) - 1 - penultimate]
-    if penultimate:
-        return hidden, output[0]
-    body = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no inner text_model
-    return body.final_layer_norm(hidden), output[0]
-
-
-def encode_chunks(
-    text_encoder: Any, tokens: Tokens, *, clip_skip: int | None = None, penultimate: bool = False
-) -> tuple[Tensor, Tensor]:
-    """As `encode_text`, of texts in n chunks with weights: embeddings (B, n * T, C), pooled ones of the first chunks.
-
-    All chunks go through the encoder at once, so that weights which travel come once.
-    """
-    batch, count, _ = tokens.ids.shape
-    hidden, first = encode_text(
-        text_encoder, tokens.ids.flatten(0, 1), clip_skip=clip_skip, penultimate=penultimate
-    )  # fmt: skip
-    hidden = weighted(hidden, tokens.weights.flatten(0, 1))
-    return hidden.reshape(batch, -1, hidden.shape[-1]), first[::count]

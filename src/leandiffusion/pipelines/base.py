@@ -19,6 +19,8 @@ from ..device.host import is_host
 from ..device.streams import synchronize
 from ..families.conditioner import Conditioner, for_each_picture, require
 from ..families.emphasis import PLAIN, check_syntax
+from ..families.encode import encode_text
+from ..families.prompt_cache import PromptCache
 from ..families.prompts import Reading
 from ..measure.clock import StageClock, Watch
 from ..run import inputs
@@ -85,7 +87,7 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForSc
 
     `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the
     name of each stage ('encode', 'picture', 'denoise', 'decode', 'safety'); the context manager that it returns is
-    entered around the stage.
+    entered around the stage. `prompt_cache` keeps what text encoders made of the latest texts; None keeps nothing.
     """
 
     conditioner: ClassVar[type[Conditioner]]
@@ -103,6 +105,7 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForSc
         self.last_times: dict[str, float] = {}
         self.watch: Watch | None = None
         self._prompt_syntax = PLAIN
+        self.prompt_cache: PromptCache | None = PromptCache()
         self._progress_bar_config: dict[str, Any] = {}
         # Outlives a UNet that is replaced by an object without a config.
         self._sample_size = getattr(getattr(self.unet, "config", None), "sample_size", None) or 64
@@ -255,7 +258,8 @@ class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForSc
         return self.conditioner.of(self).length(prompt, guided=guided, reading=self._reading())
 
     def _reading(self) -> Reading:
-        return Reading(self.prompt_syntax, self._give_notice)
+        encoding = encode_text if self.prompt_cache is None else self.prompt_cache.encode
+        return Reading(self.prompt_syntax, self._give_notice, encoding)
 
     def _conditions_besides_text(self, request: Any, run: Run) -> tuple[Tensor, ...]:
         """What the conditioner's `tensors` take after the embeddings, checked before anything is encoded."""

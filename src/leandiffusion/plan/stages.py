@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..device.host import is_host
-from ..families.prompts import encode_text
+from ..families.encode import encode_text
 from ..modules.processors import attention_layers
 from ..modules.text import CLIPTextModel
 from ..modules.text_memory import TextMemory, keys_and_values, remembering
