@@ -155,6 +155,14 @@ def generate(
             show_default="plain",
         ),
     ] = None,
+    embedding: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATH[:WORD]",
+            help="A textual inversion, and the word that stands for it; may be repeated.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006 - typer's way to say: none
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[
         Any,
@@ -208,6 +216,7 @@ def generate(
             resize=resize,
             padding_mask_crop=padding_mask_crop,
             prompt_syntax=prompt_syntax,
+            embeddings=tuple(embedding) or None,
             steps=steps,
             guidance_scale=guidance,
             scheduler=scheduler,

@@ -18,6 +18,7 @@ from ..pictures.latents import save_latents
 from ..pictures.record import PictureRecord, Recipe
 from .from_picture import Given
 from .generate_options import GenerateOptions, ResolvedOptions, resolve
+from .generate_options import GenerateOptions, ResolvedOptions, embedding_and_word, resolve
 from .report import describe_cost, give, say
 from .techniques import TechniqueOptions
 
@@ -114,6 +115,8 @@ def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = T
     )
     technique_options.apply(pipe)
     pipe.prompt_syntax = options.prompt_syntax
+    for path, word in map(embedding_and_word, options.embeddings or ()):
+        pipe.load_textual_inversion(path, token=word)
     if options.scheduler is not None:
         pipe.scheduler = build(options.scheduler, pipe.scheduler.config)
     return pipe
@@ -187,6 +190,7 @@ def _record(
         resize=options.resize,
         padding_mask_crop=options.padding_mask_crop,
         prompt_syntax=options.prompt_syntax,
+        embeddings=options.embeddings,
     )
     return PictureRecord(
         recipe,

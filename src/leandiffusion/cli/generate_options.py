@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ..core.errors import ConfigError, NotSupported
+from ..core.errors import ConfigError, LeanError, NotSupported
 from ..pictures.record import PictureRecord, read_record
 from .from_picture import check_picture_options
 from .report import say
@@ -26,6 +26,7 @@ class GenerateOptions:
     model: str | None = None
     negative_prompt: str | None = None
     prompt_syntax: str | None = None
+    embeddings: tuple[str, ...] | None = None
     steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
@@ -55,6 +56,7 @@ class ResolvedOptions(GenerateOptions):
     model: str = DEMO
     seed: int = 0
     prompt_syntax: str = "plain"
+    embeddings: tuple[str, ...] = ()
 
     @property
     def task(self) -> str | None:
@@ -81,13 +83,16 @@ def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collect
             del values["vae"]  # it belongs to that picture's model
         if options.image not in (None, record.recipe.image):
             del values["mask"]  # it belongs to that picture's image
+            del values["vae"], values["embeddings"]  # they belong to that picture's model
         options = options.filled_from(values)
         _say_what_changed(record, options)
     if options.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
     check_picture_options(options)
     options = options.filled_from({"prompt_syntax": "plain"})
+    options = options.filled_from({"prompt_syntax": "plain", "embeddings": ()})
     _check_prompts(options)
+    _check_embeddings(options.embeddings or ())
     _check_device(options.device)
     _check_scheduler(options.scheduler)
     options = options.filled_from({"model": DEMO})
@@ -138,6 +143,24 @@ def _check_prompts(options: GenerateOptions) -> None:
             parse(options.negative_prompt or "")
     except (ConfigError, NotSupported) as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def embedding_and_word(text: str) -> tuple[str, str | None]:
+    """'PATH:WORD' or 'PATH' -> both; what is a file or a folder as it stands has no word."""
+    path, colon, word = text.rpartition(":")
+    return (text, None) if not colon or not path or Path(text).expanduser().exists() else (path, word)
+
+
+def _check_embeddings(texts: Collection[str]) -> None:
+    if not texts:
+        return
+    from ..families.inversion import read_inversion
+
+    for text in texts:
+        try:
+            read_inversion(*embedding_and_word(text))
+        except (LeanError, OSError) as error:
+            raise typer.BadParameter(str(error), param_hint="--embedding") from error
 
 
 def _check_scheduler(name: str | None) -> None:

@@ -42,7 +42,7 @@ def chunks_of(tokenizer: Any, text: str) -> list[Chunk]:
     """A prompt in the weighted syntax as chunks of at most `model_max_length` - 2 tokens; one chunk for no text."""
     room, chunks = tokenizer.model_max_length - 2, [Chunk()]
     comma = tokenizer.convert_tokens_to_ids(",</w>")
-    sizes = getattr(tokenizer, "inversion_sizes", {})
+    sizes = getattr(tokenizer, "word_sizes", {})
     for number, section in enumerate(parse(text)):
         if number:
             chunks.append(Chunk())

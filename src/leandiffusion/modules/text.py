@@ -39,8 +39,28 @@ class CLIPTextModelOutput(Output):
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class AddedTokens:
+    """Vectors of tokens beside the table's: `ids` (n,) and their `rows` (n, C), and the same rows `by_word`."""
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+    by_word: dict[str, torch.Tensor]
+
+    def look_up(self, ids: torch.Tensor, table: nn.Module) -> torch.Tensor:
+        """Ids (..., T) -> vectors (..., T, C), those of other tokens from the table."""
+        hits = ids[..., None] == self.ids.to(ids.device)
+        added = hits.any(dim=-1)
+        vectors = table(ids.masked_fill(added, 0))
+        rows = self.rows.to(vectors)[hits.int().argmax(dim=-1).to(vectors.device)]
+        return torch.where(added[..., None].to(vectors.device), rows, vectors)
+
+
 class CLIPTextEmbeddings(nn.Module):
     """A learned vector per token plus a learned vector per position."""
+
+    added: AddedTokens | None = None
+    """Textual inversions; the table stays as it is, wherever it is."""
 
     def __init__(self, vocab_size: int, max_positions: int, hidden_size: int) -> None:
         super().__init__()
@@ -53,7 +73,9 @@ class CLIPTextEmbeddings(nn.Module):
             raise ConfigError(f"a text of {length} tokens is longer than the {limit} this model knows: truncate it.")
         if position_ids is None:
             position_ids = torch.arange(length, device=input_ids.device)[None]
-        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+        table = self.token_embedding
+        tokens = table(input_ids) if self.added is None else self.added.look_up(input_ids, table)
+        return tokens + self.position_embedding(position_ids)
 
 
 class CLIPTextTransformer(nn.Module):
@@ -168,6 +190,8 @@ class CLIPTextModel(CLIPNetwork):
             return table
         if new_num_tokens < 1:
             raise ConfigError(f"a token table of {new_num_tokens} rows: give one row for each token, len(tokenizer).")
+        if self.text_model.embeddings.added is not None:
+            raise ConfigError("textual inversions are loaded, whose rows are not in the table: unload them first.")
         weight = table.weight
         resized = nn.Embedding(new_num_tokens, table.embedding_dim, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():

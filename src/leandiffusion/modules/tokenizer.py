@@ -70,9 +70,36 @@ class CLIPTokenizer(TokenNames):
         self._tokenizer = _byte_level_bpe(dict(vocab), self._merges, self._roles["unk_token"], do_lower_case)
         self._add_tokens(added_tokens or {})
         self._ids = {role: self._known_id(role) for role in ROLES}
+        self._plain: Tokenizer | None = None  # what it is without `words`, while there are some
+        self.words: dict[str, int] = {}
+        """Words of textual inversions, and how many tokens each stands for."""
+
+        self.word_sizes: dict[int, int] = {}
+        """The same by the id of the first token."""
         # In this order, so that the last flags win where roles share a token: as transformers reads the same files.
         for token in tokens:
             self._tokenizer.add_special_tokens([token])
+
+    @staticmethod
+    def names_of(word: str, count: int) -> list[str]:
+        """The tokens that a word of several vectors stands for, as diffusers names them."""
+        return [word, *(f"{word}_{i}" for i in range(1, count))]
+
+    def set_words(self, words: Mapping[str, int]) -> list[int]:
+        """Let these words stand for that many tokens each, and no others; returns the ids of all, in order.
+
+        Without any the tokenizer is what it was before. What `save_pretrained` writes has none of them.
+        """
+        plain = self._plain or self._tokenizer
+        tokens = [name for word, count in words.items() for name in self.names_of(word, count)]
+        extended = Tokenizer.from_str(plain.to_str()) if tokens else plain
+        extended.add_tokens(tokens)
+        ids: list[int] = [extended.token_to_id(token) for token in tokens]  # type: ignore[misc]
+        self.words = dict(words)
+        place = dict(zip(tokens, ids, strict=True))
+        self.word_sizes = {place[word]: count for word, count in words.items()}
+        self._tokenizer, self._plain = extended, plain if tokens else None
+        return ids
 
     def _add_tokens(self, added: Mapping[int, AddedToken]) -> None:
         for expected, token in sorted(added.items()):
@@ -141,7 +168,8 @@ class CLIPTokenizer(TokenNames):
         """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json, as transformers reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        vocab = sorted(self._tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+        plain = self._plain or self._tokenizer
+        vocab = sorted(plain.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
         (folder / "vocab.json").write_text(json.dumps(dict(vocab), ensure_ascii=False) + "\n", encoding="utf-8")
         merges = ["#version: 0.2", *(f"{left} {right}" for left, right in self._merges)]
         (folder / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
@@ -153,7 +181,7 @@ class CLIPTokenizer(TokenNames):
             "model_max_length": self.model_max_length,
             "added_tokens_decoder": {
                 str(index): {flag: getattr(token, flag) for flag in flags}
-                for index, token in sorted(self._tokenizer.get_added_tokens_decoder().items())
+                for index, token in sorted(plain.get_added_tokens_decoder().items())
             },
         }
         write_json(folder / "tokenizer_config.json", {**settings, **self._roles})
@@ -199,7 +227,7 @@ class CLIPTokenizer(TokenNames):
 
     def encode(self, text: str, add_special_tokens: bool = True, max_length: int | None = None) -> list[int]:
         """Ids of one text between begin and end token, cut to `max_length` ids in all when that is given."""
-        ids = self._encoding(text).ids
+        ids = self._ids_of(text)
         extra = 2 if add_special_tokens else 0
         if max_length is not None:
             if max_length < extra:
@@ -209,7 +237,18 @@ class CLIPTokenizer(TokenNames):
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of one text, as they are written in the vocabulary, without begin and end."""
-        return self._encoding(text).tokens
+        return self.convert_ids_to_tokens(self._ids_of(text))
+
+    def _ids_of(self, text: str) -> list[int]:
+        """The ids of one text; a word of several tokens stands for all of them, unless it is written out."""
+        ids: list[int] = self._encoding(text).ids
+        if not any(index in self.word_sizes for index in ids):
+            return ids
+        found: list[int] = []
+        for index, following in zip(ids, [*ids[1:], None], strict=True):
+            written_out = following == index + 1
+            found += range(index, index + (1 if written_out else self.word_sizes.get(index, 1)))
+        return found
 
     def _encoding(self, text: str) -> Any:
         if not isinstance(text, str):

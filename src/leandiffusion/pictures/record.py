@@ -43,6 +43,8 @@ class Recipe:
     another VAE than the model's. `image` and `mask` are files that were drawn on, as `resize` and
     `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1."""
     another VAE than the model's; `prompt_syntax` 'plain', or 'weighted' for prompts with weights."""
+    another VAE than the model's; `prompt_syntax` 'plain', or 'weighted' for prompts with weights; `embeddings` textual
+    inversions as PATH or PATH:WORD."""
 
     model: str
     prompt: str
@@ -62,6 +64,7 @@ class Recipe:
     resize: str | None = None
     padding_mask_crop: int | None = None
     prompt_syntax: str = "plain"
+    embeddings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,11 +190,16 @@ def _checked(cls: type, values: Any, without: str = "") -> dict[str, Any]:
         raise ConfigError(f"its {JSON_KEY!r} text should have {', '.join(kinds)} for a {cls.__name__}")
     for name, kind in kinds.items():
         value = values[name]
+        if kind == "tuple[str, ...]" and isinstance(value, list):  # as JSON has it
+            value = tuple(value)
+            values = values | {name: value}
         inner = re.fullmatch(r"Mapping\[str, (\w+)\]", kind)
         fits = (
             isinstance(value, dict) and all(type(each) in _TYPES[inner[1]] for each in value.values())
             if inner
-            else type(value) in _TYPES[kind]  # exact: True is an int to isinstance
+            else all(type(each) is str for each in value)
+            if kind == "tuple[str, ...]" and isinstance(value, tuple)
+            else type(value) in _TYPES.get(kind, ())  # exact: True is an int to isinstance
         )
         if not fits:
             raise ConfigError(f"its {name} is {show(value)}, expected {kind}")

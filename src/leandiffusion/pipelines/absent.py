@@ -10,10 +10,6 @@ LORA = (
     "this part of diffusers' LoRA loader is not supported: load_lora_weights reads files and state dicts for all "
     "networks at once, with hotswap=True in place of another adapter, and factors follow the weights' device."
 )
-INVERSION = (
-    "textual inversion is not supported yet: encode the prompt with diffusers and pass prompt_embeds and "
-    "negative_prompt_embeds."
-)
 IP_ADAPTER = "IP-Adapters are not supported yet: draw from text alone, or with diffusers."
 FREEU = "FreeU is not supported yet: leave it out, or draw with diffusers."
 FUSED_QKV = "fused projections are not supported yet, and the picture is the same without: leave the call out."
@@ -56,7 +52,6 @@ class Absent:
     enable_lora_hotswap = set_lora_device = _absent(LORA)
     lora_state_dict = load_lora_into_unet = load_lora_into_text_encoder = classmethod(_absent(LORA))
     save_lora_weights = write_lora_layers = pack_weights = classmethod(_absent(LORA))
-    load_textual_inversion = unload_textual_inversion = _absent(INVERSION)
     load_ip_adapter = set_ip_adapter_scale = encode_image = prepare_ip_adapter_image_embeds = _absent(IP_ADAPTER)
     enable_group_offload = _absent(GROUPS)
     push_to_hub = _absent(PUSH)
@@ -91,7 +86,3 @@ class Absent:
         for network in [self.unet] * unet + [self.vae] * vae:
             if hasattr(network, "unfuse_qkv_projections"):
                 network.unfuse_qkv_projections()
-
-    def maybe_convert_prompt(self, prompt: Any, tokenizer: Any) -> Any:
-        """The prompt as it is: no textual inversions are loaded whose words would stand for several tokens."""
-        return prompt

@@ -37,6 +37,7 @@ from .assembly import Assembly
 from .callbacks import take_old_callback
 from .compat import ForScripts
 from .images import check_output_type, to_output
+from .inversion import TextualInversion
 from .lora import Lora
 from .memory_and_speed import MemoryAndSpeed
 from .planning import Planning
@@ -82,7 +83,7 @@ def drawing(method: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, ForScripts, Absent):
+class DiffusionPipeline(Running, MemoryAndSpeed, Lora, Planning, Assembly, TextualInversion, ForScripts, Absent):
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
     `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the

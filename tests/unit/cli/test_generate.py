@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from leandiffusion import demo
 from leandiffusion.cli import generate, generate_options
@@ -135,6 +136,22 @@ def test_the_syntax_of_prompts_is_in_the_record(studio):
     assert result.exit_code == 2
     assert "'odd' is unknown" in result.stderr
     assert len(studio.opened) == 4
+
+
+def test_embeddings_are_in_the_record(studio, tmp_path):
+    for name in ("style", "hands"):
+        save_file({"emb_params": torch.ones(2, 32)}, tmp_path / f"{name}.safetensors")
+    asked = ["--embedding", "style.safetensors:<s>", "--embedding", "hands.safetensors"]
+    assert studio.run("generate", "a <s>", "--model", "m", *asked, "--out", "a.png").exit_code == 0
+    named = ("style.safetensors:<s>", "hands.safetensors")
+    assert read_record(Path("a.png")).recipe.embeddings == named
+    assert studio.run("generate", "--like", "a.png", "--out", "b.png").exit_code == 0
+    assert studio.run("generate", "--like", "a.png", "--model", "n", "--out", "c.png").exit_code == 0
+    assert [options.embeddings for options in studio.opened] == [named, named, ()]
+    for wrong, told in (("nowhere.safetensors", "does not exist"), ("style.safetensors:a b", "without spaces")):
+        result = studio.run("generate", "a", "--model", "m", "--embedding", wrong)
+        assert result.exit_code == 2
+        assert told in result.stderr
 
 
 def test_another_vae_is_opened(tmp_path: Path) -> None:
