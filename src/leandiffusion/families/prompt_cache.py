@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.fork import Lock
+from ..modules.lora import call_scale
 from ..modules.text import CLIPTextModel
 from ..weights.residence import read_weights
 from ..weights.stored import StoredTensor
@@ -132,7 +133,7 @@ def _is_own(function: Any) -> bool:
 
 def _key(text_encoder: Any, ids: Tensor, how: dict[str, Any]) -> Any:
     precision = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-    settings = *how.values(), str(text_encoder.device), *precision, torch.get_num_threads()
+    settings = *how.values(), str(text_encoder.device), *precision, torch.get_num_threads(), call_scale()
     return id(text_encoder), settings, tuple(ids.shape), tuple(ids.flatten().tolist())
 
 

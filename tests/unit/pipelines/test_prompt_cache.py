@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.parity.lora_files import dotted
 from tests.unit.pipelines.conftest import make_sd1, make_sdxl
 from torch import nn
 
@@ -193,3 +194,29 @@ def test_clear_forgets(sd1: Any, draw: Draw) -> None:
     assert torch.equal(draw(sd1), before)
     sd1.prompt_cache.clear()
     assert not torch.equal(draw(sd1), before)
+
+
+def test_adapters_of_the_encoder_count(sd1: Any, draw: Draw) -> None:
+    def cached_and_not(**arguments: Any) -> torch.Tensor:
+        cached = draw(sd1, **arguments)
+        cache, sd1.prompt_cache = sd1.prompt_cache, None
+        assert torch.equal(draw(sd1, **arguments), cached)
+        sd1.prompt_cache = cache
+        return cached
+
+    with torch.no_grad():
+        for weight in sd1.text_encoder.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    plain = cached_and_not()
+    sd1.load_lora_weights(dotted("text_encoder", sd1.text_encoder), adapter_name="a")
+    whole = cached_and_not()
+    half = cached_and_not(cross_attention_kwargs={"scale": 0.5})
+    sd1.set_adapters("a", 0.25)
+    less = cached_and_not()
+    assert len({each.sum().item() for each in (plain, whole, half, less)}) == 4
+    sd1.fuse_lora()
+    cached_and_not()
+    sd1.unfuse_lora()
+    assert torch.equal(cached_and_not(), less)
+    sd1.unload_lora_weights()
+    assert torch.equal(cached_and_not(), plain)
