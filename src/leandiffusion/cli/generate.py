@@ -17,7 +17,6 @@ from ..pictures.files import Destination, slug
 from ..pictures.latents import save_latents
 from ..pictures.record import PictureRecord, Recipe
 from .from_picture import Given
-from .generate_options import GenerateOptions, ResolvedOptions, resolve
 from .generate_options import GenerateOptions, ResolvedOptions, embedding_and_word, resolve
 from .report import describe_cost, give, say
 from .techniques import TechniqueOptions

@@ -80,16 +80,14 @@ def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collect
         _say_what_differs(record, enabled)
         values = dict(vars(record.recipe))
         if options.model not in (None, record.recipe.model):
-            del values["vae"]  # it belongs to that picture's model
+            del values["vae"], values["embeddings"]  # they belong to that picture's model
         if options.image not in (None, record.recipe.image):
             del values["mask"]  # it belongs to that picture's image
-            del values["vae"], values["embeddings"]  # they belong to that picture's model
         options = options.filled_from(values)
         _say_what_changed(record, options)
     if options.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
     check_picture_options(options)
-    options = options.filled_from({"prompt_syntax": "plain"})
     options = options.filled_from({"prompt_syntax": "plain", "embeddings": ()})
     _check_prompts(options)
     _check_embeddings(options.embeddings or ())
@@ -134,6 +132,8 @@ def _say_what_changed(record: PictureRecord, options: GenerateOptions) -> None:
         path = getattr(options, name, None)
         if path == getattr(record.recipe, name, None) and path and Path(path).is_file() and sha256(path) != digest:
             say(f"Note: {path} is not the {name} that the picture was drawn with any more, so this one will differ.")
+
+
 def _check_prompts(options: GenerateOptions) -> None:
     from ..families.emphasis import WEIGHTED, check_syntax, parse
 

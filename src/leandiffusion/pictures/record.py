@@ -41,10 +41,8 @@ class Recipe:
     """Everything that decides the pixels. `scheduler` is a short name such as 'dpm++-karras', or None for the
     model's own; `dtype` a torch name such as 'bfloat16'; `device` a torch device such as 'cuda:0'; `vae` the path of
     another VAE than the model's. `image` and `mask` are files that were drawn on, as `resize` and
-    `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1."""
-    another VAE than the model's; `prompt_syntax` 'plain', or 'weighted' for prompts with weights."""
-    another VAE than the model's; `prompt_syntax` 'plain', or 'weighted' for prompts with weights; `embeddings` textual
-    inversions as PATH or PATH:WORD."""
+    `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1. `prompt_syntax` is 'plain',
+    or 'weighted' for prompts with weights; `embeddings` are textual inversions as PATH or PATH:WORD."""
 
     model: str
     prompt: str
