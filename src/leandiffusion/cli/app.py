@@ -70,6 +70,15 @@ Enable = Annotated[
     ),
 ]
 
+Lora = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PATH[:SCALE]",
+        help="A LoRA's .safetensors file or hub id, and how much it weighs; may be repeated. The demo has 'pastel'.",
+        show_default=False,
+    ),
+]
+
 PLAN_EXAMPLES = """
 Examples:
 
@@ -86,6 +95,8 @@ Examples:
 leandiffusion generate "a large yellow star on a blue background" --show
 
 leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --size 512x512 --steps 30
+
+leandiffusion generate "a red circle" --lora pastel:0.8
 
 leandiffusion generate --like outputs/0001-a-red-circle.png --steps 50
 
@@ -117,6 +128,7 @@ def generate(
         str | None,
         typer.Option(metavar="PATH", help="Another VAE: a .safetensors file or a folder.", show_default="the model's"),
     ] = None,
+    lora: Lora = [],  # noqa: B006 - typer's way to say: none
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep out of the picture.")] = None,
     image: Annotated[
         str | None, typer.Option(metavar="PICTURE", help="A picture to draw anew, as the prompt says.")
@@ -209,6 +221,7 @@ def generate(
             prompt=prompt,
             model=model,
             vae=vae,
+            lora=tuple(lora) or None,
             negative_prompt=negative,
             image=image,
             mask=mask,

@@ -16,6 +16,7 @@ from ..core.errors import ConfigError
 from ..pictures.files import Destination, slug
 from ..pictures.latents import save_latents
 from ..pictures.record import PictureRecord, Recipe
+from . import lora
 from .from_picture import Given
 from .generate_options import GenerateOptions, ResolvedOptions, embedding_and_word, resolve
 from .report import describe_cost, give, say
@@ -113,6 +114,7 @@ def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = T
         options.model, dtype=dtype, task=options.task, **technique_options.opening(device), **components
     )
     technique_options.apply(pipe)
+    lora.load(pipe, options.lora)
     pipe.prompt_syntax = options.prompt_syntax
     for path, word in map(embedding_and_word, options.embeddings or ()):
         pipe.load_textual_inversion(path, token=word)
@@ -144,7 +146,7 @@ def _draw_one(
         say("Note: the model's safety checker blacked this picture out. Another seed may pass.")
     image = output.images[0]
     record = _record(pipe, options, seed, image.size, {**seconds, **pipe.last_times})
-    return Drawn(image, record if given is None else replace(record, inputs=given.sha256))
+    return Drawn(image, record if given is None else replace(record, inputs={**record.inputs, **given.sha256}))
 
 
 @contextmanager
@@ -183,6 +185,7 @@ def _record(
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=str(pipe.device),
         vae=options.vae,
+        lora=options.lora,
         image=options.image,
         mask=options.mask,
         strength=defaults["strength"].default if options.image and options.strength is None else options.strength,
@@ -201,6 +204,7 @@ def _record(
         versions={"leandiffusion": __version__, "torch": str(torch.__version__)},
         plan={} if plan is None else {"budget": plan.budget, "settings": str(plan.settings)},
         predicted={} if plan is None else plan.prediction.figures,
+        inputs=lora.digests(options.lora),
     )
 
 

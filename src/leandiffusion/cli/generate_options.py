@@ -12,6 +12,7 @@ import typer
 
 from ..core.errors import ConfigError, LeanError, NotSupported
 from ..pictures.record import PictureRecord, read_record
+from . import lora
 from .from_picture import check_picture_options
 from .report import say
 
@@ -36,6 +37,7 @@ class GenerateOptions:
     dtype: str | None = None
     device: str | None = None
     vae: str | None = None
+    lora: tuple[str, ...] | None = None
     image: str | None = None
     mask: str | None = None
     strength: float | None = None
@@ -55,6 +57,7 @@ class ResolvedOptions(GenerateOptions):
     prompt: str = ""
     model: str = DEMO
     seed: int = 0
+    lora: tuple[str, ...] = ()
     prompt_syntax: str = "plain"
     embeddings: tuple[str, ...] = ()
 
@@ -80,13 +83,16 @@ def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collect
         _say_what_differs(record, enabled)
         values = dict(vars(record.recipe))
         if options.model not in (None, record.recipe.model):
-            del values["vae"], values["embeddings"]  # they belong to that picture's model
+            del values["vae"], values["embeddings"], values["lora"]  # they belong to that picture's model
         if options.image not in (None, record.recipe.image):
             del values["mask"]  # it belongs to that picture's image
         options = options.filled_from(values)
         _say_what_changed(record, options)
+        lora.say_what_changed(options.lora or (), record.inputs)
     if options.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
+    options = options.filled_from({"lora": ()})
+    lora.check(options.lora or ())
     check_picture_options(options)
     options = options.filled_from({"prompt_syntax": "plain", "embeddings": ()})
     _check_prompts(options)

@@ -22,6 +22,12 @@ def model_folder() -> Path:
     return Path(str(resources.files(__name__).joinpath("model")))
 
 
+def loras() -> dict[str, Path]:
+    """The packaged model's LoRAs by name."""
+    folder = Path(str(resources.files(__name__).joinpath("loras")))
+    return {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+
+
 def notice(prompt: str) -> str | None:
     """What to tell somebody whose prompt has words that the model never saw; None when it knows them all."""
     from .words import DESCRIPTION, unknown_words

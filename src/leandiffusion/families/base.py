@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -119,7 +120,6 @@ def cross_attention_size(entries: Entries, block: str) -> int | None:
 _OTHER_KINDS = {
     "conditioner.embedders.0.model.": "an SDXL refiner",
     "control_model.": "a ControlNet",
-    "lora_": "a LoRA",
     "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3 model",
     "joint_blocks.": "a Stable Diffusion 3 model",
     "double_blocks.": "a Flux model",
@@ -137,6 +137,11 @@ def _unknown(entries: Entries, file: object) -> Exception:
     def beginning(kinds: Mapping[str, str]) -> str | None:
         return next((kind for prefix, kind in kinds.items() if under(entries, prefix)), None)
 
+    if any(re.search(r"[._]lora[._]|^lora_|\.(hada|lokr)_", name) for name in entries):
+        return WeightsError(
+            f"{file} is a LoRA, which changes a model and is none: open the model that it was trained for, and "
+            "load_lora_weights into it; on the command line, --model MODEL --lora FILE."
+        )
     expected = (
         f"expected a whole checkpoint in the original layout of {', '.join(families.get(n).title for n in families)}"
     )

@@ -42,7 +42,7 @@ OTHER_FAMILIES = (
     (re.compile(r"^(lora_)?(transformer[._])?(single_transformer_blocks|(double|single)_blocks)[._]"), "Flux"),
     (re.compile(r"^lora_unet_(double|single)_blocks_|^diffusion_model\.(double|single)_blocks\."), "Flux"),
     (re.compile(r"^lora_te3_|^(diffusion_model\.|lora_unet_)?joint_blocks[._]"), "Stable Diffusion 3"),
-    (re.compile(r"^(transformer|diffusion_model|lora_transformer)[._]"), "a model with a transformer"),
+    (re.compile(r"^(lora_)?transformer[._]"), "a model with a transformer"),
     (re.compile(r"^lora_prior_|^lora_(unet|te)_stage"), "Stable Cascade"),
 )  # fmt: skip
 """What names of tensors say of models that this library does not have."""

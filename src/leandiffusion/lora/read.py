@@ -107,18 +107,19 @@ def read_lora(source: Path | Mapping[str, Tensor]) -> LoraFile:
             unknown.append(name)
         else:
             networks.setdefault(place.network, {}).setdefault(place.layer, {})[place.factor] = tensor
-    _refuse(where, unknown, len(tensors))
+    _refuse(where, list(tensors), unknown)
     return LoraFile(where, networks, settings)
 
 
-def looks_like_lora(names: Mapping[str, Any] | list[str]) -> bool:
-    """Whether tensors of these names are a LoRA's, of whichever model."""
-    return any(place_of(name) is not None for name in names) or any(".lora_" in name for name in names)
-
-
-def _refuse(where: str, unknown: list[str], count: int) -> None:
-    if not count:
+def _refuse(where: str, names: list[str], unknown: list[str]) -> None:
+    if not names:
         raise TensorMismatch(f"{where} holds no tensors: expected the factors of a LoRA.")
+    for pattern, family in OTHER_FAMILIES:
+        if found := next((name for name in names if pattern.search(name)), None):
+            raise TensorMismatch(
+                f"{where} is for {family}, as its tensor {found} tells; supported are LoRAs for Stable Diffusion 1, 2 "
+                "and XL."
+            )
     if not unknown:
         return
     some = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
@@ -127,13 +128,8 @@ def _refuse(where: str, unknown: list[str], count: int) -> None:
             f"{where} is a whole checkpoint, not a LoRA: open it with from_single_file, or on the command line with "
             "--model."
         )
-    for pattern, family in OTHER_FAMILIES:
-        if any(pattern.search(name) for name in unknown):
-            raise TensorMismatch(
-                f"{where} is a LoRA for {family}; supported are Stable Diffusion 1, 2 and XL. Its tensors: {some}."
-            )
     raise TensorMismatch(
-        f"{where} is no LoRA that this library can read: {len(unknown)} of its {count} tensors are unknown: {some}. "
+        f"{where} is no LoRA that can be read here: {len(unknown)} of its {len(names)} tensors are unknown: {some}. "
         "Expected names such as unet.….lora_A.weight (diffusers, PEFT) or lora_unet_….lora_down.weight (kohya)."
     )
 

@@ -40,9 +40,10 @@ _A1111_SAMPLERS = {
 class Recipe:
     """Everything that decides the pixels. `scheduler` is a short name such as 'dpm++-karras', or None for the
     model's own; `dtype` a torch name such as 'bfloat16'; `device` a torch device such as 'cuda:0'; `vae` the path of
-    another VAE than the model's. `image` and `mask` are files that were drawn on, as `resize` and
-    `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1. `prompt_syntax` is 'plain',
-    or 'weighted' for prompts with weights; `embeddings` are textual inversions as PATH or PATH:WORD."""
+    another VAE than the model's; `lora` are LoRAs as PATH or PATH:SCALE. `image` and `mask` are files that were drawn
+    on, as `resize` and `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1.
+    `prompt_syntax` is 'plain', or 'weighted' for prompts with weights; `embeddings` are textual inversions as PATH or
+    PATH:WORD."""
 
     model: str
     prompt: str
@@ -56,6 +57,7 @@ class Recipe:
     dtype: str
     device: str
     vae: str | None = None
+    lora: tuple[str, ...] = ()
     image: str | None = None
     mask: str | None = None
     strength: float | None = None
@@ -73,7 +75,7 @@ class PictureRecord:
     where it was ('process', 'cuda:0'); `techniques` that were on, with their settings, by name; `versions` of the
     packages that decide the result. Where techniques were planned for a budget, `plan` has 'budget' and 'settings' in
     words, and `predicted` the 'peak_memory' in bytes and the seconds per stage. `inputs` has the SHA-256 of files that
-    were drawn on, by 'image' and 'mask'.
+    were drawn with, by 'image', 'mask' and 'lora PATH'.
     """
 
     recipe: Recipe

@@ -1,0 +1,87 @@
+"""`--lora PATH:SCALE`: taken apart, checked before a model opens, and put on the pipeline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..core.errors import LeanError
+from .report import say
+
+
+def path_and_scale(text: str) -> tuple[str, float]:
+    """'PATH:0.8' or 'PATH' -> the path and how much it weighs, 1 unless said.
+
+    What is a file as it stands has no scale, and neither has a path whose last part is no number: C:\\loras\\x.
+    """
+    path, colon, number = text.rpartition(":")
+    if not colon or not path or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        scale = float(number)
+    except ValueError:
+        return text, 1.0
+    if not math.isfinite(scale):
+        raise typer.BadParameter(
+            f"{text!r}: {number} is not how much a LoRA weighs; write PATH:0.8.", param_hint="--lora"
+        )
+    return path, scale
+
+
+def find(name: str) -> Path:
+    """The file that is meant: a packaged LoRA by its name, a path, or a hub id. Raises what `find_lora` raises."""
+    from .. import demo
+    from ..lora.find import find_lora
+
+    packaged = demo.loras()
+    return packaged[name] if name in packaged and not Path(name).exists() else find_lora(name)
+
+
+def check(texts: Collection[str]) -> None:
+    """typer.BadParameter for files that are not there or are no LoRA; their headers are read."""
+    if not texts:
+        return
+    from ..lora.read import read_lora
+
+    for text in texts:
+        try:
+            read_lora(find(path_and_scale(text)[0]))
+        except (LeanError, OSError) as error:
+            raise typer.BadParameter(str(error), param_hint="--lora") from error
+
+
+def load(pipe: Any, texts: Collection[str]) -> None:
+    """Load all of them, each at its scale."""
+    names, scales = [], []
+    for number, text in enumerate(texts):
+        path, scale = path_and_scale(text)
+        pipe.load_lora_weights(find(path), adapter_name=f"lora_{number}")
+        names.append(f"lora_{number}")
+        scales.append(scale)
+    if names:
+        pipe.set_adapters(names, scales)
+
+
+def digests(texts: Collection[str]) -> dict[str, str]:
+    """SHA-256 of the files, for the record, which is noted beside the pictures' that were drawn on."""
+    from ..pictures.reading import sha256
+
+    return {f"lora {path}": sha256(find(path)) for path, _ in map(path_and_scale, texts)}
+
+
+def say_what_changed(texts: Collection[str], inputs: Mapping[str, str]) -> None:
+    """A note of files that are no longer those that a picture was drawn with."""
+    if not any(name.startswith("lora ") for name in inputs):
+        return
+    try:
+        now = digests(texts)
+    except (LeanError, OSError):  # the check says what is wrong with them
+        return
+    for name, digest in now.items():
+        if inputs.get(name, digest) != digest:
+            path = name.removeprefix("lora ")
+            say(f"Note: {path} is not the LoRA that the picture was drawn with any more, so this one will differ.")
