@@ -26,7 +26,7 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 Pair = tuple[Any, Any]
-CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+CLASSES = tuple(f"StableDiffusion{kind}{task}Pipeline" for task in ("", "Img2Img", "Inpaint") for kind in ("", "XL"))
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 NOT_THERE = {
@@ -120,7 +120,7 @@ def test_what_has_nothing_to_undo(pair: Pair, name: str) -> None:
     assert getattr(pair[1], name)() is None
 
 
-@pytest.mark.parametrize("name", public(diffusers.StableDiffusionXLPipeline))
+@pytest.mark.parametrize("name", sorted({name for cls in CLASSES for name in public(getattr(diffusers, cls))}))
 def test_parameters_have_their_places(name: str) -> None:
     """A call by position means the same, up to what there is no use for here."""
     for cls in CLASSES:

@@ -1,4 +1,4 @@
-"""`check_inputs` of both pipelines: the checks of a call, for those who write the loop themselves."""
+"""`check_inputs` of the pipelines that draw from a text: the checks of a call, for those who write the loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Checks:
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> None:
         """ConfigError where a call with these arguments would raise it."""
-        _check(self, self._prompt_of(arguments_of(locals(), Request.PROMPT)), locals())
+        check(self, self._prompt_of(arguments_of(locals(), Request.PROMPT)), locals())
 
 
 class ChecksXL:
@@ -54,13 +54,13 @@ class ChecksXL:
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> None:
         """ConfigError where a call with these arguments would raise it."""
-        _check(self, self._prompt_of(arguments_of(locals(), RequestXL.PROMPT)), locals())
+        check(self, self._prompt_of(arguments_of(locals(), RequestXL.PROMPT)), locals())
 
 
-def _check(pipe: Any, prompt: Prompt | PromptPair, arguments: dict[str, Any]) -> None:
-    """The checks of both, given the arguments by name; sizes may be None."""
+def check(pipe: Any, prompt: Prompt | PromptPair, arguments: dict[str, Any]) -> None:
+    """The checks of all, given the arguments by name; sizes may be None or missing."""
     for name in ("height", "width"):
-        if arguments[name] is not None:
+        if arguments.get(name) is not None:
             inputs.check_side(name, arguments[name], pipe.vae_scale_factor)
     if arguments["callback_steps"] is not None:
         inputs.check_count("callback_steps", arguments["callback_steps"])

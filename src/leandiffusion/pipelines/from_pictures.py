@@ -53,7 +53,7 @@ class FromPictures:
         latent, taken = self._latent_channels(), self._unet_channels()
         sees = None not in (latent, taken) and taken == 2 * latent + 1
         masked = request.masked_image_latents
-        _check_rows("mask_image", mask, request.batch)
+        check_rows("mask_image", mask, request.batch)
         if len(mask) != len(picture) and 1 not in (len(mask), len(picture)):
             raise ConfigError(f"mask_image has {len(mask)} masks for {len(picture)} pictures: pass one, or as many.")
         shape = (latent or 4, height // self.vae_scale_factor, width // self.vae_scale_factor)
@@ -100,7 +100,7 @@ class FromPictures:
         elif picture.shape[1] != 3:
             raise ConfigError(f"image has {picture.shape[1]} channels: pass red, green and blue, or latents.")
         _check_numbers("image", picture, whole=not self._is_latent(picture))
-        _check_rows("image", picture, request.batch)
+        check_rows("image", picture, request.batch)
         return picture
 
     def _mask(self, request: MaskRequest, height: int, width: int, box: Box | None) -> Tensor:
@@ -177,7 +177,8 @@ def _check_numbers(name: str, picture: Tensor, *, whole: bool) -> None:
         raise ConfigError(f"{name} holds numbers far beyond 1: pass pictures in [0, 1], such as {name} / 255.")
 
 
-def _check_rows(name: str, rows: Tensor, batch: int) -> None:
+def check_rows(name: str, rows: Tensor, batch: int) -> None:
+    """ConfigError unless there is one of the pictures or masks for each of the batch, or one for every so many."""
     if batch % len(rows):
         raise ConfigError(
             f"{name} has {len(rows)} entries for {batch} pictures to draw (prompts times num_images_per_prompt): pass "
@@ -189,4 +190,4 @@ def _check_latents(name: str, rows: Any, shape: tuple[int, ...], batch: int) -> 
     if not isinstance(rows, Tensor) or tuple(rows.shape[1:]) != shape:
         found = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
         raise ConfigError(f"{name} must be latents (B, {', '.join(map(str, shape))}) for this size, found {found}.")
-    _check_rows(name, rows, batch)
+    check_rows(name, rows, batch)

@@ -56,22 +56,25 @@ class MaskRequest(PictureRequest):
             raise ConfigError("mask_image is missing: pass a picture of the image's size, white where to draw anew.")
         if self.denoising_start is not None:
             inputs.refuse({"latents": self.latents}, "denoising_start goes on from image: pass one of them")
-        if self.padding_mask_crop is None:
-            return
-        inputs.check_number("padding_mask_crop", self.padding_mask_crop, 0, 100_000)
-        for name in ("image", "mask_image"):
-            if not isinstance(getattr(self, name), Image.Image):
-                found = type(getattr(self, name)).__name__
-                raise ConfigError(f"padding_mask_crop needs {name} as one Pillow picture, found {found}.")
-        if self.image.size != self.mask_image.size:
-            raise ConfigError(
-                f"image is {_size(self.image)} pixels and mask_image {_size(self.mask_image)}: resize one to the other."
-            )
-        if self.output_type != "pil":
-            raise ConfigError(
-                f"output_type={self.output_type!r}: with padding_mask_crop what is drawn is laid over the picture, "
-                "which needs output_type='pil'."
-            )
+        if self.padding_mask_crop is not None:
+            check_crop(self.padding_mask_crop, self.image, self.mask_image, self.output_type)
+
+
+def check_crop(padding: Any, image: Any, mask_image: Any, output_type: str) -> None:
+    """ConfigError unless what is around the mask can be drawn alone and laid back."""
+    inputs.check_number("padding_mask_crop", padding, 0, 100_000)
+    for name, given in (("image", image), ("mask_image", mask_image)):
+        if not isinstance(given, Image.Image):
+            raise ConfigError(f"padding_mask_crop needs {name} as one Pillow picture, found {type(given).__name__}.")
+    if image.size != mask_image.size:
+        raise ConfigError(
+            f"image is {_size(image)} pixels and mask_image {_size(mask_image)}: resize one to the other."
+        )
+    if output_type != "pil":
+        raise ConfigError(
+            f"output_type={output_type!r}: with padding_mask_crop what is drawn is laid over the picture, which needs "
+            "output_type='pil'."
+        )
 
 
 def _size(picture: Image.Image) -> str:

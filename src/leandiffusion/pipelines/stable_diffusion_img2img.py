@@ -10,12 +10,14 @@ from torch import Tensor
 
 from .base import drawing
 from .from_pictures import FromPictures
+from .picture_checks import ChecksImg2Img
+from .picture_pieces import Img2ImgPieces
 from .picture_requests import PictureRequest
 from .request import arguments_of
 from .stable_diffusion import StableDiffusionPipeline, StableDiffusionPipelineOutput
 
 
-class StableDiffusionImg2ImgPipeline(FromPictures, StableDiffusionPipeline):
+class StableDiffusionImg2ImgPipeline(Img2ImgPieces, ChecksImg2Img, FromPictures, StableDiffusionPipeline):
     """Draws a picture anew, as a text says. Components as those of StableDiffusionPipeline."""
 
     @drawing

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from .base import drawing
 from .from_pictures import FromPictures
+from .picture_checks import ChecksInpaint
+from .picture_pieces import InpaintPieces
 from .picture_requests import MaskRequest
 from .request import arguments_of
 from .stable_diffusion import StableDiffusionPipeline, StableDiffusionPipelineOutput
 
 
-class StableDiffusionInpaintPipeline(FromPictures, StableDiffusionPipeline):
+class StableDiffusionInpaintPipeline(InpaintPieces, ChecksInpaint, FromPictures, StableDiffusionPipeline):
     """Draws a part of a picture anew, as a text says. Components as those of StableDiffusionPipeline.
 
     A UNet of nine channels was trained for it and sees the mask and the picture around it; with one of four what the

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..families.two_encoders import Size
 from .base import drawing
+from .picture_checks import ChecksImg2ImgXL
+from .picture_pieces import Img2ImgPieces
 from .picture_requests import PictureRequestXL
 from .request import arguments_of
 from .sdxl_with_picture import StableDiffusionXLWithPicture
 from .stable_diffusion_xl import StableDiffusionXLPipelineOutput
 
 
-class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLWithPicture):
+class StableDiffusionXLImg2ImgPipeline(Img2ImgPieces, ChecksImg2ImgXL, StableDiffusionXLWithPicture):
     """Draws a picture anew, as a text says. Components as those of StableDiffusionXLPipeline.
 
     A refiner has no `text_encoder` and `tokenizer`, and is told an `aesthetic_score`, which its checkpoint says as

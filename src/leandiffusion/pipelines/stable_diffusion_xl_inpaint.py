@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..families.two_encoders import Size
 from .base import drawing
+from .picture_checks import ChecksInpaintXL
+from .picture_pieces import InpaintPiecesXL
 from .picture_requests import MaskRequestXL
 from .request import arguments_of
 from .sdxl_with_picture import StableDiffusionXLWithPicture
 from .stable_diffusion_xl import StableDiffusionXLPipelineOutput
 
 
-class StableDiffusionXLInpaintPipeline(StableDiffusionXLWithPicture):
+class StableDiffusionXLInpaintPipeline(InpaintPiecesXL, ChecksInpaintXL, StableDiffusionXLWithPicture):
     """Draws a part of a picture anew, as a text says. Components as those of StableDiffusionXLPipeline.
 
     UNets of nine and of four channels as in StableDiffusionInpaintPipeline; refiners as in

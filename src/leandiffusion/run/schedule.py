@@ -62,7 +62,8 @@ class Part:
     def of(self, scheduler: Any, laid_out: Tensor) -> Tensor:
         """Those of the timesteps `laid_out` that are run; the scheduler begins there. ConfigError if none are."""
         first = self._first_after(scheduler) if self.start is not None else self._first(scheduler)
-        if first >= len(laid_out):
+        nothing = self.start is None and int(self._steps(scheduler) * self.strength) < 1
+        if nothing or first >= len(laid_out):
             raise ConfigError(self._nothing_left(scheduler))
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
@@ -87,7 +88,7 @@ class Part:
         if self.start is not None:
             return f"denoising_start={self.start} leaves none of the steps: lower it, or raise denoising_end."
         steps = self._steps(scheduler)
-        if self._first(scheduler) < len(scheduler.timesteps):
+        if int(steps * self.strength) >= 1:
             return f"strength={self.strength} begins where denoising_end already stopped: raise one of them."
         least = -(-100 // steps) / 100
         return (

@@ -47,7 +47,7 @@ class ImageToImage(Task):
         if is_latent(picture, run):
             clean = fill_batch(picture, run.shape[0])
         else:
-            clean = sample_for_all(encode(picture), self.generator, run)
+            clean = sample_for_all(encode(picture), self.generator, run.shape[0]).to(picture.dtype)
         if self.part.start is None:
             noise = randn(run.shape, generator=self.generator, device=run.model.device, dtype=run.model.dtype)
             clean = run.scheduler.add_noise(clean, noise, run.timesteps[:1])

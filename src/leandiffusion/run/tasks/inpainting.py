@@ -14,7 +14,7 @@ from ...schedulers.noise import Generators
 from ..finite import check_finite
 from ..schedule import Part
 from .base import Encode, Task
-from .picture import fill_batch, is_latent, on_device
+from .picture import fill_batch, is_latent, on_device, sample_once
 
 if TYPE_CHECKING:
     from ..encoding import Encoded
@@ -70,11 +70,7 @@ class Inpainting(Task):
         return run.scheduler.add_noise(clean, noise, run.timesteps[:1])
 
     def _sample(self, encoded: Encoded, run: Run) -> Tensor:
-        """Latents (B, c, h, w) of n pictures: noise is drawn n times, of a list of generators by its first n."""
-        generator = self.generator
-        if isinstance(generator, list):
-            generator = generator[: len(encoded.mean)]
-        return fill_batch(encoded.sample(generator).to(run.model.dtype), run.shape[0])
+        return sample_once(encoded, self.generator, run.shape[0]).to(run.model.dtype)
 
     def _masked(self, run: Run, encode: Encode) -> Tensor:
         """Latents (B, c, h, w) of the picture without what the mask covers."""

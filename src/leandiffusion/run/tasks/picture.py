@@ -25,12 +25,16 @@ def fill_batch(rows: Tensor, batch: int) -> Tensor:
     return torch.cat([rows] * (batch // len(rows))) if len(rows) < batch else rows
 
 
-def sample_for_all(encoded: Encoded, generator: Generators, run: Run) -> Tensor:
-    """Latents (B, c, h, w) of the run's batch, in its dtype, where the VAE gave a distribution of n.
-
-    A list of generators has one for each of the batch; a single one draws once for each picture given.
-    """
-    batch = run.shape[0]
+def sample_for_all(encoded: Encoded, generator: Generators, batch: int) -> Tensor:
+    """Latents (batch, c, h, w) of n pictures. A list of generators has one for each of the batch; a single one draws
+    once for each picture."""
     if isinstance(generator, list):
         encoded = encoded.repeated(batch // len(encoded.mean))
-    return fill_batch(encoded.sample(generator).to(run.model.dtype), batch)
+    return fill_batch(encoded.sample(generator), batch)
+
+
+def sample_once(encoded: Encoded, generator: Generators, batch: int) -> Tensor:
+    """Latents (batch, c, h, w) of n pictures, for each of which noise is drawn once: of a list by its first n."""
+    if isinstance(generator, list):
+        generator = generator[: len(encoded.mean)]
+    return fill_batch(encoded.sample(generator), batch)
