@@ -17,6 +17,7 @@ _ROOMS = {
     ],
     "modules.unet": ["UNet2DConditionModel"],
     "modules.vae": ["AutoencoderKL"],
+    "modules.vae_tiny": ["AutoencoderTiny"],
     "modules.text": ["CLIPTextModel", "CLIPTextModelWithProjection"],
     "modules.tokenizer": ["CLIPTokenizer"],
     "modules.safety": ["StableDiffusionSafetyChecker"],

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _CLASSES = {
     "UNet2DConditionModel": "modules.unet",
     "AutoencoderKL": "modules.vae",
+    "AutoencoderTiny": "modules.vae_tiny",
     "CLIPTextModel": "modules.text",
     "CLIPTextModelWithProjection": "modules.text",
     "CLIPTokenizer": "modules.tokenizer",
@@ -38,14 +39,17 @@ _OTHER_NAMES = {
 # Names of components, without the _2 of second ones -> the classes that one may be of; its scheduler is any.
 _KINDS = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "tokenizer": ("CLIPTokenizer",),
     "safety_checker": ("StableDiffusionSafetyChecker",),
     "feature_extractor": ("CLIPImageProcessor",),
 }
 
-UNNEEDED: Mapping[str, tuple[str, ...]] = {"AutoencoderKL": ("encoder.", "quant_conv.")}
+UNNEEDED: Mapping[str, tuple[str, ...]] = {
+    "AutoencoderKL": ("encoder.", "quant_conv."),
+    "AutoencoderTiny": ("encoder.",),
+}
 """What text to image does not need of its networks: prefixes of parameter names, by class."""
 
 

@@ -17,9 +17,12 @@ from ..families.base import families
 from ..families.folder import INDEX_FILE, UNNEEDED
 from ..modules.vae import AutoencoderKL
 from ..modules.vae_file import read_vae_file
+from ..modules.vae_tiny import AutoencoderTiny, is_tiny, read_tiny_file
+from ..weights.header import read_header
 from ..weights.load import fill_network, open_network
 from .tasks import known_name, pipeline_for
 
+TINY = AutoencoderTiny.__name__
 _SHARED = ("scaling_factor", "shift_factor", "force_upcast", "sample_size", "norm_num_groups", "act_fn")
 """Settings of a VAE that its shapes do not tell; the UNet was trained for them."""
 
@@ -68,9 +71,18 @@ def open_given(
     path = local_path(part)
     chosen = dtype.get("vae", dtype.get("default")) if isinstance(dtype, Mapping) else dtype
     how: dict[str, Any] = {"dtype": chosen, "device": device, "on_disk": on_disk}
-    how["leave_out"] = UNNEEDED[AutoencoderKL.__name__]
     if path.is_dir():
-        vae = open_network(AutoencoderKL, path / "vae" if (path / INDEX_FILE).is_file() else path, **how)
+        inside = path / "vae" if (path / INDEX_FILE).is_file() else path
+        tiny = (inside / "config.json").is_file() and read_json(inside / "config.json").get("_class_name") == TINY
+    else:
+        tiny = is_tiny(read_header(path).entries)
+    cls: Any = AutoencoderTiny if tiny else AutoencoderKL
+    how["leave_out"] = UNNEEDED[cls.__name__]
+    if path.is_dir():
+        vae: Any = open_network(cls, inside, **how)
+    elif tiny:
+        told, entries = read_tiny_file(path)
+        vae = fill_network(AutoencoderTiny, told, entries, config_source=str(path), **how)
     else:
         told, entries = read_vae_file(AutoencoderKL, path)
         if "scaling_factor" not in told:

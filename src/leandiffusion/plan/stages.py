@@ -19,6 +19,7 @@ from ..modules.text import CLIPTextModel
 from ..modules.text_memory import TextMemory, keys_and_values, remembering
 from ..modules.unet import UNet2DConditionModel
 from ..modules.vae import AutoencoderKL
+from ..modules.vae_tiny import AutoencoderTiny
 from ..run.decoding import decode
 from ..run.guidance import Guidance, embedding_width, is_ours
 from ..run.size import CallSize
@@ -66,7 +67,11 @@ def trace_stage(
 
 
 def _check(networks: Mapping[str, Any]) -> None:
-    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, **dict.fromkeys(TEXTS, CLIPTextModel)}
+    kinds: dict[str, tuple[type[Any], ...]] = {
+        "unet": (UNet2DConditionModel,),
+        "vae": (AutoencoderKL, AutoencoderTiny),
+        **dict.fromkeys(TEXTS, (CLIPTextModel,)),
+    }
     for name, kind in kinds.items():
         network = networks.get(name)
         if network is None:
@@ -74,7 +79,7 @@ def _check(networks: Mapping[str, Any]) -> None:
         if not isinstance(network, kind):
             raise ConfigError(
                 f"{name} is a {type(network).__name__}, whose work cannot be told before it runs: expected a "
-                f"{kind.__name__} of this library."
+                f"{getattr(kind, '__name__', 'VAE')} of this library."
             )
         if network.device.type != "meta":
             raise ConfigError(f"{name} is on {network.device}: expected a network without weights, on 'meta'.")
