@@ -79,7 +79,7 @@ def _check(networks: Mapping[str, Any]) -> None:
         if not isinstance(network, kind):
             raise ConfigError(
                 f"{name} is a {type(network).__name__}, whose work cannot be told before it runs: expected a "
-                f"{getattr(kind, '__name__', 'VAE')} of this library."
+                f"{kind[0].__name__} of this library."
             )
         if network.device.type != "meta":
             raise ConfigError(f"{name} is on {network.device}: expected a network without weights, on 'meta'.")
