@@ -33,7 +33,8 @@ _ROOMS = {
     "schedulers": [
         "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
         "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-        "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+        "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "TCDScheduler",
+        "UniPCMultistepScheduler",
     ],
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -67,6 +67,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     *[(name, shape, {}) for name in KDPM2 for shape in ({}, KARRAS, EXPONENTIAL, BETA, {"steps_offset": 1})],
     ("LCMScheduler", {}, {}),
     ("LCMScheduler", {"clip_sample": True, "timestep_scaling": 5.0}, {}),
+    ("TCDScheduler", {}, {}),
+    ("TCDScheduler", {}, {"eta": 0.0}),
+    ("TCDScheduler", {"steps_offset": 1}, {"eta": 0.8}),
     *[
         (DPM, {"solver_order": order, "solver_type": solver, "algorithm_type": algorithm, **LAST}, {})
         for order, solver in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"))
@@ -228,7 +231,7 @@ def test_rare_beta_schedules_are_identical(name: str, schedule: str) -> None:
 
 @pytest.mark.parametrize("steps", [3, 7, 30, 333, 999])
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("name", sorted(set(schedulers) - {"LCMScheduler"}))
+@pytest.mark.parametrize("name", sorted(set(schedulers) - {"LCMScheduler", "TCDScheduler"}))
 def test_schedules_of_odd_lengths_are_identical(name: str, spacing: str, steps: int) -> None:
     settings = {**SD, "timestep_spacing": spacing} | ({"skip_prk_steps": True} if name == "PNDMScheduler" else {})
     reference, scheduler = theirs(name, **settings), getattr(ours, name)(**settings)
@@ -247,9 +250,15 @@ def test_schedules_of_odd_lengths_are_identical(name: str, spacing: str, steps: 
         ("DDPMScheduler", {"timesteps": [999, 700, 321, 20, 0]}),
         ("HeunDiscreteScheduler", {"timesteps": [999, 700, 321, 20, 0]}),
         (DPM, {"timesteps": [999, 700, 321, 20, 3]}),
-        ("LCMScheduler", {"timesteps": [999, 759, 499, 259]}),
-        ("LCMScheduler", {"num_inference_steps": 4, "strength": 0.6}),
-        ("LCMScheduler", {"num_inference_steps": 8, "original_inference_steps": 100}),
+        *[
+            (name, steps)
+            for name in ("LCMScheduler", "TCDScheduler")
+            for steps in (
+                {"timesteps": [999, 759, 499, 259]},
+                {"num_inference_steps": 4, "strength": 0.6},
+                {"num_inference_steps": 8, "original_inference_steps": 100},
+            )
+        ],
     ],
 )
 def test_custom_schedules(name: str, steps: dict[str, Any]) -> None:
@@ -293,7 +302,7 @@ def test_add_noise(name: str) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler"])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"])
 def test_velocity(name: str) -> None:
     reference, scheduler = theirs(name, **SD), getattr(ours, name)(**SD)
     x, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -380,3 +389,10 @@ def test_noise_is_the_same() -> None:
         assert torch.equal(ours.randn((3, 4, 2, 2), generator=generators(count), dtype=torch.float16), expected)
     expected = randn_tensor((3, 4, 2, 2), generator=generators(1)[0])
     assert torch.equal(ours.randn((3, 4, 2, 2), generator=generators(1)[0]), expected)
+
+
+def test_aligned_steps_are_diffusers() -> None:
+    there = diffusers.schedulers.AysSchedules
+    assert {name: list(schedule) for name, schedule in ours.AysSchedules.items()} == {
+        name: schedule for name, schedule in there.items() if "Video" not in name
+    }

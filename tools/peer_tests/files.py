@@ -19,6 +19,7 @@ FILES = {
     "kdpm2_a": "schedulers/test_scheduler_kdpm2_ancestral.py",
     "lcm": "schedulers/test_scheduler_lcm.py",
     "lms": "schedulers/test_scheduler_lms.py",
+    "tcd": "schedulers/test_scheduler_tcd.py",
     "pndm": "schedulers/test_scheduler_pndm.py",
     "unipc": "schedulers/test_scheduler_unipc.py",
 }
@@ -42,5 +43,6 @@ CLASSES = (
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "TCDScheduler",
     "UniPCMultistepScheduler",
 )

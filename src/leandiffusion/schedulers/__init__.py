@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .ays import AysSchedules
 from .base import Scheduler, SchedulerOutput
 from .noise import randn
 from .presets import PRESETS, build
@@ -25,9 +26,10 @@ if TYPE_CHECKING:  # for editors; at run time every registered class is found by
     from .lcm import LCMScheduler as LCMScheduler
     from .lms import LMSDiscreteScheduler as LMSDiscreteScheduler
     from .pndm import PNDMScheduler as PNDMScheduler
+    from .tcd import TCDScheduler as TCDScheduler
     from .unipc import UniPCMultistepScheduler as UniPCMultistepScheduler
 
-__all__ = ["PRESETS", "Scheduler", "SchedulerOutput", "build", "randn", "schedulers"]
+__all__ = ["PRESETS", "AysSchedules", "Scheduler", "SchedulerOutput", "build", "randn", "schedulers"]
 
 
 def __getattr__(name: str) -> Any:

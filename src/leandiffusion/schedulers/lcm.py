@@ -76,10 +76,7 @@ class LCMScheduler(Chain):
         Raises ConfigError for both or neither, and for more steps than the distillation had.
         """
         original = original_inference_steps or self.config.original_inference_steps
-        trained = self.config.num_train_timesteps
-        if not 1 <= original <= trained:
-            raise ConfigError(f"original_inference_steps={original}: pass 1 … num_train_timesteps={trained}.")
-        distilled = np.arange(1, int(original * strength) + 1) * (trained // original) - 1
+        distilled = self._distilled(original_inference_steps, strength)
         if timesteps is not None:
             if num_inference_steps is not None:
                 raise ConfigError(f"num_inference_steps={num_inference_steps} and custom timesteps: pass one.")
@@ -97,6 +94,14 @@ class LCMScheduler(Chain):
             raise ConfigError("set_timesteps needs num_inference_steps or timesteps.")
         self.custom_timesteps = timesteps is not None
         self._place(t, device, torch.int64)
+
+    def _distilled(self, original_inference_steps: int | None, strength: float) -> np.ndarray:
+        """Ascending timesteps that the model was distilled at, as far as `strength` reaches."""
+        original = original_inference_steps or self.config.original_inference_steps
+        trained = self.config.num_train_timesteps
+        if not 1 <= original <= trained:
+            raise ConfigError(f"original_inference_steps={original}: pass 1 … num_train_timesteps={trained}.")
+        return np.arange(1, int(original * strength) + 1) * (trained // original) - 1
 
     def _own_timesteps(self, timesteps: Sequence[int], distilled: np.ndarray, strength: float) -> np.ndarray:
         t = descending(timesteps, self.config.num_train_timesteps)
