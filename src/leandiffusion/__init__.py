@@ -24,6 +24,7 @@ _ROOMS = {
     "pipelines.attached": ["attach"],
     "pipelines.auto": ["AutoPipelineForImage2Image", "AutoPipelineForInpainting", "AutoPipelineForText2Image"],
     "pipelines.base": ["DiffusionPipeline"],
+    "pipelines.preview": ["Preview"],
     "pipelines.stable_diffusion": ["StableDiffusionPipeline"],
     "pipelines.stable_diffusion_img2img": ["StableDiffusionImg2ImgPipeline"],
     "pipelines.stable_diffusion_inpaint": ["StableDiffusionInpaintPipeline"],

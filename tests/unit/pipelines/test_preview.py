@@ -1,0 +1,46 @@
+"""Pictures of a drawing that is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from leandiffusion import AutoencoderTiny, ConfigError, Preview
+from leandiffusion.run.decoding import decode
+from leandiffusion.schedulers import build
+
+SMALL = {
+    "encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4,
+    "num_encoder_blocks": (1,) * 4, "num_decoder_blocks": (1,) * 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++", "heun"])
+def test_each_few_steps_are_shown_and_change_nothing(
+    scheduler: str, sd1: Any, draw: Callable[..., torch.Tensor]
+) -> None:
+    sd1.scheduler = build(scheduler, sd1.scheduler.config)
+    plain = draw(sd1, output_type="latent", num_images_per_prompt=2)
+    vae, seen = AutoencoderTiny(**SMALL), {}
+    preview = Preview(vae, seen.__setitem__, every=2, output_type="pt")
+    assert torch.equal(draw(sd1, output_type="latent", num_images_per_prompt=2, callback_on_step_end=preview), plain)
+    steps = sorted(seen)
+    assert steps == list(range(1, sd1.num_timesteps, 2))
+    assert all(each.shape == (2, 3, 64, 64) for each in seen.values())
+    if (sd1.num_timesteps - 1) in seen:  # nothing is left of the noise: it is the picture
+        with torch.no_grad():
+            torch.testing.assert_close(seen[sd1.num_timesteps - 1], decode(vae, plain))
+
+
+def test_pictures_are_pillows_unless_asked_otherwise(sd1: Any, draw: Callable[..., torch.Tensor]) -> None:
+    seen: dict[int, Any] = {}
+    draw(sd1, callback_on_step_end=Preview(AutoencoderTiny(**SMALL), seen.__setitem__))
+    assert [images[0].size for images in seen.values()] == [(64, 64)] * 4
+
+
+def test_every_counts_from_one(sd1: Any) -> None:
+    with pytest.raises(ConfigError, match="every=0"):
+        Preview(sd1.vae, print, every=0)
