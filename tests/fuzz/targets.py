@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from PIL import Image
 from tokenizers import pre_tokenizers
 
 from leandiffusion.families.folder import open_folder
+from leandiffusion.lora.fit import fit
+from leandiffusion.lora.read import METADATA, read_lora
 from leandiffusion.modules.clip_image_processor import CLIPImageProcessor
 from leandiffusion.modules.safety import StableDiffusionSafetyChecker
 from leandiffusion.modules.text import CLIPTextModel, CLIPTextModelWithProjection
@@ -56,7 +59,7 @@ class Target:
 def make_targets(folder: Path) -> list[Target]:
     """Write whole, tiny files of every kind into `folder`; the targets among them, kind by kind."""
     torch.manual_seed(0)
-    makers = (_headers, _networks, _schedulers, _processors, _tokenizers, _pipelines, _shards, _pictures)
+    makers = (_headers, _loras, _networks, _schedulers, _processors, _tokenizers, _pipelines, _shards, _pictures)
     return [target for make in makers for target in make(folder)]
 
 
@@ -77,6 +80,32 @@ def _headers(folder: Path) -> Iterator[Target]:
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(at))
     yield Target("header", path, lambda random: damaged_header(header, bytes(at), random), lambda: read_header(path))
+
+
+def _loras(folder: Path) -> Iterator[Target]:
+    """One whose header is damaged, and one whose settings are."""
+    unet = UNet2DConditionModel(**UNET)
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    out, ins = unet.get_submodule(layer).weight.shape
+    header: dict[str, Any] = {"__metadata__": {}}
+    at = 0
+    for name, shape in {"lora_A.weight": [2, ins], "lora_B.weight": [out, 2], "alpha": []}.items():
+        size = 4 * math.prod(shape)
+        header[f"unet.{layer}.{name}"] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    plain = {name: each for name, each in header.items() if not name.endswith("alpha")}
+    settings = {"unet.lora_alpha": 4, "unet.r": 2, "unet.alpha_pattern": {"to_k": 2}, "unet.use_rslora": True}
+
+    def with_settings(random: Random) -> bytes:
+        text = damaged_json(settings, random).decode("utf-8", "replace")
+        described = json.dumps(plain | {"__metadata__": {METADATA: text}}).encode()
+        return struct.pack("<Q", len(described)) + described + bytes(at - 4)
+
+    for number, damage in enumerate((lambda random: damaged_header(header, bytes(at), random), with_settings)):
+        path = folder / "lora" / f"{number}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(with_settings(Random(0)))
+        yield Target("lora", path, damage, lambda file=path: fit(read_lora(file), {"unet": unet}))
 
 
 def _networks(folder: Path) -> Iterator[Target]:

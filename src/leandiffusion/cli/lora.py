@@ -32,24 +32,16 @@ def path_and_scale(text: str) -> tuple[str, float]:
     return path, scale
 
 
-def find(name: str) -> Path:
-    """The file that is meant: a packaged LoRA by its name, a path, or a hub id. Raises what `find_lora` raises."""
-    from .. import demo
-    from ..lora.find import find_lora
-
-    packaged = demo.loras()
-    return packaged[name] if name in packaged and not Path(name).exists() else find_lora(name)
-
-
 def check(texts: Collection[str]) -> None:
     """typer.BadParameter for files that are not there or are no LoRA; their headers are read."""
     if not texts:
         return
+    from ..lora.find import find_lora
     from ..lora.read import read_lora
 
     for text in texts:
         try:
-            read_lora(find(path_and_scale(text)[0]))
+            read_lora(find_lora(path_and_scale(text)[0]))
         except (LeanError, OSError) as error:
             raise typer.BadParameter(str(error), param_hint="--lora") from error
 
@@ -59,7 +51,7 @@ def load(pipe: Any, texts: Collection[str]) -> None:
     names, scales = [], []
     for number, text in enumerate(texts):
         path, scale = path_and_scale(text)
-        pipe.load_lora_weights(find(path), adapter_name=f"lora_{number}")
+        pipe.load_lora_weights(path, adapter_name=f"lora_{number}")
         names.append(f"lora_{number}")
         scales.append(scale)
     if names:
@@ -68,9 +60,10 @@ def load(pipe: Any, texts: Collection[str]) -> None:
 
 def digests(texts: Collection[str]) -> dict[str, str]:
     """SHA-256 of the files, for the record, which is noted beside the pictures' that were drawn on."""
+    from ..lora.find import find_lora
     from ..pictures.reading import sha256
 
-    return {f"lora {path}": sha256(find(path)) for path, _ in map(path_and_scale, texts)}
+    return {f"lora {path}": sha256(find_lora(path)) for path, _ in map(path_and_scale, texts)}
 
 
 def say_what_changed(texts: Collection[str], inputs: Mapping[str, str]) -> None:

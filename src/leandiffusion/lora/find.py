@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat
 from ..core.hub import check_hub_id, fetch_file, local_path
+from ..demo import loras
 from ..weights.header import CONVERT_PICKLE, PICKLE_SUFFIXES
 
 USUAL = "pytorch_lora_weights.safetensors"
@@ -16,7 +17,8 @@ USUAL = "pytorch_lora_weights.safetensors"
 def find_lora(
     path_or_id: str | Path, *, weight_name: str | None = None, subfolder: str | None = None, **hub: Any
 ) -> Path:
-    """The .safetensors file that is meant: the path itself, or `weight_name` in that folder or hub repository.
+    """The .safetensors file that is meant: the path itself, or `weight_name` in that folder or hub repository, or one
+    of the packaged model's by its name, 'pastel'.
 
     Without a name it is the usual one, or the only one there. `hub`: revision, cache_dir, local_files_only, token.
     Raises CheckpointNotFound, naming what there is, and UnsafeFormat where only pickles are.
@@ -26,6 +28,8 @@ def find_lora(
         raise ConfigError(f"weight_name={weight_name!r}: give the name of a file inside of the folder or repository.")
     if path.is_file():
         return path
+    if not path.exists() and str(path_or_id) in (packaged := loras()):
+        return packaged[str(path_or_id)]
     if path.is_dir():
         folder = path / (subfolder or "")
         names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []

@@ -88,6 +88,11 @@ def _piece(file: LoraFile, network: str, layer: str, found: Mapping[str, Source]
         raise NotSupported(
             f"{place} is a {type(module).__name__}, and factors are added to linear and convolution layers."
         )
+    if strange := [name for name, source in found.items() if not _has_numbers(name, source)]:
+        raise TensorMismatch(
+            f"{place} has {strange[0]} of {found[strange[0]].dtype} and shape {found[strange[0]].shape}: factors are "
+            "floating-point matrices, and an alpha is one number. The file is damaged: download it again."
+        )
     factors = _shaped(factors, module)
     rank = _check(place, kind, factors, module)
     scale = 1.0
@@ -97,6 +102,12 @@ def _piece(file: LoraFile, network: str, layer: str, found: Mapping[str, Source]
     if not math.isfinite(scale):
         raise TensorMismatch(f"{place} has an alpha that is no number. The file is damaged: download it again.")
     return Piece(kind, factors, scale)
+
+
+def _has_numbers(name: str, source: Source) -> bool:
+    if name == "alpha":
+        return math.prod(source.shape) == 1 and not source.dtype.is_complex
+    return source.dtype.is_floating_point and len(source.shape) > 1
 
 
 def _shaped(factors: Mapping[str, Source], module: nn.Module) -> dict[str, Source]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, MalformedFile, TensorMismatch
 from ..core.jsons import BadJSON, parse_json
+from ..core.wording import show
 from ..weights.header import TensorEntry, read_header
 from ..weights.opened import OpenFile, stamp_of
 from ..weights.stored import StoredTensor
@@ -36,6 +37,11 @@ class Source:
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
         return tuple(self.tensor.shape) if self.tensor is not None else self.entry.shape  # type: ignore[union-attr]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype."""
+        return self.tensor.dtype if self.tensor is not None else self.entry.dtype  # type: ignore[union-attr]
 
     def reshaped(self, shape: tuple[int, ...]) -> Source:
         """The same numbers in another shape."""
@@ -74,7 +80,7 @@ class LoraFile:
     def default_alpha(self, network: str, layer: str, rank: int) -> float:
         """`alpha` of a layer whose file has none beside its factors: PEFT's setting if there is one, else the rank."""
         settings = self.settings.get(network, {})
-        alpha = settings.get("lora_alpha", rank)
+        alpha = settings.get("lora_alpha") or rank
         for pattern, value in (settings.get("alpha_pattern") or {}).items():
             if layer == pattern or layer.endswith(f".{pattern}") or fnmatchcase(layer, f"*{pattern}"):
                 alpha = value
@@ -145,5 +151,21 @@ def _settings(where: str, metadata: Mapping[str, str]) -> dict[str, dict[str, An
     settings: dict[str, dict[str, Any]] = {}
     for key, value in flat.items() if isinstance(flat, dict) else ():
         network, _, name = key.partition(".")
+        if name in _FITS and value is not None and not _FITS[name](value):
+            raise MalformedFile(
+                f"{where}: its metadata {METADATA!r} have {show(value)} for {key}. Save the LoRA again."
+            )
         settings.setdefault(network, {})[name] = value
     return settings
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "lora_alpha": _is_number,
+    "alpha_pattern": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    "use_rslora": lambda value: isinstance(value, bool),
+}
+"""What the settings that are heeded have to be."""

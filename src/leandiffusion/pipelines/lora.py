@@ -52,7 +52,7 @@ class Lora:
         hotswap: bool = False,
     ) -> None:
         """Load a LoRA, and switch it on in place of those that are: a .safetensors file, a folder or hub id with
-        `weight_name` in it, or a state dict.
+        `weight_name` in it, a state dict, or 'pastel', which belongs to the demo model.
 
         Layouts of diffusers, PEFT, kohya and LyCORIS (LoCon, LoHa, LoKr) are read, for UNet and text encoders.
         `adapter_name` is what it is called from then on, 'default_0' and so on unless given; a name that is taken is an
