@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.shapes import is_channels_last
 from ..device.host import is_host
+from ..weights.stored import plain
 from .convolution import Conv2d
 
 
@@ -63,8 +64,8 @@ class GroupNorm(nn.GroupNorm):
             return super().forward(x)
         per_group = self.num_channels // self.num_groups
         mean, var = (t.repeat_interleave(per_group, dim=1) for t in (statistics.mean, statistics.var))
-        scale = self.weight.float() * torch.rsqrt(var + self.eps)
-        shift = self.bias.float() - mean * scale
+        scale = plain(self.weight).float() * torch.rsqrt(var + self.eps)
+        shift = plain(self.bias).float() - mean * scale
         return torch.addcmul(shift[:, :, None, None], x.float(), scale[:, :, None, None]).to(x.dtype)
 
 

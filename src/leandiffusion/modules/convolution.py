@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..device.capabilities import fewer_bits
 from ..device.host import is_host
 from ..weights.packed import is_packed, packed_weight, unpack
+from ..weights.stored import plain
 from . import winograd
 
 FEWEST_CHANNELS = 96
@@ -42,17 +43,20 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, double: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, C_out, H', W'). With `double`, x is first enlarged to (2H, 2W) by nearest neighbour."""
-        free = _is_free(x, self)
+        weight = self.weight if is_packed(self.weight) else plain(self.weight)
+        free = _is_free(x, weight)
         if free and x.dtype == torch.float32 and _is_large(x, self, double=double) and pays():
-            if is_packed(self.weight):  # for a smaller map
+            if is_packed(weight):  # for a smaller map
                 unpack(self)
-            return winograd.convolve(x, self.weight, self.bias, double=double)
+                weight = self.weight
+            bias = None if self.bias is None else plain(self.bias)
+            return winograd.convolve(x, weight, bias, double=double)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest") if double else x
-        weight = packed_weight(self, tuple(x.shape)) if free and may_pack(self) else None
-        if weight is None:
-            return super().forward(x)
+        packed = packed_weight(self, tuple(x.shape)) if free and weight is self.weight and may_pack(self) else None
+        if packed is None:
+            return self._conv_forward(x, weight, self.bias)
         geometry = self.padding, self.stride, self.dilation, self.groups
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *geometry, "none", [], "")
 
 
 def _is_large(x: Tensor, conv: nn.Conv2d, *, double: bool) -> bool:
@@ -62,10 +66,9 @@ def _is_large(x: Tensor, conv: nn.Conv2d, *, double: bool) -> bool:
     return bool(keeps_size) and enough and winograd.tiles_of(x.shape, double=double) >= FEWEST_TILES
 
 
-def _is_free(x: Tensor, conv: nn.Conv2d) -> bool:
+def _is_free(x: Tensor, weight: Tensor) -> bool:
     """Whether it may be computed as one likes: in memory of the CPU, at full precision, with nobody recording it, and
     with weights that stay where they are."""
-    weight = conv.weight
     return (
         x.dtype == weight.dtype
         and is_host(x.device)

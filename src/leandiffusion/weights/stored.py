@@ -39,6 +39,9 @@ _REACH_MEMORY = {
     Tensor._typed_storage, Tensor.storage, Tensor.share_memory_, Tensor.__dlpack__, Tensor.apply_, Tensor.map_,
     Tensor.map2_, Tensor.tolist,
 }  # fmt: skip
+# What layers do with weights. Torch's own way for a tensor like this one would load its compiler's algebra, which takes
+# seconds and 60 MB of memory; and a linear layer would keep its weight, of which it takes a view.
+_READ_ONLY = {F.linear, F.conv2d, F.group_norm, F.layer_norm, torch.native_group_norm}
 _CHANGE_MEMORY = ("resize_", "resize_as_", "set_")
 _UNMARKED_VIEWS = (aten._unsafe_view.default, aten._reshape_alias.default)  # views that their schema does not mark
 
@@ -180,7 +183,7 @@ class StoredTensor(Tensor):
             _refuse(func.__name__)
         if func is F.embedding and (found := _looked_up(*args, **(kwargs or {}))) is not None:
             return found
-        if func is F.linear and not torch.is_grad_enabled():  # which transposes its weight where nobody gets at it
+        if func in _READ_ONLY and not torch.is_grad_enabled():
             args, kwargs = tree_map(_in_memory, (args, kwargs or {}))
         if func in _REACH_MEMORY and isinstance(args[0], StoredTensor):
             args = (args[0].hold(), *args[1:])
@@ -206,6 +209,14 @@ class StoredTensor(Tensor):
             return _through(func, args, kwargs)
         args, kwargs = tree_map(_in_memory, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor itself, or the numbers of one on disk, which are read for this use alone unless they are to be kept.
+
+    Of one that asks for a gradient, the tensor itself.
+    """
+    return tensor.used() if isinstance(tensor, StoredTensor) and not torch.is_grad_enabled() else tensor
 
 
 def _looked_up(indices: Tensor, weight: Tensor, *settings: Any, max_norm: float | None = None, **named: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -74,6 +76,22 @@ def test_the_encoder_takes_no_memory_afterwards(pipe: Any, technique: str | None
         pipe.enable(technique)
     draw(pipe)
     assert encoder_on_disk(pipe.vae)
+
+
+def test_reading_the_encoder_loads_nothing_of_the_compiler() -> None:
+    """Torch's own way for tensors that are on disk imports symbolic algebra: seconds, and 60 MB of memory."""
+    script = """
+import sys
+from PIL import Image
+from leandiffusion import AutoPipelineForImage2Image
+pipe = AutoPipelineForImage2Image.from_pretrained("demo")
+pipe.set_progress_bar_config(disable=True)
+for _ in range(2):
+    pipe("a", image=Image.new("RGB", (64, 64)), num_inference_steps=1, strength=1.0)
+    pipe.enable_vae_tiling(rows=16)
+assert "sympy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_latents_need_no_encoder(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
