@@ -74,7 +74,7 @@ Lora = Annotated[
     list[str],
     typer.Option(
         metavar="PATH[:SCALE]",
-        help="A LoRA's .safetensors file or hub id, and how much it weighs; may be repeated. The demo has 'pastel'.",
+        help="A LoRA's .safetensors file or hub id, and how much it weighs; may be repeated. The demo has 'night'.",
         show_default=False,
     ),
 ]
@@ -96,7 +96,7 @@ leandiffusion generate "a large yellow star on a blue background" --show
 
 leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --size 512x512 --steps 30
 
-leandiffusion generate "a red circle" --lora pastel:0.8
+leandiffusion generate "a red circle" --lora night:0.8
 
 leandiffusion generate --like outputs/0001-a-red-circle.png --steps 50
 

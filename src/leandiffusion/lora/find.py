@@ -18,7 +18,7 @@ def find_lora(
     path_or_id: str | Path, *, weight_name: str | None = None, subfolder: str | None = None, **hub: Any
 ) -> Path:
     """The .safetensors file that is meant: the path itself, or `weight_name` in that folder or hub repository, or one
-    of the packaged model's by its name, 'pastel'.
+    of the packaged model's by its name, 'night'.
 
     Without a name it is the usual one, or the only one there. `hub`: revision, cache_dir, local_files_only, token.
     Raises CheckpointNotFound, naming what there is, and UnsafeFormat where only pickles are.

@@ -52,7 +52,7 @@ class Lora:
         hotswap: bool = False,
     ) -> None:
         """Load a LoRA, and switch it on in place of those that are: a .safetensors file, a folder or hub id with
-        `weight_name` in it, a state dict, or 'pastel', which belongs to the demo model.
+        `weight_name` in it, a state dict, or 'night', which belongs to the demo model.
 
         Layouts of diffusers, PEFT, kohya and LyCORIS (LoCon, LoHa, LoKr) are read, for UNet and text encoders.
         `adapter_name` is what it is called from then on, 'default_0' and so on unless given; a name that is taken is an
@@ -75,7 +75,7 @@ class Lora:
         name = next(n for i in range(len(taken) + 1) if (n := f"default_{i}") not in taken)
         name = name if adapter_name is None else adapter_name
         if not isinstance(name, str) or not name or "." in name:
-            raise ConfigError(f"adapter_name={name!r}: give a name without dots, such as 'pastel'.")
+            raise ConfigError(f"adapter_name={name!r}: give a name without dots, such as 'night'.")
         if name in taken and not hotswap:
             raise ConfigError(
                 f"an adapter {name!r} is loaded already: give another adapter_name, or delete_adapters({name!r}) first."

@@ -58,7 +58,7 @@ def test_words_without_weights() -> None:
         ("[:b:10]", "alternation"),
         ("[(a|b:1.2)|c]", "alternation"),
         ("a cat AND a dog", "AND"),
-        ("a cat <lora:pastel:0.8>", "load_lora_weights"),
+        ("a cat <lora:night:0.8>", "load_lora_weights"),
     ],
 )
 def test_what_is_no_weight_is_refused_by_name(text: str, named: str) -> None:
