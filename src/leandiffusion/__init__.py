@@ -32,10 +32,10 @@ _ROOMS = {
     "pipelines.stable_diffusion_xl_img2img": ["StableDiffusionXLImg2ImgPipeline"],
     "pipelines.stable_diffusion_xl_inpaint": ["StableDiffusionXLInpaintPipeline"],
     "schedulers": [
-        "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-        "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "TCDScheduler",
-        "UniPCMultistepScheduler",
+        "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+        "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
+        "PNDMScheduler", "TCDScheduler", "UniPCMultistepScheduler",
     ],
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

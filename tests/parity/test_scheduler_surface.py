@@ -32,7 +32,8 @@ METHODS_OF_THE_SOLVER = {  # the parts of a step; here they are private, since a
     "convert_model_output", "dpm_solver_first_order_update", "multistep_dpm_solver_second_order_update",
     "multistep_dpm_solver_third_order_update", "multistep_uni_c_bh_update", "multistep_uni_p_bh_update",
     "model_outputs", "lower_order_nums", "last_sample", "timestep_list", "cur_model_output", "cur_sample",
-    "dt", "prev_derivative",
+    "dt", "prev_derivative", "deis_first_order_update", "multistep_deis_second_order_update",
+    "multistep_deis_third_order_update",
 }  # fmt: skip
 NOT_OURS = {"push_to_hub", "register_for_auto_class", "get_config_dict", "extract_init_dict"}  # of its own machinery
 FLOW = {"stretch_shift_to_terminal", "time_shift"}  # flow matching is refused
@@ -117,6 +118,9 @@ def test_every_config_makes_every_scheduler(source: str, written: str) -> None:
         if written == "with all settings":
             config.pop("_use_default_values")
         for target in NAMES:
+            if (source, target) == ("DEISMultistepScheduler", DPM) and written == "with all settings":
+                assert schedulers.get(target).from_config(config).config.algorithm_type == "dpmsolver++"
+                continue  # there this raises: an algorithm 'deis' has no final sigma of zero
             there, here = getattr(diffusers, target).from_config(config), schedulers.get(target).from_config(config)
             assert {key: here.config[key] for key in here.config_keys()} == {
                 key: there.config[key] for key in here.config_keys()

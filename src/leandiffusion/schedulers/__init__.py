@@ -17,6 +17,7 @@ from .settings import schedulers
 if TYPE_CHECKING:  # for editors; at run time every registered class is found by `__getattr__`
     from .ddim import DDIMScheduler as DDIMScheduler
     from .ddpm import DDPMScheduler as DDPMScheduler
+    from .deis import DEISMultistepScheduler as DEISMultistepScheduler
     from .dpm_solver import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
     from .euler import EulerDiscreteScheduler as EulerDiscreteScheduler
     from .euler_ancestral import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler

@@ -169,6 +169,23 @@ class LogSNRScheduler(SigmaScheduler):
         alpha = (sigma**2 + 1).rsqrt()
         return (alpha * original_samples + sigma * alpha * noise).to(original_samples.dtype)
 
+    def _lay_out(self, steps: int, device: torch.device | str | None, *, to_zero: bool) -> None:
+        """A schedule of whole timesteps, plain or shaped, which ends without noise or at the lowest sigma."""
+        c = self.config
+        shaped = self._shaped(self._train_sigmas[::-1], steps)
+        if shaped is None:
+            spare = 0 if c.timestep_spacing == "trailing" else 1
+            t = spaced_timesteps(
+                c.timestep_spacing, steps, c.num_train_timesteps, offset=c.steps_offset, spare=spare
+            ).round()
+            table, lowest = self._interpolated(t), float(self._train_sigmas[0])
+        else:
+            t, table = self._timesteps_of(shaped), shaped
+            t, lowest = t.round() if c.use_karras_sigmas else t, float(shaped[-1])
+        self._set_sigmas(np.append(table, 0.0 if to_zero else lowest))
+        self.num_inference_steps = len(t)
+        self._place(t, device, torch.int64)
+
     def _alpha_sigma_lambda(self, index: int) -> tuple[float, float, float]:
         """(alpha, sigma', lambda) at `sigmas[index]`; lambda is infinite where no noise is left."""
         sigma = self._sigmas[index]

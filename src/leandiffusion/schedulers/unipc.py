@@ -15,7 +15,7 @@ import torch
 
 from ..core.errors import ConfigError
 from .base import full_precision, step_result
-from .schedule import check_choice, spaced_timesteps
+from .schedule import check_choice
 from .settings import schedulers
 from .sigma import LogSNRScheduler
 
@@ -97,21 +97,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
             raise ConfigError("sigmas is not supported here (it needs use_flow_sigmas): pass num_inference_steps.")
         if num_inference_steps is None:
             raise ConfigError("set_timesteps needs num_inference_steps.")
-        steps, c = self._steps_asked(num_inference_steps), self.config
-        shaped = self._shaped(self._train_sigmas[::-1], steps)
-        if shaped is None:
-            spare = 0 if c.timestep_spacing == "trailing" else 1
-            t = spaced_timesteps(
-                c.timestep_spacing, steps, c.num_train_timesteps, offset=c.steps_offset, spare=spare
-            ).round()
-            table, last = self._interpolated(t), self._final_sigma()
-        else:
-            t, table = self._timesteps_of(shaped), shaped
-            t = t.round() if c.use_karras_sigmas else t
-            last = float(shaped[-1]) if c.final_sigmas_type == "sigma_min" else 0.0
-        self._set_sigmas(np.append(table, last))
-        self.num_inference_steps = len(t)
-        self._place(t, device, torch.int64)
+        self._lay_out(self._steps_asked(num_inference_steps), device, to_zero=self.config.final_sigmas_type == "zero")
 
     def step(
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor, return_dict: bool = True

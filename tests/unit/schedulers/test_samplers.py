@@ -30,9 +30,12 @@ def run(scheduler: Any, seed: int = 0, timesteps: torch.Tensor | None = None) ->
     return x
 
 
+ABOVE_NO_NOISE = {"DEISMultistepScheduler", "LCMScheduler", "TCDScheduler"}  # where these end, or noise anew
+
+
 @pytest.mark.parametrize("steps", [1, 4, 20])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("name", sorted(set(schedulers) - {"LCMScheduler", "TCDScheduler"}))  # end above no noise
+@pytest.mark.parametrize("name", sorted(set(schedulers) - ABOVE_NO_NOISE))
 def test_one_known_picture_is_reached(name: str, prediction: str, steps: int) -> None:
     """With a single possible picture c the best prediction is known, and every sampler must end at c.
 
@@ -147,7 +150,8 @@ def test_impossible_step_counts(name: str, steps: Any) -> None:
         make(name).set_timesteps(steps)
 
 
-NEEDS_A_SCHEDULE = ("DDIM", "DPMSolver", "LCM", "PNDM", "TCD", "UniPC")  # as there; the others step through training
+# As in diffusers; others step through training.
+NEEDS_A_SCHEDULE = ("DDIM", "DEIS", "DPMSolver", "LCM", "PNDM", "TCD", "UniPC")
 
 
 @pytest.mark.parametrize("name", [name for name in schedulers if name.startswith(NEEDS_A_SCHEDULE)])
@@ -168,7 +172,7 @@ def test_ddpm_walks_all_of_training_without_a_schedule() -> None:
 def test_steps_past_the_end_and_strange_timesteps(name: str) -> None:
     scheduler: Scheduler = make(name)
     scheduler.set_timesteps(3)
-    if name.startswith(("DPM", "UniPC")):  # they take it for the last, as in diffusers
+    if name.startswith(("DEIS", "DPM", "UniPC")):  # they take it for the last, as in diffusers
         assert scheduler.index_for_timestep(998.5) == 2
     else:
         with pytest.raises(ConfigError, match=r"timestep 998\.5 is not in the schedule"):
