@@ -15,6 +15,7 @@ _ROOMS = {
         "BackendUnavailable", "BudgetError", "CheckpointNotFound", "ConfigError", "LeanError", "MalformedFile",
         "NonFiniteError", "NotSupported", "TensorMismatch", "UnsafeFormat", "VariantNotFound", "WeightsError",
     ],
+    "modules.controlnet": ["ControlNetModel"],
     "modules.unet": ["UNet2DConditionModel"],
     "modules.vae": ["AutoencoderKL"],
     "modules.vae_tiny": ["AutoencoderTiny"],
