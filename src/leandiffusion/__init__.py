@@ -27,9 +27,11 @@ _ROOMS = {
     "pipelines.base": ["DiffusionPipeline"],
     "pipelines.preview": ["Preview"],
     "pipelines.stable_diffusion": ["StableDiffusionPipeline"],
+    "pipelines.stable_diffusion_controlnet": ["StableDiffusionControlNetPipeline"],
     "pipelines.stable_diffusion_img2img": ["StableDiffusionImg2ImgPipeline"],
     "pipelines.stable_diffusion_inpaint": ["StableDiffusionInpaintPipeline"],
     "pipelines.stable_diffusion_xl": ["StableDiffusionXLPipeline"],
+    "pipelines.stable_diffusion_xl_controlnet": ["StableDiffusionXLControlNetPipeline"],
     "pipelines.stable_diffusion_xl_img2img": ["StableDiffusionXLImg2ImgPipeline"],
     "pipelines.stable_diffusion_xl_inpaint": ["StableDiffusionXLInpaintPipeline"],
     "schedulers": [

@@ -5,13 +5,15 @@ Tolerances: 1e-5 of the largest value for the network, those of test_pipelines f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from leandiffusion import ControlNetModel
+import leandiffusion
+from leandiffusion import ConfigError, ControlNetModel
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -69,3 +71,118 @@ def test_the_network(tmp_path: Path, variant: str, guess: bool) -> None:
         assert other.abs().max() > 1e-3, "nothing to compare"
         assert (one - other).abs().max() < 1e-5 * other.abs().max()
     assert all(torch.equal(one, other) for one, other in zip(again[0], got.down_block_res_samples, strict=True))
+
+
+# -- pipelines ---------------------------------------------------------------------------------------------------------
+
+LATENTS, VISIBLE = 1e-4, 1e-2
+NAMES = {"sd1": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}
+Pair = tuple[Any, Any]
+
+
+def control_of(unet: Any, folder: Path, seed: int) -> Any:
+    """diffusers' ControlNet for such a UNet, with random weights, saved in the folder."""
+    torch.manual_seed(seed)
+    net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 16, 24)).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():  # what is new begins with zeros
+            parameter.add_((0.3 if name.startswith("controlnet_") else 0.02) * torch.randn_like(parameter))
+    net.save_pretrained(folder)
+    return net
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pair(
+    request: pytest.FixtureRequest, tiny: Callable[[str], tuple[Any, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Pair]:
+    """diffusers' pipeline and ours with so many ControlNets, the same weights in both."""
+    plain, folder = tiny(request.param)
+    folders = [tmp_path_factory.mktemp("controlnet") for _ in range(2)]
+    nets = [control_of(plain.unet, each, seed) for seed, each in enumerate(folders)]
+
+    def make(count: int) -> Pair:
+        own = [ControlNetModel.from_pretrained(each) for each in folders[:count]]
+        theirs = getattr(diffusers, NAMES[request.param])(
+            **plain.components, controlnet=nets[0] if count == 1 else nets[:count]
+        )
+        cls = getattr(leandiffusion, NAMES[request.param])
+        ours = cls.from_pretrained(folder, controlnet=own[0] if count == 1 else own)
+        for pipe in (theirs, ours):
+            pipe.set_progress_bar_config(disable=True)
+        return theirs, ours
+
+    return make
+
+
+def picture(seed: int, *shape: int) -> torch.Tensor:
+    return torch.rand(*(shape or (1, 3, 64, 64)), generator=torch.Generator().manual_seed(seed))
+
+
+def draw(pipe: Any, **asked: Any) -> torch.Tensor:
+    arguments: dict[str, Any] = {"prompt": "a red cat", "num_inference_steps": 5, "guidance_scale": 4.0} | asked
+    return pipe(output_type="latent", generator=torch.Generator().manual_seed(7), **arguments).images
+
+
+def check(pair: Pair, **asked: Any) -> torch.Tensor:
+    expected, got = (draw(pipe, **asked) for pipe in pair)
+    assert (got - expected).abs().max() < LATENTS * expected.abs().max()
+    return got
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {}, {"controlnet_conditioning_scale": 0.4}, {"guess_mode": True}, {"guidance_scale": 1.0},
+        {"control_guidance_start": 0.3, "control_guidance_end": 0.7}, {"height": 32, "width": 48},
+        {"guess_mode": True, "guidance_scale": 1.0}, {"prompt": ["a red cat", "a dog"], "num_images_per_prompt": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_picture_that_guides(pair: Callable[[int], Pair], own: dict[str, Any]) -> None:
+    both = pair(1)
+    got = check(both, image=picture(1), **own)
+    other = draw(both[1], image=picture(2), **own)
+    assert (got - other).abs().max() > VISIBLE * got.abs().max(), "the picture matters"
+
+
+def test_a_picture_for_each_prompt(pair: Callable[[int], Pair]) -> None:
+    check(pair(1), image=picture(1, 2, 3, 64, 64), prompt=["a red cat", "a dog"], num_images_per_prompt=2)
+
+
+def test_several_at_once(pair: Callable[[int], Pair]) -> None:
+    both, pictures = pair(2), [picture(1), picture(2)]
+    check(both, image=pictures)
+    got = check(both, image=pictures, controlnet_conditioning_scale=[0.3, 0.9], control_guidance_start=[0.0, 0.4])
+    alone = draw(pair(1)[1], image=picture(1), controlnet_conditioning_scale=0.3)
+    assert (got - alone).abs().max() > VISIBLE * got.abs().max(), "the second one matters"
+
+
+def test_techniques_change_nothing(pair: Callable[[int], Pair]) -> None:
+    ours = pair(2)[1]
+    plain = draw(ours, image=[picture(1), picture(2)])
+    for name in ("sequential_offload", "model_offload", "attention_slicing", "channels_last", "unet_slicing"):
+        ours.enable(name)
+        got = draw(ours, image=[picture(1), picture(2)])
+        assert (got - plain).abs().max() < 1e-5 * plain.abs().max(), name
+        ours.disable(name)
+    assert torch.equal(draw(ours, image=[picture(1), picture(2)]), plain)
+
+
+def test_what_does_not_fit_is_told(pair: Callable[[int], Pair], tmp_path: Path) -> None:
+    ours = pair(1)[1]
+    cases = [
+        ({"image": None}, "picture is missing"),
+        ({"image": [picture(1), picture(2)]}, "entries for 1 pictures"),
+        ({"image": picture(1, 1, 4, 64, 64)}, "4 channels, and it sees 3"),
+        ({"image": picture(1), "control_guidance_start": 0.8, "control_guidance_end": 0.5}, "is not before"),
+        ({"image": picture(1), "control_guidance_start": 1.5}, "control_guidance_start"),
+        ({"image": picture(1), "controlnet_conditioning_scale": [1.0, 1.0]}, "2 entries for 1 ControlNets"),
+    ]
+    for asked, told in cases:
+        with pytest.raises(ConfigError, match=told):
+            draw(ours, **asked)
+    random_controlnet(tmp_path, cross_attention_dim=768)
+    with pytest.raises(ConfigError, match="made for Stable Diffusion 1, and this model is"):
+        type(ours)(**{**ours.components, "controlnet": ControlNetModel.from_pretrained(tmp_path)})
+    with pytest.raises(ConfigError, match="controlnet is missing"):
+        type(ours)(**{**ours.components, "controlnet": None})

@@ -24,6 +24,7 @@ _CLASSES = {
     "UNet2DConditionModel": "modules.unet",
     "AutoencoderKL": "modules.vae",
     "AutoencoderTiny": "modules.vae_tiny",
+    "ControlNetModel": "modules.controlnet",
     "CLIPTextModel": "modules.text",
     "CLIPTextModelWithProjection": "modules.text",
     "CLIPTokenizer": "modules.tokenizer",
@@ -40,6 +41,7 @@ _OTHER_NAMES = {
 _KINDS = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "controlnet": ("ControlNetModel",),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "tokenizer": ("CLIPTokenizer",),
     "safety_checker": ("StableDiffusionSafetyChecker",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any, ClassVar, ParamSpec, TypeVar
@@ -28,7 +28,7 @@ from ..run.callback import Callback
 from ..run.decoding import decode_raw, keeping, to_unit
 from ..run.encoding import Encoded, encode
 from ..run.guidance import Guidance
-from ..run.run import Run
+from ..run.run import Control, Run
 from ..run.schedule import set_timesteps
 from ..run.tasks.base import Task
 from ..weights.residence import read_weights
@@ -140,10 +140,10 @@ class DiffusionPipeline(
 
     # -- one call ----------------------------------------------------------------------------------------------------
 
-    def _draw(self, request: Request, task: Task) -> tuple[Any, list[bool] | None]:
+    def _draw(self, request: Request, task: Task, controls: Sequence[Control] = ()) -> tuple[Any, list[bool] | None]:
         """Encode, denoise, decode -> pictures as `output_type` asks, and which were flagged if that was checked."""
         clock, flagged = self._clock(), None
-        with self._begin(request, task) as (call, run):
+        with self._begin(request, task, controls) as (call, run):
             besides_text = call._conditions_besides_text(request, run)
             with clock.stage("encode"):
                 encoded = self._with_room(lambda: call.encode_prompt(
@@ -172,7 +172,7 @@ class DiffusionPipeline(
         return images, flagged
 
     @contextmanager
-    def _begin(self, request: Request, task: Task) -> Iterator[tuple[Any, Run]]:
+    def _begin(self, request: Request, task: Task, controls: Sequence[Control]) -> Iterator[tuple[Any, Run]]:
         """This call's own view of the pipeline, which is what callbacks receive (see `running`), and its run.
 
         ConfigError when the model cannot do what is asked.
@@ -201,7 +201,7 @@ class DiffusionPipeline(
                 model=call, task=task, conditioning_of=self.conditioner.conditioning, shape=shape, timesteps=timesteps,
                 step_options={"eta": request.eta, "generator": request.generator},
                 callback=function and Callback(function, request.callback_inputs, self.callback_tensors),
-                make_room=None if self.plan is None else self._fall_back,
+                make_room=None if self.plan is None else self._fall_back, controls=list(controls),
             )  # fmt: skip
             self._stack.subject.prepare(run)
             yield call, run

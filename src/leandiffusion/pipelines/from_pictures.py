@@ -91,7 +91,7 @@ class FromPictures:
     ) -> Tensor:
         """Pictures (n, 3, H, W) in [-1, 1], at their own size unless one is given, or latents (n, C, h, w)."""
         given = _opaque("image", request.image)
-        picture = _preprocess("image", self.image_processor, given, height, width, box)
+        picture = preprocess("image", self.image_processor, given, height, width, box)
         if self._is_latent(picture):
             if height is not None and width is not None:
                 factor = self.vae_scale_factor
@@ -113,7 +113,7 @@ class FromPictures:
                     f"mask_image is {mask_w}x{mask_h} and image {w}x{h}, whose proportions are others: pass a mask of "
                     "the picture's size."
                 )
-        found = _preprocess("mask_image", self.mask_processor, mask, height, width, box)
+        found = preprocess("mask_image", self.mask_processor, mask, height, width, box)
         if found.shape[1] != 1:
             raise ConfigError(f"mask_image has {found.shape[1]} channels: pass one, of numbers from 0 to 1.")
         return found.float()
@@ -122,7 +122,7 @@ class FromPictures:
         return picture.shape[1] == (self._latent_channels() or 4)
 
 
-def _preprocess(
+def preprocess(
     name: str, processor: VaeImageProcessor, given: Any, height: int | None, width: int | None, box: Box | None
 ) -> Tensor:
     """The processor's tensor, float32 where it was an array. ConfigError, with the argument's name, if it has none."""

@@ -47,6 +47,8 @@ def check_given(pipeline: str, components: Mapping[str, Any], paths: tuple[str, 
                 f"{pipeline}: {name} is the class {part.__name__}, expected an object of it: pass "
                 f"{part.__name__}.from_pretrained(…) or {part.__name__}(…)."
             )
+        elif name == "controlnet" and isinstance(part, list | tuple):
+            continue  # several as one: the pipeline says what is wrong with them
         elif isinstance(part, Number | Mapping | list | tuple | set | torch.Tensor):
             raise ConfigError(f"{pipeline}: {name}={show(part)} is a {type(part).__name__}, expected a component.")
 

@@ -8,6 +8,7 @@ TASKS = {
     "text-to-image": ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
     "image-to-image": ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
     "inpainting": ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+    "text-to-image with ControlNet": ("StableDiffusionControlNetPipeline", "StableDiffusionXLControlNetPipeline"),
 }
 """By task: the pipelines of checkpoints with one text encoder, and with two."""
 

@@ -9,6 +9,7 @@ from weakref import ref
 import torch
 from torch import nn
 
+from ..modules.controlnet import MultiControlNetModel
 from ..offload.engine import engine_of
 from ..run.run import Run
 from .hooks import Undo
@@ -54,8 +55,15 @@ class Subject:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """Every component that is a torch module, by the name that the pipeline gives it."""
-        return {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        """Every component that is a torch module, by the name that the pipeline gives it; several ControlNets by that
+        name and their number, since each has a checkpoint of its own."""
+        found: dict[str, nn.Module] = {}
+        for name, part in self.pipe.components.items():
+            if isinstance(part, MultiControlNetModel):
+                found |= {f"{name}.{place}": net for place, net in enumerate(part.nets)}
+            elif isinstance(part, nn.Module):
+                found[name] = part
+        return found
 
     def component(self, name: str) -> Any:
         """The component of that name, network or not; None when there is none."""

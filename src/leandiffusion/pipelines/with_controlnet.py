@@ -1,0 +1,95 @@
+"""What the pipelines with ControlNets have in common: the component, its pictures, and checks of both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from ..lora.fit import WIDTHS
+from ..modules.controlnet import MultiControlNetModel
+from ..run.controls import Guide, Guides
+from .from_pictures import check_rows, preprocess
+from .image_processor import VaeImageProcessor
+
+R = TypeVar("R", bound=Any)
+
+
+class WithControlNet:
+    """Mixin of the pipelines. `controlnet` is a ControlNetModel, or several, each with a picture of its own."""
+
+    controlnet: Any = None
+    vae_scale_factor: int
+
+    @cached_property
+    def control_image_processor(self) -> VaeImageProcessor:
+        """Pictures to tensors in [0, 1]."""
+        return VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
+
+    def _take_controlnet(self: Any, controlnet: Any) -> Any:
+        """The component, several as one. ConfigError for what is none, and for one of another family than the UNet."""
+        if isinstance(controlnet, list | tuple):
+            controlnet = MultiControlNetModel(controlnet)
+        for net in _nets(controlnet):
+            if not hasattr(net, "config") or "conditioning_channels" not in net.config:
+                raise ConfigError(
+                    f"controlnet is a {type(net).__name__}: pass ControlNetModel.from_pretrained(…), or a list of them."
+                )
+            _check_family(net, self.unet)
+        return controlnet
+
+    def _controls(self: Any, request: R, *, takes_size: bool = False) -> tuple[R, list[Guides]]:
+        """The request and its controls. With `takes_size` the first picture says how large to draw, where nothing
+        else does. ConfigError for pictures and numbers that do not fit the ControlNets."""
+        nets = _nets(self.controlnet)
+        pictures = (
+            request.control_image if isinstance(self.controlnet, MultiControlNetModel) else [request.control_image]
+        )
+        if not isinstance(pictures, list | tuple) or len(pictures) != len(nets):
+            found = len(pictures) if isinstance(pictures, list | tuple) else 1
+            raise ConfigError(
+                f"there are {len(nets)} ControlNets and {found} pictures for them: pass a list of as many."
+            )
+        settings = request.for_each(len(nets))
+        height, width = (request.height, request.width) if takes_size else self._pixels(request)
+        seen = []
+        for picture, net in zip(pictures, nets, strict=True):
+            tensor = preprocess("the ControlNet's picture", self.control_image_processor, picture, height, width, None)
+            height, width = tensor.shape[-2:] if height is None or width is None else (height, width)
+            seen.append(self._control_rows(tensor, net, request.batch, height, width))
+        guesses = request.guess_mode or any(net.config.get("global_pool_conditions", False) for net in nets[:1])
+        guides = [Guide(net, rows, *each) for net, rows, each in zip(nets, seen, settings, strict=True)]
+        return replace(request, height=height, width=width), [Guides(guides, guesses)]
+
+    def _control_rows(self, picture: Tensor, net: Any, batch: int, height: int, width: int) -> Tensor:
+        """Pictures for each of the batch: of n each B / n times in a row, as prompts are; one is left one."""
+        channels = net.config["conditioning_channels"]
+        if picture.shape[1] != channels:
+            raise ConfigError(f"the ControlNet's picture has {picture.shape[1]} channels, and it sees {channels}.")
+        if tuple(picture.shape[-2:]) != (height, width):
+            found = f"{picture.shape[-1]}x{picture.shape[-2]}"
+            raise ConfigError(f"the ControlNet's picture is {found}, and {width}x{height} are drawn: make it as large.")
+        check_rows("the ControlNet's picture", picture, batch)
+        return picture if len(picture) == 1 else picture.repeat_interleave(batch // len(picture), dim=0)
+
+
+def _nets(controlnet: Any) -> list[Any]:
+    if controlnet is None:
+        raise ConfigError("controlnet is missing: pass ControlNetModel.from_pretrained(…), or a list of them.")
+    nets = getattr(controlnet, "nets", None)
+    return list(nets) if isinstance(nets, nn.ModuleList) else [controlnet]
+
+
+def _check_family(net: Any, unet: Any) -> None:
+    own, other = (_text_width(each) for each in (net, unet))
+    if own != other and None not in (own, other):
+        made, have = (WIDTHS.get(each, f"a model whose text has {each} channels") for each in (own, other) if each)
+        raise ConfigError(f"this ControlNet was made for {made}, and this model is {have}: take one made for it.")
+
+
+def _text_width(network: Any) -> int | None:
+    width = getattr(getattr(network, "config", None), "cross_attention_dim", None)
+    return width if isinstance(width, int) else None
