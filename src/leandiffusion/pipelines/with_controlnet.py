@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..lora.fit import WIDTHS
 from ..modules.controlnet import MultiControlNetModel
 from ..run.controls import Guide, Guides
+from .cropping import Box
 from .from_pictures import check_rows, preprocess
 from .image_processor import VaeImageProcessor
 
@@ -41,9 +42,10 @@ class WithControlNet:
             _check_family(net, self.unet)
         return controlnet
 
-    def _controls(self: Any, request: R, *, takes_size: bool = False) -> tuple[R, list[Guides]]:
+    def _controls(self: Any, request: R, *, takes_size: bool = False, box: Box | None = None) -> tuple[R, list[Guides]]:
         """The request and its controls. With `takes_size` the first picture says how large to draw, where nothing
-        else does. ConfigError for pictures and numbers that do not fit the ControlNets."""
+        else does; with a `box` that part of the pictures is seen. ConfigError for pictures and numbers that do not fit
+        the ControlNets."""
         nets = _nets(self.controlnet)
         pictures = (
             request.control_image if isinstance(self.controlnet, MultiControlNetModel) else [request.control_image]
@@ -57,7 +59,7 @@ class WithControlNet:
         height, width = (request.height, request.width) if takes_size else self._pixels(request)
         seen = []
         for picture, net in zip(pictures, nets, strict=True):
-            tensor = preprocess("the ControlNet's picture", self.control_image_processor, picture, height, width, None)
+            tensor = preprocess("the ControlNet's picture", self.control_image_processor, picture, height, width, box)
             height, width = tensor.shape[-2:] if height is None or width is None else (height, width)
             seen.append(self._control_rows(tensor, net, request.batch, height, width))
         guesses = request.guess_mode or any(net.config.get("global_pool_conditions", False) for net in nets[:1])
