@@ -1,9 +1,8 @@
 """Embeddings of texts, kept for the next call with the same words: the text encoder need not run, nor its weights come.
 
-What is kept counts only as long as the encoder is what it was: the same weights, not written to since, the same layers
-with the same settings. torch counts writes to a tensor (`_version`), but not those through `tensor.data`, a numpy array
-or another pointer to its memory; who writes so calls `clear()`, or switches the cache off. Weights on disk cannot be
-written to unnoticed.
+What is kept counts only as long as the encoder is what it was: the same weights, the same layers, the same settings.
+It is for encoders whose weights are on disk, where offloading leaves them: nobody writes to them there unnoticed, and
+reading them is what takes time. In memory they can be, through `tensor.data`, say, which torch does not count.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..core.fork import Lock
 from ..modules.lora import call_scale
 from ..modules.text import CLIPTextModel
-from ..weights.residence import read_weights
+from ..weights.residence import is_waiting
 from ..weights.stored import StoredTensor
 from .encode import encode_text
 
@@ -61,9 +60,8 @@ class PromptCache:
     ) -> tuple[Tensor, Tensor]:
         """As `encode_text`, from what is kept where that is the same to the last bit."""
         how = {"clip_skip": clip_skip, "penultimate": penultimate}
-        if not _can_keep(text_encoder, ids):
+        if not _can_keep(text_encoder, ids) or is_waiting(text_encoder):  # its first use brings its weights to memory
             return encode_text(text_encoder, ids, **how)
-        read_weights([text_encoder])
         key, state = _key(text_encoder, ids, how), _state(text_encoder)
         if found := self._find(key, text_encoder, state):
             return found
@@ -112,6 +110,8 @@ def _can_keep(text_encoder: Any, ids: Tensor) -> bool:
     """Whether this encoder's output depends on nothing but its ids and what `_state` tells of."""
     own = isinstance(text_encoder, CLIPTextModel) and not text_encoder.training and type(ids) is Tensor
     if not own or torch.is_grad_enabled() or torch.is_autocast_enabled(text_encoder.device.type):
+        return False
+    if not all(isinstance(weight, StoredTensor) and weight.on_disk for weight in text_encoder.parameters()):
         return False
     shared = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
     return not shared and not any(map(_is_watched, text_encoder.modules()))
