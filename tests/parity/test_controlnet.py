@@ -157,6 +157,25 @@ def test_several_at_once(pair: Callable[[int], Pair]) -> None:
     assert (got - alone).abs().max() > VISIBLE * got.abs().max(), "the second one matters"
 
 
+TASKS = {
+    "Img2Img": {"image": picture(3), "strength": 0.6},
+    "Inpaint": {"image": picture(3), "mask_image": torch.ones(1, 1, 64, 64).triu(), "height": 64, "width": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("own", [{}, {"guess_mode": True}, {"controlnet_conditioning_scale": 0.3}], ids=str)
+@pytest.mark.parametrize("task", TASKS)
+def test_on_a_picture(pair: Callable[[int], Pair], task: str, own: dict[str, Any]) -> None:
+    plain = pair(1)
+    name = type(plain[1]).__name__.replace("Pipeline", f"{task}Pipeline")
+    both = getattr(diffusers, name)(**plain[0].components), getattr(leandiffusion, name)(**plain[1].components)
+    for pipe in both:
+        pipe.set_progress_bar_config(disable=True)
+    got = check(both, control_image=picture(1), **TASKS[task], **own)
+    other = draw(both[1], control_image=picture(2), **TASKS[task], **own)
+    assert (got - other).abs().max() > VISIBLE * got.abs().max(), "the picture matters"
+
+
 def test_techniques_change_nothing(pair: Callable[[int], Pair]) -> None:
     ours = pair(2)[1]
     plain = draw(ours, image=[picture(1), picture(2)])

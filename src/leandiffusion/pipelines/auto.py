@@ -26,10 +26,11 @@ class AutoPipeline:
     def from_pretrained(cls, pretrained_model_or_path: str | Path, **options: Any) -> Any:
         """Open 'demo', a pipeline folder, a hub id or a single .safetensors file with the pipeline for this task.
 
-        `options` as `from_pretrained` of the pipelines takes them. ConfigError when the checkpoint belongs to a kind
-        that is not supported.
+        `options` as `from_pretrained` of the pipelines takes them; with a `controlnet` the pipeline is one that draws
+        along it. ConfigError when the checkpoint belongs to a kind that is not supported.
         """
-        return open_pipeline(pretrained_model_or_path, task=cls.task, **options)
+        task = cls.task if options.get("controlnet") is None else f"{cls.task} with ControlNet"
+        return open_pipeline(pretrained_model_or_path, task=task, **options)
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **changes: Any) -> Any:

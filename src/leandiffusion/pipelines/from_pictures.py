@@ -36,7 +36,7 @@ class FromPictures:
 
     def _image_to_image(self, request: PictureRequest) -> tuple[PictureRequest, ImageToImage]:
         """The request, now of the picture's size, and its task. ConfigError for what is no picture."""
-        picture = self._picture(request)
+        picture = self._picture(request, request.height, request.width)
         factor = self.vae_scale_factor if self._is_latent(picture) else 1
         height, width = (side * factor for side in picture.shape[-2:])
         task = ImageToImage(

@@ -9,7 +9,13 @@ TASKS = {
     "image-to-image": ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
     "inpainting": ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
     "text-to-image with ControlNet": ("StableDiffusionControlNetPipeline", "StableDiffusionXLControlNetPipeline"),
-}
+    "image-to-image with ControlNet": (
+        "StableDiffusionControlNetImg2ImgPipeline", "StableDiffusionXLControlNetImg2ImgPipeline",
+    ),
+    "inpainting with ControlNet": (
+        "StableDiffusionControlNetInpaintPipeline", "StableDiffusionXLControlNetInpaintPipeline",
+    ),
+}  # fmt: skip
 """By task: the pipelines of checkpoints with one text encoder, and with two."""
 
 
