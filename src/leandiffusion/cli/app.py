@@ -8,9 +8,36 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
+from .arguments import (
+    Allow,
+    ControlGuidanceEnd,
+    ControlGuidanceStart,
+    ControlImage,
+    ControlNet,
+    Device,
+    Dtype,
+    Embedding,
+    Enable,
+    GuessMode,
+    GuidanceScale,
+    Lora,
+    Mask,
+    Memory,
+    Model,
+    Out,
+    PaddingMaskCrop,
+    Picture,
+    PromptSyntax,
+    Resize,
+    Scheduler,
+    Seed,
+    Size,
+    Strength,
+    Vae,
+    Verbose,
+)
 from .bench import app as bench
 from .flags import PANEL, with_flags
-from .options import MAX_SEED, parse_dtype, parse_enable, parse_guidance, parse_memory, parse_size
 from .report import in_one_line, print_whatever_comes
 
 OUTPUTS = Path("outputs")
@@ -25,59 +52,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
-
-Out = Annotated[
-    Path, typer.Option(metavar="PATH", help="A .png file, which is replaced, or a folder, where pictures are numbered.")
-]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show the whole trace of an error.")]
-Seed = Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Repeats a picture bit for bit on one machine.")]
-
-Size = Annotated[
-    Any, typer.Option(parser=parse_size, metavar="WxH", help="Pixels, multiples of 8.", show_default="the model's")
-]
-Dtype = Annotated[
-    Any, typer.Option(parser=parse_dtype, metavar="fp32|fp16|bf16", help="Of the weights; fp16 on a GPU, else fp32.")
-]
-Device = Annotated[str | None, typer.Option(metavar="NAME", help="Such as cpu, cuda:1, mps; the GPU if there is one.")]
-Memory = Annotated[
-    Any,
-    typer.Option(
-        parser=parse_memory,
-        metavar="SIZE|DEVICE=SIZE,…",
-        rich_help_panel=PANEL,
-        help="Memory to stay within, such as 2GiB (on a CPU that of the whole process), or cuda=6GiB,cpu=8GiB.",
-        show_default="what is free, less 5%",
-    ),
-]
-Allow = Annotated[
-    str,
-    typer.Option(
-        metavar="exact|rounding|approximate",
-        rich_help_panel=PANEL,
-        help="What --memory may choose: exact draws the same picture, rounding allows half precision, approximate "
-        "another picture.",
-    ),
-]
-
-Enable = Annotated[
-    list[Any],
-    typer.Option(
-        parser=parse_enable,
-        metavar="NAME[:SETTING=VALUE,…]",
-        rich_help_panel=PANEL,
-        help="Any technique of the price list by its name, with its settings; may be repeated.",
-        show_default=False,
-    ),
-]
-
-Lora = Annotated[
-    list[str],
-    typer.Option(
-        metavar="PATH[:SCALE]",
-        help="A LoRA's .safetensors file or hub id, and how much it weighs; may be repeated. The demo has 'night'.",
-        show_default=False,
-    ),
-]
 
 PLAN_EXAMPLES = """
 Examples:
@@ -116,78 +90,25 @@ leandiffusion generate "an astronaut on mars" --model ./sdxl --enable sequential
 @with_flags
 def generate(
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="demo|PATH|ID",
-            help="The packaged model, a folder or .safetensors file, or a hub id.",
-            show_default="demo",
-        ),
-    ] = None,
-    vae: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Another VAE: a .safetensors file or a folder.", show_default="the model's"),
-    ] = None,
+    model: Model = None,
+    vae: Vae = None,
     lora: Lora = [],  # noqa: B006 - typer's way to say: none
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep out of the picture.")] = None,
-    image: Annotated[
-        str | None, typer.Option(metavar="PICTURE", help="A picture to draw anew, as the prompt says.")
-    ] = None,
-    mask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PICTURE", help="Where to draw --image anew: where this, as large, is white or transparent."
-        ),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(
-            metavar="0…1",
-            help="How much of --image becomes new; 1 is all.",
-            show_default="0.8, with --mask 1; SDXL less",
-        ),
-    ] = None,
-    resize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="fit|fill|stretch",
-            help="How --image gets to --size, or the model's: scaled into it, scaled and cut, or pulled.",
-            show_default="fit",
-        ),
-    ] = None,
-    padding_mask_crop: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="PIXELS", help="Draw only what is around --mask, and so much more, at full size."),
-    ] = None,
-    prompt_syntax: Annotated[
-        str | None,
-        typer.Option(
-            metavar="plain|weighted",
-            help="weighted: (word:1.3), [word], BREAK, and prompts of any length.",
-            show_default="plain",
-        ),
-    ] = None,
-    embedding: Annotated[
-        list[str],
-        typer.Option(
-            metavar="PATH[:WORD]",
-            help="A textual inversion, and the word that stands for it; may be repeated.",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006 - typer's way to say: none
+    image: Picture = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    resize: Resize = None,
+    padding_mask_crop: PaddingMaskCrop = None,
+    controlnet: ControlNet = [],  # noqa: B006 - typer's way to say: none
+    control_image: ControlImage = [],  # noqa: B006
+    guess_mode: GuessMode = False,
+    control_guidance_start: ControlGuidanceStart = None,
+    control_guidance_end: ControlGuidanceEnd = None,
+    prompt_syntax: PromptSyntax = None,
+    embedding: Embedding = [],  # noqa: B006 - typer's way to say: none
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    guidance: Annotated[
-        Any,
-        typer.Option(
-            parser=parse_guidance,
-            metavar="SCALE",
-            help="Classifier-free guidance: how closely to follow the prompt. 1 is off.",
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Such as ddim, euler-a, dpm++-karras.", show_default="the model's"),
-    ] = None,
+    guidance: GuidanceScale = None,
+    scheduler: Scheduler = None,
     size: Size = None,
     seed: Seed = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures; each has the next seed.")] = 1,
@@ -228,6 +149,11 @@ def generate(
             strength=strength,
             resize=resize,
             padding_mask_crop=padding_mask_crop,
+            controlnet=tuple(controlnet) or None,
+            control_image=tuple(control_image) or None,
+            guess_mode=guess_mode or None,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
             prompt_syntax=prompt_syntax,
             embeddings=tuple(embedding) or None,
             steps=steps,

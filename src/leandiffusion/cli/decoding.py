@@ -44,8 +44,7 @@ def run(file: Path, out: Path, options: GenerateOptions, technique_options: Tech
 
 
 def _resolved(options: GenerateOptions, recipe: Any) -> ResolvedOptions:
-    values = {
-        name: getattr(recipe, name)
-        for name in ("model", "dtype", "vae", "prompt", "prompt_syntax", "seed", "width", "height")
-    }
-    return ResolvedOptions(**vars(options.filled_from(values)))
+    """What a decode asks of the model; of what else was drawn with nothing counts any more."""
+    values = {name: getattr(recipe, name) for name in ("model", "dtype", "vae", "prompt", "seed", "width", "height")}
+    known = vars(options.filled_from(values)).items()
+    return ResolvedOptions(**{name: value for name, value in known if value is not None})

@@ -47,55 +47,67 @@ def check_picture_options(options: GenerateOptions) -> None:
 
 @dataclass(frozen=True)
 class Given:
-    """A picture to draw from, with its mask or without; `sha256` of the files, by 'image' and 'mask'."""
+    """A picture to draw from, with its mask or without, and those that ControlNets see; `sha256` of the files, by
+    'image', 'mask' and 'control_image PATH'."""
 
-    image: Image
+    image: Image | None
     mask: Image | None
+    controls: tuple[Image, ...]
     sha256: dict[str, str]
 
     @classmethod
     def read(cls, options: GenerateOptions) -> Given | None:
         """What the options name; None where they name no picture. typer.BadParameter for what cannot be read, and for a
         mask of another size."""
-        if options.image is None:
+        paths = {name: path for name in ("image", "mask") if (path := getattr(options, name)) is not None}
+        paths |= {f"control_image {path}": path for path in options.control_image or ()}
+        if not paths:
             return None
-        from ..pictures.reading import read_mask, read_picture, sha256
+        from ..pictures.reading import sha256
 
-        read = {"image": read_picture, "mask": read_mask}
-        paths = {name: path for name in read if (path := getattr(options, name)) is not None}
-        pictures = {}
-        for name, path in paths.items():
-            try:
-                pictures[name] = read[name](path)
-            except ConfigError as error:
-                raise typer.BadParameter(str(error), param_hint=f"--{name}") from error
-        image, mask = pictures["image"], pictures.get("mask")
-        if mask is not None and mask.size != image.size:
+        pictures = {name: _read(name, path) for name, path in paths.items()}
+        image, mask = pictures.get("image"), pictures.get("mask")
+        if image is not None and mask is not None and mask.size != image.size:
             raise typer.BadParameter(
                 f"it is {mask.width}x{mask.height} and the picture {image.width}x{image.height}: make it as large.",
                 param_hint="--mask",
             )
-        return cls(image, mask, {name: sha256(path) for name, path in paths.items()})
+        controls = tuple(pictures[f"control_image {path}"] for path in options.control_image or ())
+        return cls(image, mask, controls, {name: sha256(path) for name, path in paths.items()})
 
     def arguments(self, pipe: Any, options: GenerateOptions) -> dict[str, Any]:
         """What the pipeline's call is given: picture and mask at the size to draw, which is the model's own unless one
         is asked for, and how much is drawn anew."""
         height, width = pipe.own_size
         width, height = options.width or width, options.height or height
-        image, mask = self.image, self.mask
+        image, mask, controls = self.image, self.mask, self.controls
         if options.padding_mask_crop is None:
-            image, mask = (self._resized(each, width, height, pipe, options.resize) for each in (image, mask))
-            width, height = image.size
+            first, how = image or controls[0], options.resize or DEFAULT_RESIZE
+            width, height = self._resized(first, width, height, pipe, how).size
+            image, mask, *controls = (  # all of them alike, so that what belongs together stays so
+                each and self._resized(each, width, height, pipe, "stretch" if how == "fit" else how)
+                for each in (image, mask, *controls)
+            )
+        seen = list(controls) if len(controls) > 1 else next(iter(controls), None)
         asked = {
-            "image": image, "mask_image": mask, "strength": options.strength, "width": width, "height": height,
+            "image": seen if image is None else image, "control_image": None if image is None else seen,
+            "mask_image": mask, "strength": options.strength, "width": width, "height": height,
             "padding_mask_crop": options.padding_mask_crop,
         }  # fmt: skip
         known = inspect.signature(type(pipe).__call__).parameters
         return {name: value for name, value in asked.items() if value is not None and name in known}
 
-    def _resized(self, image: Any, width: int, height: int, pipe: Any, how: str | None) -> Any:
+    def _resized(self, image: Image, width: int, height: int, pipe: Any, how: str) -> Image:
         from ..pictures.reading import resized
 
-        if image is None:
-            return None
-        return resized(image, width, height, how or DEFAULT_RESIZE, pipe.vae_scale_factor)
+        return resized(image, width, height, how, pipe.vae_scale_factor)
+
+
+def _read(name: str, path: str) -> Image:
+    from ..pictures.reading import read_mask, read_picture
+
+    try:
+        return (read_mask if name == "mask" else read_picture)(path)
+    except ConfigError as error:
+        flag = name.partition(" ")[0].replace("_", "-")
+        raise typer.BadParameter(str(error), param_hint=f"--{flag}") from error

@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 from ..pictures.files import Destination, slug
 from ..pictures.latents import save_latents
 from ..pictures.record import PictureRecord, Recipe
-from . import lora
+from . import controlnet, lora
 from .from_picture import Given
 from .generate_options import GenerateOptions, ResolvedOptions, embedding_and_word, resolve
 from .report import describe_cost, give, say
@@ -110,6 +110,7 @@ def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = T
     device = options.device or str(default_device())
     dtype = usual_dtype(torch.device(device)) if options.dtype is None else getattr(torch, options.dtype)
     components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
+    components |= controlnet.open_nets(options, dtype, device)
     pipe = open_pipeline(
         options.model, dtype=dtype, task=options.task, **technique_options.opening(device), **components
     )
@@ -136,7 +137,8 @@ def _draw_one(
         "height": options.height,
     }
     if given is not None:
-        asked = {**asked, "width": None, "height": None, **given.arguments(pipe, options)}
+        sized = {"width": None, "height": None, **given.arguments(pipe, options)}
+        asked = {**asked, **sized, **controlnet.arguments(options)}
     output = pipe(
         prompt=options.prompt,
         generator=torch.Generator("cpu").manual_seed(seed),
@@ -193,6 +195,11 @@ def _record(
         padding_mask_crop=options.padding_mask_crop,
         prompt_syntax=options.prompt_syntax,
         embeddings=options.embeddings,
+        controlnet=options.controlnet,
+        control_image=options.control_image,
+        guess_mode=options.guess_mode,
+        control_guidance_start=options.control_guidance_start,
+        control_guidance_end=options.control_guidance_end,
     )
     return PictureRecord(
         recipe,

@@ -12,7 +12,7 @@ import typer
 
 from ..core.errors import ConfigError, LeanError, NotSupported
 from ..pictures.record import PictureRecord, read_record
-from . import lora
+from . import controlnet, lora
 from .from_picture import check_picture_options
 from .report import say
 
@@ -43,6 +43,11 @@ class GenerateOptions:
     strength: float | None = None
     resize: str | None = None
     padding_mask_crop: int | None = None
+    controlnet: tuple[str, ...] | None = None
+    control_image: tuple[str, ...] | None = None
+    guess_mode: bool | None = None
+    control_guidance_start: float | None = None
+    control_guidance_end: float | None = None
 
     def filled_from(self, values: Mapping[str, Any]) -> GenerateOptions:
         """These options, with those that are None taken from `values`."""
@@ -60,13 +65,14 @@ class ResolvedOptions(GenerateOptions):
     lora: tuple[str, ...] = ()
     prompt_syntax: str = "plain"
     embeddings: tuple[str, ...] = ()
+    controlnet: tuple[str, ...] = ()
+    control_image: tuple[str, ...] = ()
 
     @property
     def task(self) -> str | None:
         """What a pipeline has to do, as `open_pipeline` names it; None for what the model was made for."""
-        if self.image is None:
-            return None
-        return "image-to-image" if self.mask is None else "inpainting"
+        task = None if self.image is None else "image-to-image" if self.mask is None else "inpainting"
+        return f"{task or 'text-to-image'} with ControlNet" if self.controlnet else task
 
 
 def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collection[str] = ()) -> ResolvedOptions:
@@ -83,7 +89,8 @@ def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collect
         _say_what_differs(record, enabled)
         values = dict(vars(record.recipe))
         if options.model not in (None, record.recipe.model):
-            del values["vae"], values["embeddings"], values["lora"]  # they belong to that picture's model
+            for name in ("vae", "embeddings", "lora", "controlnet", "control_image"):  # of that picture's model
+                del values[name]
         if options.image not in (None, record.recipe.image):
             del values["mask"]  # it belongs to that picture's image
         options = options.filled_from(values)
@@ -91,9 +98,10 @@ def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collect
         lora.say_what_changed(options.lora or (), record.inputs)
     if options.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
-    options = options.filled_from({"lora": ()})
+    options = options.filled_from({"lora": (), "controlnet": (), "control_image": ()})
     lora.check(options.lora or ())
     check_picture_options(options)
+    controlnet.check(options)
     options = options.filled_from({"prompt_syntax": "plain", "embeddings": ()})
     _check_prompts(options)
     _check_embeddings(options.embeddings or ())

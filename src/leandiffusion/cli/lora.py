@@ -13,7 +13,7 @@ from ..core.errors import LeanError
 from .report import say
 
 
-def path_and_scale(text: str) -> tuple[str, float]:
+def path_and_scale(text: str, flag: str = "--lora") -> tuple[str, float]:
     """'PATH:0.8' or 'PATH' -> the path and how much it weighs, 1 unless said.
 
     What is a file as it stands has no scale, and neither has a path whose last part is no number: C:\\loras\\x.
@@ -26,9 +26,7 @@ def path_and_scale(text: str) -> tuple[str, float]:
     except ValueError:
         return text, 1.0
     if not math.isfinite(scale):
-        raise typer.BadParameter(
-            f"{text!r}: {number} is not how much a LoRA weighs; write PATH:0.8.", param_hint="--lora"
-        )
+        raise typer.BadParameter(f"{text!r}: {number} is not how much it weighs; write PATH:0.8.", param_hint=flag)
     return path, scale
 
 

@@ -43,7 +43,7 @@ class Recipe:
     another VAE than the model's; `lora` are LoRAs as PATH or PATH:SCALE. `image` and `mask` are files that were drawn
     on, as `resize` and `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1.
     `prompt_syntax` is 'plain', or 'weighted' for prompts with weights; `embeddings` are textual inversions as PATH or
-    PATH:WORD."""
+    PATH:WORD; `controlnet` ControlNets as PATH or PATH:SCALE, and `control_image` the picture that each of them saw."""
 
     model: str
     prompt: str
@@ -65,6 +65,11 @@ class Recipe:
     padding_mask_crop: int | None = None
     prompt_syntax: str = "plain"
     embeddings: tuple[str, ...] = ()
+    controlnet: tuple[str, ...] = ()
+    control_image: tuple[str, ...] = ()
+    guess_mode: bool | None = None
+    control_guidance_start: float | None = None
+    control_guidance_end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class PictureRecord:
     where it was ('process', 'cuda:0'); `techniques` that were on, with their settings, by name; `versions` of the
     packages that decide the result. Where techniques were planned for a budget, `plan` has 'budget' and 'settings' in
     words, and `predicted` the 'peak_memory' in bytes and the seconds per stage. `inputs` has the SHA-256 of files that
-    were drawn with, by 'image', 'mask' and 'lora PATH'.
+    were drawn with, by 'image', 'mask', 'lora PATH' and 'control_image PATH'.
     """
 
     recipe: Recipe
@@ -163,6 +168,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float | None": (int, float, type(None)),
     "int | None": (int, type(None)),
     "bool": (bool,),
+    "bool | None": (bool, type(None)),
 }
 # What the command line takes for the same settings, or more.
 _RANGES = {
@@ -173,6 +179,8 @@ _RANGES = {
     "guidance_scale": (0, 1e6),
     "strength": (0, 1),
     "padding_mask_crop": (0, 100_000),
+    "control_guidance_start": (0, 1),
+    "control_guidance_end": (0, 1),
 }
 
 

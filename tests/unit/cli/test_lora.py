@@ -91,7 +91,7 @@ def test_what_is_no_lora_is_refused_before_a_model_opens(
         str(tmp_path / "model.safetensors"): "whole checkpoint",
         str(tmp_path / "x.ckpt"): "pickle",
         str(tmp_path / "nothing.safetensors"): "does not exist",
-        f"{lora}:inf": "how much a LoRA weighs",
+        f"{lora}:inf": "how much it weighs",
     }.items():
         result = CliRunner().invoke(app, ["generate", "a red circle", *QUICK, "--lora", given])
         assert result.exit_code == 2

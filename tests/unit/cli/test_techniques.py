@@ -11,8 +11,8 @@ import typer
 from typer.main import get_command
 
 from leandiffusion.cli import generate
-from leandiffusion.cli.app import PANEL, app
-from leandiffusion.cli.flags import techniques_of, words_of
+from leandiffusion.cli.app import app
+from leandiffusion.cli.flags import PANEL, techniques_of, words_of
 from leandiffusion.cli.options import parse_enable, parse_value
 from leandiffusion.cli.technique_flags import FLAGS
 from leandiffusion.cli.techniques import TechniqueOptions

@@ -7,6 +7,7 @@ that cannot (a GPU, a download) say so in a comment before them, `<!-- not run: 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from tests.unit.plan.profiles import a_profile
 from typer.testing import CliRunner
 
+from leandiffusion import ControlNetModel, UNet2DConditionModel
 from leandiffusion.cli.app import app
 from leandiffusion.pipelines import planning
 from leandiffusion.pipelines.absent import Absent
@@ -32,6 +34,9 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[s
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folders["sd1"], "stable-diffusion-v1-5")
     shutil.copytree(folders["sd1"] / "vae", "my-vae")
+    unet = UNet2DConditionModel.from_pretrained(folders["sd1"], subfolder="unet").config
+    known = inspect.signature(ControlNetModel).parameters
+    ControlNetModel(**{name: unet[name] for name in known if name in unet}).save_pretrained("my-controlnet")
     # The budgets that the pages name are for a process of its own, and not for what other tests left in this one.
     monkeypatch.setattr(planning, "profile_of", lambda *args, **options: a_profile())
     monkeypatch.setattr(planning, "floor_here", lambda profile, networks, has_computed: profile.floor)
