@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, LeanError
 from .report import say
 
 
@@ -62,14 +64,27 @@ def run(
     else:
         _print(plan)
     if save_plan is not None:
-        plan.save(save_plan)
+        with _writing(save_plan):
+            plan.save(save_plan)
         say(f"Saved as {save_plan}: leandiffusion generate … --plan {save_plan}")
     if plot is not None:
         from ..plan.plot import draw
         from ..plan.search import choices, everything
 
-        draw(plan, everything(predictor, choices(predictor, exactness)), plot)
+        with _writing(plot):
+            draw(plan, everything(predictor, choices(predictor, exactness)), plot)
         say(f"Drawn as {plot}")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """LeanError where the file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise LeanError(
+            f"{path} cannot be written ({error.strerror or error}): make room there, or name another file."
+        ) from error
 
 
 def _tried(plan: Any, name: str, work: Path | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def test_the_answer_is_a_table_with_reasons(model: str) -> None:
         assert told in result.stdout
     missing = [name for name in techniques if name not in result.stdout]
     assert not missing
+
+
+@pytest.mark.parametrize("option", ["--save-plan", "--plot"])
+def test_a_full_disk_is_told_in_a_line(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Plan, "save", full)
+    monkeypatch.setattr("leandiffusion.plan.plot.draw", full)
+    result = run("plan", "demo", "--memory", "1GiB", option, "it.png")
+    assert result.exit_code == 1
+    assert "it.png cannot be written (No space left on device): make room there" in result.stderr
 
 
 def test_json_is_a_plan() -> None:
