@@ -90,6 +90,11 @@ class Stack:
         that is on refuses it, both before anything changes.
         """
         with self._changing():
+            kept = [entry for entry in self.applied if group_of(entry.technique) != group_of(technique)]
+            kept = [entry for entry in kept if not (entry.default and refuse_each_other(entry.technique, technique))]
+            check_together(
+                [entry.technique for entry in kept] + [technique]
+            )  # first: what is on may be what is in the way
             if reasons := technique.why_not(self.subject):
                 message = f"{technique.name} cannot be used here: {'; '.join(reasons)}."
                 if not technique.optional:
@@ -97,9 +102,6 @@ class Stack:
                 warn(f"{message} Going on without it.")
                 return False
             notes = technique.notes(self.subject)
-            kept = [entry for entry in self.applied if group_of(entry.technique) != group_of(technique)]
-            kept = [entry for entry in kept if not (entry.default and refuse_each_other(entry.technique, technique))]
-            check_together([entry.technique for entry in kept] + [technique])
             self._become([*kept, Applied(technique, why)])
             self._declined.discard(technique.name)
         for note in notes:
