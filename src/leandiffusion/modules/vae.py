@@ -18,13 +18,13 @@ from ..core.errors import ConfigError
 from ..core.hub import local_path
 from ..core.malloc import freed_at_once
 from ..core.output import Output
-from ..core.shapes import alike
 from ..weights.residence import read_weights
 from .base import Network, either_dtype
 from .blocks import refuse_unsupported
 from .convolution import Conv2d
 from .features import AttentionFeatures, absent
 from .vae_blocks import Decoder, Encoder
+from .vae_slices import SlicingMixin
 from .vae_tiles import check_tile_rows, decode_tiled, encode_tiled
 
 _SUPPORTED = {
@@ -88,7 +88,7 @@ def _strips(vae: AutoencoderKL) -> Iterator[None]:
         vae.use_tiling = before
 
 
-class AutoencoderKL(AttentionFeatures, Network):
+class AutoencoderKL(SlicingMixin, AttentionFeatures, Network):
     """Pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, H/8, W/8). Keywords are the keys of the VAE's config.json.
 
     Latents in the diffusion process are these latents times `config.scaling_factor`. ConfigError for block types or
@@ -136,14 +136,6 @@ class AutoencoderKL(AttentionFeatures, Network):
         self.use_slicing = False
         self.use_tiling = False
         self.tile_rows: int | None = None
-
-    def enable_slicing(self) -> None:
-        """Decode and encode one picture of a batch after the other: working memory is that of one."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Undo `enable_slicing`."""
-        self.use_slicing = False
 
     def enable_tiling(self, use_tiling: bool = True, *, rows: int | None = None) -> None:
         """Decode and encode in strips of `rows` rows of the picture, chosen by its size unless given: 8 or more.
@@ -197,16 +189,7 @@ class AutoencoderKL(AttentionFeatures, Network):
         if not (self.use_slicing or self.use_tiling):
             return function(batch)
         with freed_at_once():
-            return self._sliced(function, batch) if self.use_slicing and len(batch) > 1 else function(batch)
-
-    def _sliced(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """`function` of one of the batch after the other, straight into one result."""
-        first = function(batch[:1])
-        result = first.new_empty((len(batch), *first.shape[1:]))
-        result[0] = first[0]
-        for i in alike(range(1, len(batch))):
-            result[i] = function(batch[i : i + 1])[0]
-        return result
+            return self.each_alone(function, batch)
 
     def forward(
         self,

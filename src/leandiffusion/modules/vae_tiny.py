@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, TensorMismatch
 from ..core.hub import local_path
 from ..core.output import Output
-from ..core.shapes import alike
 from ..weights.header import TensorEntry, read_header
 from ..weights.residence import read_weights
 from .base import Network, either_dtype
 from .blocks import refuse_unsupported
 from .features import absent
 from .vae import DecoderOutput
+from .vae_slices import SlicingMixin
 
 _SUPPORTED = {"act_fn": ("relu",), "upsample_fn": ("nearest",), "shift_factor": (None, 0, 0.0)}
 _STRIPS = "a small decoder needs no strips: what it holds of a picture is 64 channels wide. Leave it out."
@@ -86,7 +86,7 @@ class DecoderTiny(nn.Module):
         return self.layers(torch.tanh(x / 3) * 3).mul(2).sub(1)
 
 
-class AutoencoderTiny(Network):
+class AutoencoderTiny(SlicingMixin, Network):
     """Pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, H/8, W/8), which need no scale. Keywords are the keys of its
     config.json; `block_out_channels` says what `decoder_block_out_channels` does. ConfigError for values that are not
     supported, naming them.
@@ -131,14 +131,6 @@ class AutoencoderTiny(Network):
         self.register_to_config(block_out_channels=decoder_block_out_channels)
         self.use_slicing = False
 
-    def enable_slicing(self) -> None:
-        """Decode and encode one picture of a batch after the other: working memory is that of one."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Undo `enable_slicing`."""
-        self.use_slicing = False
-
     enable_tiling = absent(_STRIPS)
 
     def disable_tiling(self) -> None:
@@ -172,9 +164,7 @@ class AutoencoderTiny(Network):
 
     def _each(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         read_weights([self])
-        if not self.use_slicing or len(batch) == 1:
-            return function(batch)
-        return torch.cat([function(batch[i : i + 1]) for i in alike(range(len(batch)))])
+        return self.each_alone(function, batch)
 
     @classmethod
     def from_single_file(
