@@ -38,6 +38,9 @@ class Weight:
     """Where the master's numbers lie if they were packed: elsewhere they are no longer what was packed."""
 
     def __post_init__(self) -> None:
+        self._look_at_master()
+
+    def _look_at_master(self) -> None:
         master = self.master
         self.nbytes = master.nbytes
         self._layout = master.dtype, master.shape, master.stride()  # asking a stored tensor takes far longer
@@ -63,10 +66,10 @@ class Weight:
         """Give the numbers other memory. A parameter stays the same object, so that whoever holds it sees it."""
         if isinstance(self.master, nn.Parameter):
             self.master.data = tensor
-            self.__post_init__()
+            self._look_at_master()
         else:
             former, self.master = self.master, tensor
-            self.__post_init__()
+            self._look_at_master()
             for table, name in self.owners:
                 if table.get(name) is former:
                     table[name] = tensor

@@ -92,9 +92,8 @@ class Stack:
         with self._changing():
             kept = [entry for entry in self.applied if group_of(entry.technique) != group_of(technique)]
             kept = [entry for entry in kept if not (entry.default and refuse_each_other(entry.technique, technique))]
-            check_together(
-                [entry.technique for entry in kept] + [technique]
-            )  # first: what is on may be what is in the way
+            # First: what is on may be what is in the way.
+            check_together([entry.technique for entry in kept] + [technique])
             if reasons := technique.why_not(self.subject):
                 message = f"{technique.name} cannot be used here: {'; '.join(reasons)}."
                 if not technique.optional:
