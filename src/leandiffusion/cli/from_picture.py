@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..core.errors import ConfigError
+from .inputs import digests, pictures_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,8 +48,8 @@ def check_picture_options(options: GenerateOptions) -> None:
 
 @dataclass(frozen=True)
 class Given:
-    """A picture to draw from, with its mask or without, and those that ControlNets see; `sha256` of the files, by
-    'image', 'mask' and 'control_image PATH'."""
+    """What is drawn with besides a prompt: a picture, its mask, pictures that ControlNets see, as far as there are any;
+    `sha256` of these files and of LoRAs, as `inputs.digests` names them."""
 
     image: Image | None
     mask: Image | None
@@ -56,16 +57,9 @@ class Given:
     sha256: dict[str, str]
 
     @classmethod
-    def read(cls, options: GenerateOptions) -> Given | None:
-        """What the options name; None where they name no picture. typer.BadParameter for what cannot be read, and for a
-        mask of another size."""
-        paths = {name: path for name in ("image", "mask") if (path := getattr(options, name)) is not None}
-        paths |= {f"control_image {path}": path for path in options.control_image or ()}
-        if not paths:
-            return None
-        from ..pictures.reading import sha256
-
-        pictures = {name: _read(name, path) for name, path in paths.items()}
+    def read(cls, options: GenerateOptions) -> Given:
+        """What the options name. typer.BadParameter for what cannot be read, and for a mask of another size."""
+        pictures = {name: _read(name, path) for name, path in pictures_of(options).items()}
         image, mask = pictures.get("image"), pictures.get("mask")
         if image is not None and mask is not None and mask.size != image.size:
             raise typer.BadParameter(
@@ -73,20 +67,25 @@ class Given:
                 param_hint="--mask",
             )
         controls = tuple(pictures[f"control_image {path}"] for path in options.control_image or ())
-        return cls(image, mask, controls, {name: sha256(path) for name, path in paths.items()})
+        return cls(image, mask, controls, digests(options))
 
     def arguments(self, pipe: Any, options: GenerateOptions) -> dict[str, Any]:
-        """What the pipeline's call is given: picture and mask at the size to draw, which is the model's own unless one
-        is asked for, and how much is drawn anew."""
+        """What the pipeline's call is given: the size to draw, pictures at that size, which is then the model's own
+        unless one is asked for, and how much is drawn anew."""
+        first = self.image or next(iter(self.controls), None)
+        if first is None:
+            return {"width": options.width, "height": options.height}
+        from ..pictures.reading import fitting, resized
+
         height, width = pipe.own_size
         width, height = options.width or width, options.height or height
         image, mask, controls = self.image, self.mask, self.controls
         if options.padding_mask_crop is None:
-            first, how = image or controls[0], options.resize or DEFAULT_RESIZE
-            width, height = self._resized(first, width, height, pipe, how).size
+            how, factor = options.resize or DEFAULT_RESIZE, pipe.vae_scale_factor
+            if how == "fit":
+                (width, height), how = fitting(first.size, width, height, factor), "stretch"
             image, mask, *controls = (  # all of them alike, so that what belongs together stays so
-                each and self._resized(each, width, height, pipe, "stretch" if how == "fit" else how)
-                for each in (image, mask, *controls)
+                each and resized(each, width, height, how, factor) for each in (image, mask, *controls)
             )
         seen = list(controls) if len(controls) > 1 else next(iter(controls), None)
         asked = {
@@ -96,11 +95,6 @@ class Given:
         }  # fmt: skip
         known = inspect.signature(type(pipe).__call__).parameters
         return {name: value for name, value in asked.items() if value is not None and name in known}
-
-    def _resized(self, image: Image, width: int, height: int, pipe: Any, how: str) -> Image:
-        from ..pictures.reading import resized
-
-        return resized(image, width, height, how, pipe.vae_scale_factor)
 
 
 def _read(name: str, path: str) -> Image:

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,12 @@ def draw(
     options: ResolvedOptions,
     count: int,
     technique_options: TechniqueOptions,
-    keep_in: Path = Path(),
-    given: Given | None = None,
+    keep_in: Path,
+    given: Given,
 ) -> Iterator[Drawn]:
     """Open the model, then draw picture after picture. The first one's seconds include opening the model.
 
-    `given` is what is drawn on. Latents that cannot be decoded are kept in the folder `keep_in`.
+    `given` is what is drawn with. Latents that cannot be decoded are kept in the folder `keep_in`.
     """
     start = time.perf_counter()
     pipe = open_model(options, technique_options)
@@ -91,7 +91,7 @@ def draw(
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"
         pipe.set_progress_bar_config(desc=label, disable=None)  # None: a bar only on a terminal
-        with _keeping_latents(pipe, options, options.seed + index, keep_in):
+        with _keeping_latents(pipe, options, options.seed + index, keep_in, given):
             drawn = _draw_one(pipe, options, options.seed + index, seconds, given)
         yield drawn
         seconds = {}
@@ -124,21 +124,16 @@ def open_model(options: ResolvedOptions, technique_options: TechniqueOptions = T
     return pipe
 
 
-def _draw_one(
-    pipe: Any, options: ResolvedOptions, seed: int, seconds: Mapping[str, float], given: Given | None
-) -> Drawn:
+def _draw_one(pipe: Any, options: ResolvedOptions, seed: int, seconds: Mapping[str, float], given: Given) -> Drawn:
     import torch
 
     asked = {
         "negative_prompt": options.negative_prompt or None,
         "num_inference_steps": options.steps,
         "guidance_scale": options.guidance_scale,
-        "width": options.width,
-        "height": options.height,
+        **given.arguments(pipe, options),
+        **controlnet.arguments(options),
     }
-    if given is not None:
-        sized = {"width": None, "height": None, **given.arguments(pipe, options)}
-        asked = {**asked, **sized, **controlnet.arguments(options)}
     output = pipe(
         prompt=options.prompt,
         generator=torch.Generator("cpu").manual_seed(seed),
@@ -147,12 +142,11 @@ def _draw_one(
     if any(getattr(output, "nsfw_content_detected", None) or ()):
         say("Note: the model's safety checker blacked this picture out. Another seed may pass.")
     image = output.images[0]
-    record = _record(pipe, options, seed, image.size, {**seconds, **pipe.last_times})
-    return Drawn(image, record if given is None else replace(record, inputs={**record.inputs, **given.sha256}))
+    return Drawn(image, _record(pipe, options, seed, image.size, {**seconds, **pipe.last_times}, given))
 
 
 @contextmanager
-def _keeping_latents(pipe: Any, options: ResolvedOptions, seed: int, folder: Path) -> Iterator[None]:
+def _keeping_latents(pipe: Any, options: ResolvedOptions, seed: int, folder: Path, given: Given) -> Iterator[None]:
     """Around drawing: where decoding fails, what was denoised is put on disk, and the user is told how to go on."""
     try:
         yield
@@ -161,13 +155,13 @@ def _keeping_latents(pipe: Any, options: ResolvedOptions, seed: int, folder: Pat
         if latents is not None:
             side = pipe.vae_scale_factor
             size = latents.shape[-1] * side, latents.shape[-2] * side
-            path = save_latents(latents, _record(pipe, options, seed, size, {}), folder, slug(options.prompt))
+            path = save_latents(latents, _record(pipe, options, seed, size, {}, given), folder, slug(options.prompt))
             say(f"The denoised latents are kept in {path}. Go on with:  leandiffusion decode {path}")
         raise
 
 
 def _record(
-    pipe: Any, options: ResolvedOptions, seed: int, size: tuple[int, int], seconds: Mapping[str, float]
+    pipe: Any, options: ResolvedOptions, seed: int, size: tuple[int, int], seconds: Mapping[str, float], given: Given
 ) -> PictureRecord:
     import torch
 
@@ -211,7 +205,7 @@ def _record(
         versions={"leandiffusion": __version__, "torch": str(torch.__version__)},
         plan={} if plan is None else {"budget": plan.budget, "settings": str(plan.settings)},
         predicted={} if plan is None else plan.prediction.figures,
-        inputs=lora.digests(options.lora),
+        inputs=given.sha256,
     )
 
 

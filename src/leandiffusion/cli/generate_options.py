@@ -14,6 +14,7 @@ from ..core.errors import ConfigError, LeanError, NotSupported
 from ..pictures.record import PictureRecord, read_record
 from . import controlnet, lora
 from .from_picture import check_picture_options
+from .inputs import say_what_changed
 from .report import say
 
 DEMO = "demo"
@@ -94,8 +95,7 @@ def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collect
         if options.image not in (None, record.recipe.image):
             del values["mask"]  # it belongs to that picture's image
         options = options.filled_from(values)
-        _say_what_changed(record, options)
-        lora.say_what_changed(options.lora or (), record.inputs)
+        say_what_changed(record, options)
     if options.prompt is None:
         raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
     options = options.filled_from({"lora": (), "controlnet": (), "control_image": ()})
@@ -136,16 +136,6 @@ def _say_what_differs(record: PictureRecord, enabled: Collection[str]) -> None:
         for name, text in left_out.items():
             if name in techniques and techniques.get(name).exactness == Exactness.APPROXIMATE:
                 say(f"Note: that picture was drawn with {text}, which changes it: see --enable to draw it so again.")
-
-
-def _say_what_changed(record: PictureRecord, options: GenerateOptions) -> None:
-    """A note of files that are no longer those that the picture was drawn on."""
-    from ..pictures.reading import sha256
-
-    for name, digest in record.inputs.items():
-        path = getattr(options, name, None)
-        if path == getattr(record.recipe, name, None) and path and Path(path).is_file() and sha256(path) != digest:
-            say(f"Note: {path} is not the {name} that the picture was drawn with any more, so this one will differ.")
 
 
 def _check_prompts(options: GenerateOptions) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from ..core.errors import LeanError
-from .report import say
 
 
 def path_and_scale(text: str, flag: str = "--lora") -> tuple[str, float]:
@@ -54,25 +53,3 @@ def load(pipe: Any, texts: Collection[str]) -> None:
         scales.append(scale)
     if names:
         pipe.set_adapters(names, scales)
-
-
-def digests(texts: Collection[str]) -> dict[str, str]:
-    """SHA-256 of the files, for the record, which is noted beside the pictures' that were drawn on."""
-    from ..lora.find import find_lora
-    from ..pictures.reading import sha256
-
-    return {f"lora {path}": sha256(find_lora(path)) for path, _ in map(path_and_scale, texts)}
-
-
-def say_what_changed(texts: Collection[str], inputs: Mapping[str, str]) -> None:
-    """A note of files that are no longer those that a picture was drawn with."""
-    if not any(name.startswith("lora ") for name in inputs):
-        return
-    try:
-        now = digests(texts)
-    except (LeanError, OSError):  # the check says what is wrong with them
-        return
-    for name, digest in now.items():
-        if inputs.get(name, digest) != digest:
-            path = name.removeprefix("lora ")
-            say(f"Note: {path} is not the LoRA that the picture was drawn with any more, so this one will differ.")

@@ -70,6 +70,14 @@ def test_it_counts_and_is_drawn_again_from_the_record(net: Path) -> None:
     assert abs(without - plain).max() <= 1
 
 
+def test_another_picture_under_the_same_name_is_told(net: Path) -> None:
+    drawn(*FEW, "--controlnet", str(net), "--control-image", "edges.png", "--out", "a.png")
+    Image.new("RGB", (64, 64), "green").save("edges.png")
+    result = run("--like", "a.png")
+    assert result.exit_code == 0, result.output
+    assert "edges.png is not the control image that the picture was drawn with any more" in result.stderr
+
+
 def test_two_of_them_on_a_picture(net: Path) -> None:
     two = ("--controlnet", f"{net}:0.5", "--control-image", "edges.png")
     two += ("--controlnet", str(net), "--control-image", "others.png")
