@@ -80,7 +80,8 @@ def draw(model: str, budget: str, arguments: argparse.Namespace) -> dict[str, An
     told: dict[str, Any] = {"budget": parse_bytes(budget), "limited": bool(group)}
     if done.returncode:
         return {**told, "failed": f"code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"}
-    return {**told, **json.loads(done.stdout)}
+    found = json.loads(done.stdout.replace(model, arguments.model))  # and not where it was made
+    return {**told, **found}
 
 
 def row(told: dict[str, Any]) -> str:
