@@ -96,15 +96,17 @@ def _loras(folder: Path) -> Iterator[Target]:
     plain = {name: each for name, each in header.items() if not name.endswith("alpha")}
     settings = {"unet.lora_alpha": 4, "unet.r": 2, "unet.alpha_pattern": {"to_k": 2}, "unet.use_rslora": True}
 
-    def with_settings(random: Random) -> bytes:
-        text = damaged_json(settings, random).decode("utf-8", "replace")
+    def with_settings(text: str) -> bytes:
         described = json.dumps(plain | {"__metadata__": {METADATA: text}}).encode()
         return struct.pack("<Q", len(described)) + described + bytes(at - 4)
 
-    for number, damage in enumerate((lambda random: damaged_header(header, bytes(at), random), with_settings)):
+    def damaged_settings(random: Random) -> bytes:
+        return with_settings(damaged_json(settings, random).decode("utf-8", "replace"))
+
+    for number, damage in enumerate((lambda random: damaged_header(header, bytes(at), random), damaged_settings)):
         path = folder / "lora" / f"{number}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(with_settings(Random(0)))
+        path.write_bytes(with_settings(json.dumps(settings)))
         yield Target("lora", path, damage, lambda file=path: fit(read_lora(file), {"unet": unet}))
 
 
