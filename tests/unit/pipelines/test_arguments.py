@@ -107,7 +107,12 @@ XL = [
 
 
 def name(case: Any) -> str | None:
-    return ",".join(f"{k}={v}"[:40] for k, v in case.items()) if isinstance(case, dict) else None
+    return ",".join(without_addresses(f"{k}={v}")[:40] for k, v in case.items()) if isinstance(case, dict) else None
+
+
+def without_addresses(text: str) -> str:
+    """Equal in every process, as the names of tests that are spread over several must be."""
+    return re.sub(" at 0x[0-9A-Fa-f]+", "", text)
 
 
 class Watch:
