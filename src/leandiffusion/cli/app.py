@@ -133,12 +133,12 @@ def generate(
 ) -> None:
     """Draw pictures from a prompt, and save each with the record to draw it again."""
     with in_one_line(verbose):
+        from ..drawing.options import DrawingOptions
+        from ..drawing.techniques import TechniqueOptions
         from . import generate as command
-        from .generate_options import GenerateOptions
-        from .techniques import TechniqueOptions
 
         width, height = size or (None, None)
-        options = GenerateOptions(
+        options = DrawingOptions(
             prompt=prompt,
             model=model,
             vae=vae,
@@ -232,11 +232,11 @@ def decode(
 ) -> None:
     """Make pictures of latents that could not be decoded when they were drawn, because memory ran out, say."""
     with in_one_line(verbose):
+        from ..drawing.options import DrawingOptions
+        from ..drawing.techniques import TechniqueOptions
         from . import decoding as command
-        from .generate_options import GenerateOptions
-        from .techniques import TechniqueOptions
 
-        options = GenerateOptions(model=model, vae=vae, dtype=dtype, device=device)
+        options = DrawingOptions(model=model, vae=vae, dtype=dtype, device=device)
         command.run(file, out, options, TechniqueOptions(tuple(enable), memory=memory))
 
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..drawing.values import MAX_SEED
 from .flags import PANEL
-from .options import MAX_SEED, parse_dtype, parse_enable, parse_guidance, parse_memory, parse_size
+from .options import parse_dtype, parse_enable, parse_guidance, parse_memory, parse_size
 
 Out = Annotated[
     Path, typer.Option(metavar="PATH", help="A .png file, which is replaced, or a folder, where pictures are numbered.")

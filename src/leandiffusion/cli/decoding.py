@@ -10,15 +10,15 @@ from typing import Any
 import typer
 
 from ..core.errors import ConfigError
+from ..drawing.opening import open_model
+from ..drawing.options import DrawingOptions, ResolvedOptions
+from ..drawing.techniques import TechniqueOptions
 from ..pictures.files import Destination
 from ..pictures.latents import read_latents
-from .generate import open_model
-from .generate_options import GenerateOptions, ResolvedOptions
 from .report import describe_cost, give, say
-from .techniques import TechniqueOptions
 
 
-def run(file: Path, out: Path, options: GenerateOptions, technique_options: TechniqueOptions) -> list[Path]:
+def run(file: Path, out: Path, options: DrawingOptions, technique_options: TechniqueOptions) -> list[Path]:
     """Decode the latents in `file` with the model that drew them, or the one in `options`; returns the pictures' paths.
 
     Of the model the VAE alone is read. Raises typer.BadParameter for files that hold no latents, LeanError for what
@@ -43,7 +43,7 @@ def run(file: Path, out: Path, options: GenerateOptions, technique_options: Tech
     return paths
 
 
-def _resolved(options: GenerateOptions, recipe: Any) -> ResolvedOptions:
+def _resolved(options: DrawingOptions, recipe: Any) -> ResolvedOptions:
     """What a decode asks of the model; of what else was drawn with nothing counts any more."""
     values = {name: getattr(recipe, name) for name in ("model", "dtype", "vae", "prompt", "seed", "width", "height")}
     known = vars(options.filled_from(values)).items()

@@ -10,9 +10,8 @@ from typing import Any
 import typer
 
 from ..core.flag import Flag
-
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-MAX_SEED = 2**63 - 1
+from ..drawing.values import DTYPES, check_dtype, check_guidance, check_side
+from .usage import as_usage
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -21,13 +20,9 @@ def parse_size(text: str) -> tuple[int, int]:
     if not match:
         raise typer.BadParameter(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, such as 512x768.")
     width, height = int(match[1]), int(match[2] or match[1])
-    for side in (width, height):
-        if side < 8 or side % 8:
-            below = max(8, side // 8 * 8)
-            near = str(below) if below > side else f"{below} or {below + 8}"
-            raise typer.BadParameter(
-                f"{side} is not a multiple of 8 from 8 up, as pictures' sides must be: use {near}."
-            )
+    with as_usage(named=False):
+        check_side("width", width)
+        check_side("height", height)
     return width, height
 
 
@@ -57,8 +52,8 @@ def parse_guidance(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise typer.BadParameter(f"{text!r} is not a guidance scale: use a number from 0 up, such as 7.5.")
+    with as_usage(named=False):
+        check_guidance("guidance_scale", value)
     return value
 
 
@@ -97,8 +92,6 @@ def _value(text: str) -> Any:
 
 def parse_dtype(text: str) -> str:
     """'bf16' or 'bfloat16' -> 'bfloat16', and so on."""
-    name = DTYPES.get(text.lower(), text.lower())
-    if name not in DTYPES.values():
-        known = ", ".join(f"{short} ({long})" for short, long in DTYPES.items())
-        raise typer.BadParameter(f"{text!r} is not a dtype of weights. Known: {known}.")
-    return name
+    with as_usage(named=False):
+        check_dtype("dtype", text)
+    return DTYPES.get(text.lower(), text.lower())

@@ -26,21 +26,21 @@ BACKGROUND = (255, 255, 255)
 """What is seen through transparent parts."""
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """The picture in a file, RGB and upright.
+def read_picture(path: str | Path, data: bytes | None = None) -> Image.Image:
+    """The picture in a file, RGB and upright. Where its bytes are given as `data`, `path` is but what it is called.
 
     Turned as its EXIF says; colours of CMYK and of a profile as sRGB; palettes and grey as RGB, of more than 8 bits the
     upper 8; transparent parts over white; of an animation the first frame. ConfigError, naming the file, where it is
     missing, no picture of a known format, cut off, or has more than 128 million pixels.
     """
-    with _opened(path) as image:
+    with _opened(path, data) as image:
         return _over_white(_in_srgb(ImageOps.exif_transpose(image)))
 
 
-def read_mask(path: str | Path) -> Image.Image:
+def read_mask(path: str | Path, data: bytes | None = None) -> Image.Image:
     """The mask in a file, grey (mode L) and upright: white is drawn anew. Of a picture with transparent parts these are
     what is white. ConfigError as `read_picture`."""
-    with _opened(path) as image:
+    with _opened(path, data) as image:
         upright = ImageOps.exif_transpose(image)
         if _is_transparent(upright):
             return ImageOps.invert(upright.convert("RGBA").getchannel("A"))
@@ -77,12 +77,12 @@ def sha256(path: str | Path) -> str:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path, data: bytes | None) -> Iterator[Image.Image]:
     """The picture, read whole, its size checked before anything is decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's, at sizes below ours
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(path if data is None else BytesIO(data), formats=FORMATS)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file.") from None
     except UnidentifiedImageError:

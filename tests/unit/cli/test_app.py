@@ -16,6 +16,7 @@ if hasattr(signal, "SIGHUP"):
 from leandiffusion import demo
 from leandiffusion.cli import app, generate
 class Pipe:
+    scheduler = None
     def set_progress_bar_config(self, **_): pass
     def __call__(self, **_):
         print("drawing", flush=True)

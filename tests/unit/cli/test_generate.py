@@ -1,22 +1,18 @@
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from leandiffusion import demo
-from leandiffusion.cli import generate, generate_options
-from leandiffusion.cli.generate_options import ResolvedOptions
+from leandiffusion.cli import generate
+from leandiffusion.cli import like as drawn_like
 from leandiffusion.core.errors import CheckpointNotFound
 from leandiffusion.pictures.record import read_record
-from leandiffusion.schedulers import build
 
 
 def pixels(path: str | Path) -> bytes:
@@ -101,7 +97,7 @@ def test_like_tells_of_what_changed_the_picture(studio, monkeypatch):
     assert studio.run("generate", "a ring", "--model", "m", "--out", "first.png").exit_code == 0
     names = {"deep_cache": "deep_cache(interval=5)", "vae_tiling": "vae_tiling(rows=8)", "gone": "gone"}
     record = replace(read_record(Path("first.png")), techniques=names)
-    monkeypatch.setattr(generate_options, "read_record", lambda path: record)
+    monkeypatch.setattr(drawn_like, "read_record", lambda path: record)
     told = "drawn with deep_cache(interval=5), which changes it"
     again = ["generate", "--like", "first.png", "--out"]
     assert told in studio.run(*again, "b.png").stderr.replace("\n", " ")
@@ -152,14 +148,6 @@ def test_embeddings_are_in_the_record(studio, tmp_path):
         result = studio.run("generate", "a", "--model", "m", "--embedding", wrong)
         assert result.exit_code == 2
         assert told in result.stderr
-
-
-def test_another_vae_is_opened(tmp_path: Path) -> None:
-    folder = demo.model_folder() / "vae"
-    pipe = generate.open_model(ResolvedOptions(prompt="a ring", vae=str(folder), device="cpu"))
-    assert pipe.vae._origin.entries["decoder.conv_in.weight"].file.parent == folder
-    with pytest.raises(CheckpointNotFound, match="vae='nowhere' is not a local"):
-        generate.open_model(ResolvedOptions(prompt="a ring", vae="nowhere", device="cpu"))
 
 
 def test_like_yields_to_what_is_said(studio):
@@ -262,24 +250,3 @@ def test_demo_draws_its_own_prompt_and_seed(studio):
     assert result.stdout == "demo.png\n"
     assert studio.run("demo", "--seed", "8", "--out", "other.png").exit_code == 0
     assert pixels("other.png") != pixels("demo.png")
-
-
-def test_the_model_is_opened_as_ordered(monkeypatch):
-    """The one seam the other tests replace: what goes to `open_pipeline`, and the scheduler exchange."""
-    asked = {}
-
-    def open_pipeline(name, **settings):
-        asked.update(settings, name=name)
-        return SimpleNamespace(scheduler=build("ddim", {"beta_start": 0.002}))
-
-    monkeypatch.setitem(sys.modules, "leandiffusion.pipelines", SimpleNamespace(open_pipeline=open_pipeline))
-    pipe = generate.open_model(ResolvedOptions(model="m", dtype="bfloat16", device="cpu", scheduler="pndm"))
-    assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu", "offload": None, "task": None}
-    assert type(pipe.scheduler).__name__ == "PNDMScheduler"
-    assert pipe.scheduler.config.beta_start == 0.002  # the model's own noise schedule stays
-    for mask, task in ((None, "image-to-image"), ("mask.png", "inpainting")):
-        generate.open_model(ResolvedOptions(model="m", image="photo.jpg", mask=mask))
-        assert asked["task"] == task
-    assert type(generate.open_model(ResolvedOptions(model="m")).scheduler).__name__ == "DDIMScheduler"
-    on_gpu = torch.cuda.is_available()
-    assert (asked["device"], asked["dtype"]) == (("cuda", torch.float16) if on_gpu else ("cpu", torch.float32))

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.cli.app import app
-from leandiffusion.cli.lora import path_and_scale
+from leandiffusion.drawing.lora import path_and_scale
 from leandiffusion.pictures.record import read_record
 
 QUICK = ["--steps", "2", "--size", "64x64", "--seed", "3"]

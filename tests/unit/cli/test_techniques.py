@@ -15,7 +15,7 @@ from leandiffusion.cli.app import app
 from leandiffusion.cli.flags import PANEL, techniques_of, words_of
 from leandiffusion.cli.options import parse_enable, parse_value
 from leandiffusion.cli.technique_flags import FLAGS
-from leandiffusion.cli.techniques import TechniqueOptions
+from leandiffusion.drawing.techniques import TechniqueOptions
 from leandiffusion.pictures.record import PictureRecord, read_record
 from leandiffusion.techniques import techniques
 

@@ -1,4 +1,4 @@
-"""Which techniques the options of `generate` ask for. Imports no torch."""
+"""Which techniques are asked for. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from .options import DTYPES
+from .values import DTYPES
 
 OFFLOAD = "_offload"
 """How the names of techniques end that begin with opening the model."""
@@ -15,7 +15,7 @@ OFFLOAD = "_offload"
 
 @dataclass(frozen=True)
 class TechniqueOptions:
-    """The techniques that the options of `generate` ask for: names and settings, in the order of asking; or the memory
+    """The techniques that are asked for: names and settings, in the order of asking; or the memory
     to choose them for, or a file with a plan that has chosen them."""
 
     enable: tuple[tuple[str, dict[str, Any]], ...] = ()
@@ -82,7 +82,7 @@ class TechniqueOptions:
         if self.plan is not None:
             pipe.apply(self.read_plan())
         for name, settings in self.to_enable.items():
-            pipe.enable(_made(name, settings), why="asked for on the command line")
+            pipe.enable(_made(name, settings), why="asked for by name")
 
 
 def _made(name: str, settings: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The options of `generate`: completed from a picture to repeat and from defaults, checked before any model opens."""
+"""The options of one picture: completed from a record and from defaults, checked before any model opens."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
-
-import typer
+from typing import TYPE_CHECKING, Any, Self
 
 from ..core.errors import ConfigError, LeanError, NotSupported
-from ..pictures.record import PictureRecord, read_record
 from . import controlnet, lora
-from .from_picture import check_picture_options
-from .inputs import say_what_changed
-from .report import say
+from .values import normal
+from .wrong import OptionError
+
+if TYPE_CHECKING:
+    from ..pictures.record import Recipe
 
 DEMO = "demo"
 
+OF_THE_MODEL = ("vae", "embeddings", "lora", "controlnet", "control_image")
+"""Options that mean nothing with another model."""
+
 
 @dataclass(frozen=True)
-class GenerateOptions:
-    """What the command line says. None leaves the choice to the picture named by `--like`, else to the model."""
+class DrawingOptions:
+    """What is asked for, under the names that records have. None leaves the choice to the model.
+
+    Sizes are pixels. `lora` and `controlnet` are PATH or PATH:SCALE, `embeddings` PATH or PATH:WORD, all other files
+    paths. `strength` and the shares of the steps are from 0 to 1.
+    """
 
     prompt: str | None = None
     model: str | None = None
@@ -50,14 +56,28 @@ class GenerateOptions:
     control_guidance_start: float | None = None
     control_guidance_end: float | None = None
 
-    def filled_from(self, values: Mapping[str, Any]) -> GenerateOptions:
+    def filled_from(self, values: Mapping[str, Any]) -> Self:
         """These options, with those that are None taken from `values`."""
         gaps = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in values]
         return replace(self, **{name: values[name] for name in gaps})
 
+    def like(self, recipe: Recipe) -> Self:
+        """These options, with those that are None taken from a picture's recipe, as far as they belong together."""
+        values = dict(vars(recipe))
+        if self.model not in (None, recipe.model):
+            for name in OF_THE_MODEL:
+                del values[name]
+        if self.image not in (None, recipe.image):
+            del values["mask"]
+        return self.filled_from(values)
+
+    def normal(self) -> Self:
+        """These options with their values as they are kept (`values.normal`). OptionError for wrong ones."""
+        return replace(self, **{f.name: normal(f.name, str(f.type), getattr(self, f.name)) for f in fields(self)})
+
 
 @dataclass(frozen=True)
-class ResolvedOptions(GenerateOptions):
+class ResolvedOptions(DrawingOptions):
     """Options that say what to draw, with which model and seed. What is None still is up to the model."""
 
     prompt: str = ""
@@ -76,38 +96,24 @@ class ResolvedOptions(GenerateOptions):
         return f"{task or 'text-to-image'} with ControlNet" if self.controlnet else task
 
 
-def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collection[str] = ()) -> ResolvedOptions:
-    """Complete `options` from the picture `like`, then from the demo model's settings if that one draws.
+def resolve(options: DrawingOptions) -> ResolvedOptions:
+    """Check `options` and complete them: from the demo model's settings if that one draws, and with a random seed.
 
-    `enabled` are the names of techniques that are asked for: a note says which the picture was drawn with besides that
-    change a picture.
-
-    Raises typer.BadParameter, which ends the command with code 2, for options that no machine could follow, and
-    BackendUnavailable for a device that this machine lacks.
+    Pictures are not read (`given.Given` does). OptionError for options that no machine could follow, BackendUnavailable
+    for a device that this machine lacks.
     """
-    if like is not None:
-        record = _read(like)
-        _say_what_differs(record, enabled)
-        values = dict(vars(record.recipe))
-        if options.model not in (None, record.recipe.model):
-            for name in ("vae", "embeddings", "lora", "controlnet", "control_image"):  # of that picture's model
-                del values[name]
-        if options.image not in (None, record.recipe.image):
-            del values["mask"]  # it belongs to that picture's image
-        options = options.filled_from(values)
-        say_what_changed(record, options)
+    options = options.normal()
     if options.prompt is None:
-        raise typer.BadParameter('say what to draw: leandiffusion generate "a red circle", or --like PICTURE.png')
-    options = options.filled_from({"lora": (), "controlnet": (), "control_image": ()})
+        raise OptionError("prompt", "say what to draw.")
+    options = options.filled_from(dict.fromkeys(("lora", "embeddings", "controlnet", "control_image"), ()))
+    options = options.filled_from({"prompt_syntax": "plain", "model": DEMO})
     lora.check(options.lora or ())
-    check_picture_options(options)
+    _check_pictures(options)
     controlnet.check(options)
-    options = options.filled_from({"prompt_syntax": "plain", "embeddings": ()})
     _check_prompts(options)
     _check_embeddings(options.embeddings or ())
     _check_device(options.device)
     _check_scheduler(options.scheduler)
-    options = options.filled_from({"model": DEMO})
     if options.model == DEMO:
         from .. import demo
 
@@ -115,38 +121,34 @@ def resolve(options: GenerateOptions, like: Path | None = None, enabled: Collect
     return ResolvedOptions(**vars(options.filled_from({"seed": secrets.randbelow(2**32)})))
 
 
-def _read(like: Path) -> PictureRecord:
-    try:
-        return read_record(like)
-    except (ConfigError, OSError) as error:
-        reason = f"{like}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        raise typer.BadParameter(reason, param_hint="--like") from error
+def _check_pictures(options: DrawingOptions) -> None:
+    """OptionError for what belongs to pictures where there is none, and for what excludes each other."""
+    needs = {"image": ("mask", "strength", "resize"), "mask": ("padding_mask_crop",)}
+    for needed, names in needs.items():
+        for name in names:
+            if getattr(options, needed) is None and getattr(options, name) is not None:
+                raise OptionError(name, f"it belongs to {{{needed}}}, and there is none.")
+    if options.padding_mask_crop is not None and options.resize is not None:
+        raise OptionError(
+            "resize", "with {padding_mask_crop} the picture keeps its size, and only what is around the mask is drawn."
+        )
+    if options.resize is not None:
+        from ..pictures.reading import RESIZE
+
+        if options.resize not in RESIZE:
+            raise OptionError("resize", "{how!r} is none of {known}.", how=options.resize, known=", ".join(RESIZE))
 
 
-def _say_what_differs(record: PictureRecord, enabled: Collection[str]) -> None:
-    from ..measure.environment import package_version
-
-    then, now = record.versions.get("torch"), package_version("torch")
-    if then and now and then != now:
-        say(f"Note: that picture was drawn with torch {then}; here is {now}, so pixels may differ slightly.")
-    if left_out := {name: text for name, text in record.techniques.items() if name not in enabled}:
-        from ..techniques import techniques
-        from ..techniques.base import Exactness
-
-        for name, text in left_out.items():
-            if name in techniques and techniques.get(name).exactness == Exactness.APPROXIMATE:
-                say(f"Note: that picture was drawn with {text}, which changes it: see --enable to draw it so again.")
-
-
-def _check_prompts(options: GenerateOptions) -> None:
+def _check_prompts(options: DrawingOptions) -> None:
     from ..families.emphasis import WEIGHTED, check_syntax, parse
 
+    field = "prompt_syntax"
     try:
         if check_syntax(options.prompt_syntax) == WEIGHTED:
-            parse(options.prompt or "")
-            parse(options.negative_prompt or "")
+            for field in ("prompt", "negative_prompt"):
+                parse(getattr(options, field) or "")
     except (ConfigError, NotSupported) as error:
-        raise typer.BadParameter(str(error)) from error
+        raise OptionError(field, "{reason}", reason=error) from error
 
 
 def embedding_and_word(text: str) -> tuple[str, str | None]:
@@ -164,7 +166,7 @@ def _check_embeddings(texts: Collection[str]) -> None:
         try:
             read_inversion(*embedding_and_word(text))
         except (LeanError, OSError) as error:
-            raise typer.BadParameter(str(error), param_hint="--embedding") from error
+            raise OptionError("embeddings", "{reason}", reason=error) from error
 
 
 def _check_scheduler(name: str | None) -> None:
@@ -175,7 +177,7 @@ def _check_scheduler(name: str | None) -> None:
     try:
         build(name)
     except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--scheduler") from error
+        raise OptionError("scheduler", "{reason}", reason=error) from error
 
 
 def _check_device(name: str | None) -> None:
@@ -186,4 +188,4 @@ def _check_device(name: str | None) -> None:
     try:
         check_device(name)
     except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--device") from None
+        raise OptionError("device", "{reason}", reason=error) from None

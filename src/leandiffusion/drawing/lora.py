@@ -1,4 +1,4 @@
-"""`--lora PATH:SCALE`: taken apart, checked before a model opens, and put on the pipeline."""
+"""LoRAs as PATH:SCALE: taken apart, checked before a model opens, and put on the pipeline."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from ..core.errors import LeanError
+from .wrong import OptionError
 
 
-def path_and_scale(text: str, flag: str = "--lora") -> tuple[str, float]:
+def path_and_scale(text: str, field: str = "lora") -> tuple[str, float]:
     """'PATH:0.8' or 'PATH' -> the path and how much it weighs, 1 unless said.
 
     What is a file as it stands has no scale, and neither has a path whose last part is no number: C:\\loras\\x.
@@ -25,22 +24,25 @@ def path_and_scale(text: str, flag: str = "--lora") -> tuple[str, float]:
     except ValueError:
         return text, 1.0
     if not math.isfinite(scale):
-        raise typer.BadParameter(f"{text!r}: {number} is not how much it weighs; write PATH:0.8.", param_hint=flag)
+        raise OptionError(
+            field, "{text!r}: {number} is not how much it weighs; write PATH:0.8.", text=text, number=number
+        )
     return path, scale
 
 
 def check(texts: Collection[str]) -> None:
-    """typer.BadParameter for files that are not there or are no LoRA; their headers are read."""
+    """OptionError for files that are not there or are no LoRA; their headers are read."""
     if not texts:
         return
     from ..lora.find import find_lora
     from ..lora.read import read_lora
 
     for text in texts:
+        path, _ = path_and_scale(text)
         try:
-            read_lora(find_lora(path_and_scale(text)[0]))
+            read_lora(find_lora(path))
         except (LeanError, OSError) as error:
-            raise typer.BadParameter(str(error), param_hint="--lora") from error
+            raise OptionError("lora", "{reason}", reason=error) from error
 
 
 def load(pipe: Any, texts: Collection[str]) -> None:

@@ -1,0 +1,172 @@
+"""A model opened once, and pictures drawn with it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from leandiffusion import demo
+from leandiffusion.core.errors import CheckpointNotFound, ConfigError
+from leandiffusion.drawing.given import Given
+from leandiffusion.drawing.opening import Drawer, open_model, opened_with
+from leandiffusion.drawing.options import DrawingOptions, ResolvedOptions, resolve
+from leandiffusion.drawing.wrong import OptionError
+from leandiffusion.pictures.latents import read_latents
+from leandiffusion.schedulers import build
+
+SMALL = ResolvedOptions(prompt="a red circle", seed=5, steps=2, guidance_scale=2.5, width=64, height=64, device="cpu")
+
+
+def drawer_for(options: ResolvedOptions) -> Drawer:
+    drawer = Drawer(open_model(options))
+    drawer.pipe.set_progress_bar_config(disable=True)
+    return drawer
+
+
+def alone(options: ResolvedOptions) -> np.ndarray:
+    return pixels(drawer_for(options).draw(options))
+
+
+def pixels(drawn: Any) -> np.ndarray:
+    return np.asarray(drawn.image).astype(int)
+
+
+def test_another_vae_is_opened(tmp_path: Path) -> None:
+    folder = demo.model_folder() / "vae"
+    pipe = open_model(replace(SMALL, vae=str(folder)))
+    assert pipe.vae._origin.entries["decoder.conv_in.weight"].file.parent == folder
+    with pytest.raises(CheckpointNotFound, match="vae='nowhere' is not a local"):
+        open_model(replace(SMALL, vae="nowhere"))
+
+
+def test_the_model_is_opened_as_ordered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def open_pipeline(name: str, **settings: Any) -> SimpleNamespace:
+        asked.update(settings, name=name)
+        return SimpleNamespace(scheduler=build("ddim"))
+
+    monkeypatch.setitem(sys.modules, "leandiffusion.pipelines", SimpleNamespace(open_pipeline=open_pipeline))
+    open_model(ResolvedOptions(model="m", dtype="bfloat16", device="cpu"))
+    assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu", "offload": None, "task": None}
+    for mask, task in ((None, "image-to-image"), ("mask.png", "inpainting")):
+        open_model(ResolvedOptions(model="m", image="photo.jpg", mask=mask))
+        assert asked["task"] == task
+    on_gpu = torch.cuda.is_available()
+    assert (asked["device"], asked["dtype"]) == (("cuda", torch.float16) if on_gpu else ("cpu", torch.float32))
+
+
+def test_one_model_draws_whatever_it_was_not_opened_with() -> None:
+    """Each as by a model of its own, in whatever order: nothing of one picture stays for the next."""
+    several = [
+        replace(SMALL, scheduler="dpm++-karras"),
+        SMALL,
+        replace(SMALL, prompt="a (blue:1.2) ring", prompt_syntax="weighted", steps=3, seed=6),
+        replace(SMALL, scheduler="euler-a", guidance_scale=1.0, width=96),
+        SMALL,
+    ]
+    assert len({opened_with(options) for options in several}) == 1
+    assert opened_with(replace(SMALL, image="a.png")) != opened_with(SMALL)
+    drawer = drawer_for(SMALL)
+    for options in several:
+        drawn = drawer.draw(options)
+        assert np.array_equal(pixels(drawn), alone(options)), options
+        recipe = drawn.record.recipe
+        assert (recipe.prompt, recipe.seed, recipe.scheduler) == (options.prompt, options.seed, options.scheduler)
+    noise = build("ddim", {"beta_start": 0.002})
+    drawer.pipe.scheduler = noise
+    own = Drawer(drawer.pipe)
+    own.draw(replace(SMALL, scheduler="euler"))
+    assert drawer.pipe.scheduler.config.beta_start == 0.002  # the model's own noise schedule stays
+
+
+def test_pictures_of_one_call_are_those_drawn_alone() -> None:
+    several = [SMALL, replace(SMALL, prompt="a blue ring", seed=9), replace(SMALL, negative_prompt="red")]
+    drawer = drawer_for(SMALL)
+    together = drawer.draw_together(several)
+    for options, drawn in zip(several, together, strict=True):
+        assert abs(pixels(drawn) - pixels(drawer.draw(options))).max() <= 1  # sums in another order
+        assert (drawn.record.recipe.seed, drawn.record.recipe.prompt) == (options.seed, options.prompt)
+    with pytest.raises(ConfigError, match="differ in prompt, negative_prompt, seed alone"):
+        drawer.draw_together([SMALL, replace(SMALL, steps=3)])
+
+
+def test_a_step_is_told_and_can_end_the_drawing() -> None:
+    steps = []
+
+    class Cancelled(Exception):
+        pass
+
+    def on_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
+        steps.append(step)
+        if len(steps) == 2:
+            raise Cancelled
+
+    drawer = drawer_for(SMALL)
+    options = replace(SMALL, steps=5)
+    with pytest.raises(Cancelled):
+        drawer.draw(options, on_step=on_step)
+    assert steps == [0, 1]
+    assert np.array_equal(pixels(drawer.draw(options)), alone(options))
+
+
+def test_latents_that_cannot_be_decoded_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawer = drawer_for(SMALL)
+    good = drawer.draw(SMALL)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drawer.pipe, "_decode", fail)
+        with pytest.raises(RuntimeError, match="no room") as caught:
+            drawer.draw(SMALL)
+    path = drawer.keep_latents(caught.value, SMALL, Given(), tmp_path)
+    assert path == tmp_path / "a-red-circle.latents.safetensors"
+    latents, record = read_latents(path)
+    assert record.recipe == good.record.recipe
+    assert np.array_equal(np.asarray(drawer.pipe.decode(latents)[0]), np.asarray(good.image))
+    assert drawer.keep_latents(RuntimeError("before decoding"), SMALL, Given(), tmp_path) is None
+
+
+def test_uploads_are_drawn_from_and_nothing_else_is_read(tmp_path: Path) -> None:
+    """The same picture as from files; a name that was not uploaded is no path, even where there is such a file."""
+    picture, mask = Image.new("RGB", (64, 64), "navy"), Image.new("L", (64, 64), 255)
+    for name, image in (("a.png", picture), ("m.png", mask)):
+        image.save(tmp_path / name)
+    files = {name: str(tmp_path / f"{name[0]}.png") for name in ("mask",)} | {"image": str(tmp_path / "a.png")}
+    from_files = resolve(replace(_asked(), **files))
+    drawer = drawer_for(from_files)
+    expected = pixels(drawer.draw(from_files, Given.read(from_files)))
+
+    uploaded = resolve(replace(_asked(), image="photo", mask="where"))
+    uploads = {"photo": _png(picture), "where": _png(mask)}
+    given = Given.read(uploaded, uploads)
+    drawn = drawer.draw(uploaded, given)
+    assert np.array_equal(pixels(drawn), expected)
+    assert drawn.record.inputs["image"] == hashlib.sha256(uploads["photo"]).hexdigest()
+    assert drawn.record.recipe.image == "photo"
+    with pytest.raises(OptionError, match=r"^image: .*was not uploaded"):
+        Given.read(from_files, uploads)
+    with pytest.raises(OptionError, match=r"^mask: where is no picture"):
+        Given.read(uploaded, uploads | {"where": b"no picture"})
+
+
+def _asked() -> DrawingOptions:
+    return DrawingOptions(**{name: value for name, value in vars(SMALL).items() if value != ()})
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
