@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from .core.libraries import set_up_libraries
+
 __version__ = "0.1.0"
 
 _ROOMS = {
@@ -45,6 +47,8 @@ _ROOMS = {
         "PNDMScheduler", "TCDScheduler", "UniPCMultistepScheduler",
     ],
 }  # fmt: skip
+set_up_libraries()  # here, because schedulers and networks that users build make tensors too
+
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = ["__version__", *_ROOM_OF]  # pyright: ignore[reportUnsupportedDunderAll]

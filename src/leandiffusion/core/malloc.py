@@ -21,10 +21,6 @@ from .shapes import giving_back, is_traced
 LARGE = 4 << 20
 """Bytes from which blocks are given back. Asking the system for them anew takes a few percent of a decode's time."""
 
-KERNELS = 256
-"""Stable Diffusion 1.5's UNet needs 84 for one size. https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
-"""
-
 HIGHEST = 32 << 20
 """Bytes from which blocks are given back by glibc of itself, once it has seen some: where its threshold's rise ends, of
 64-bit glibc; heaps are trimmed at twice that."""
@@ -66,15 +62,6 @@ def trim() -> None:
     give = getattr(_libc(), "malloc_trim", None)  # musl has none
     if give is not None:
         give(0)
-
-
-def keep_fewer_kernels() -> None:
-    """Limit oneDNN's cache to KERNELS compiled kernels instead of its 1024; to be called before it compiles the first.
-
-    It compiles one for every shape, so that pictures of many sizes fill memory with them. Nothing happens where the
-    user chose a number in the environment.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 class TrimsAtEnd:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import warnings
+from functools import cache
+from typing import Any
 
 import torch
 
@@ -47,3 +50,22 @@ def in_forked_child() -> None:
     """Compute with one thread in a forked child, with a warning; nothing elsewhere."""
     if is_forked():
         _threads.say()
+
+
+def compute_alone() -> None:
+    """Have the calling thread compute without helpers from now on, where torch computes with OpenMP.
+
+    Otherwise it would get helpers of its own. With more threads than processors GCC's OpenMP lets those that wait sleep
+    at once instead of spinning, so that each operation of whoever computes beside would first wake its helpers: the
+    demo model's steps took half as long again
+    (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
+    """
+    torch.get_num_threads()  # a thread's first question sets its number
+    if (set_number := getattr(_library(), "omp_set_num_threads", None)) is not None:
+        set_number(1)
+
+
+@cache
+def _library() -> Any:
+    """torch's own, through which the libraries that it was linked with are found."""
+    return ctypes.CDLL(torch._C.__file__)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..device.host import is_host
 from ..device.streams import Event, Stream, Streams, streams_of, synchronize
+from ..device.threads import compute_alone
 
 Fill = Callable[[], None]
 Mark = Any
@@ -66,7 +67,7 @@ class ThreadPrefetcher:
         self.renew()
 
     def renew(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="leandiffusion-offload")
+        self._pool = ThreadPoolExecutor(1, "leandiffusion-offload", initializer=compute_alone)
 
     def place(self) -> None:
         return None

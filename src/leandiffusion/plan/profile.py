@@ -13,6 +13,7 @@ from .. import __version__
 from ..core.cache import VARIABLE, cache_folder
 from ..core.config import read_json, write_json
 from ..core.errors import ConfigError, MalformedFile
+from ..core.libraries import pages
 from ..core.notices import warn
 from ..device.host import is_host
 from .points import Points
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 
-IDENTITY = ("leandiffusion", "torch", "device", "flags", "threads", "cores")
-"""What a profile holds for: versions, the device's name behind its type, instruction sets, and threads on cores."""
+IDENTITY = ("leandiffusion", "torch", "device", "flags", "threads", "cores", "pages")
+"""What a profile holds for: versions, the device's name behind its type, instruction sets, threads on cores, and pages
+of memory."""
 
 
 BUSY = 0.25
@@ -195,6 +197,7 @@ def _identity(device: torch.device) -> dict[str, str]:
         "flags": " ".join(cpu["flags"]),
         "threads": str(torch.get_num_threads()),
         "cores": str(cpu["usable cores"] or cpu["logical cores"]),
+        "pages": pages(),
     }
 
 

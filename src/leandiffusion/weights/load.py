@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.config import read_json
 from ..core.errors import CheckpointNotFound, ConfigError
-from ..core.malloc import TrimsAtEnd, keep_fewer_kernels
+from ..core.malloc import TrimsAtEnd
 from ..device.host import is_host
 from .build import build_empty, put_tensor
 from .check import check_tensors, named_for
@@ -102,7 +102,6 @@ def fill_network(
 
     `config_source` says in messages where the config comes from.
     """
-    keep_fewer_kernels()
     network = _empty(cls, config, config_source)
     entries = check_tensors(network, entries)
     is_left_out = _predicate(leave_out)

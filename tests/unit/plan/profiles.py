@@ -9,7 +9,15 @@ from leandiffusion.plan.profile import DeviceProfile
 CPU = torch.device("cpu")
 
 PROFILE = DeviceProfile(
-    taken_under={"leandiffusion": "1", "torch": "2", "device": "cpu: paper", "flags": "", "threads": "2", "cores": "2"},
+    taken_under={
+        "leandiffusion": "1",
+        "torch": "2",
+        "device": "cpu: paper",
+        "flags": "",
+        "threads": "2",
+        "cores": "2",
+        "pages": "small",
+    },
     date="2026-01-01T00:00:00+00:00",
     products={
         "float32": {
@@ -36,7 +44,8 @@ def a_profile(fetch: float = 1e9, slow_half: float = 10.0, floor: int = 200 << 2
         )
 
     return DeviceProfile(
-        taken_under={"device": "cpu: paper", "threads": "2", "cores": "2"}, date="2026-01-01T00:00:00+00:00",
+        taken_under={"device": "cpu: paper", "threads": "2", "cores": "2", "pages": "small"},
+        date="2026-01-01T00:00:00+00:00",
         products={"float32": rates(1.0), "bfloat16": rates(slow_half)},
         reorder=dict.fromkeys(("float32", "bfloat16"), ((1e6, 1e-3),)),
         moves=dict.fromkeys(("kept", "fresh"), ((1e4, 1e10), (1e8, 1e10))), overhead=1e-6,

@@ -117,7 +117,7 @@ def test_anew_measures_again_and_replaces(bench: Bench, tmp_path: Path) -> None:
     assert bench.asked == [["float32"]] * 3
 
 
-@pytest.mark.parametrize("fact", ["leandiffusion", "torch", "device", "flags", "threads", "cores"])
+@pytest.mark.parametrize("fact", ["leandiffusion", "torch", "device", "flags", "threads", "cores", "pages"])
 def test_one_taken_under_something_else_is_stale(bench: Bench, tmp_path: Path, fact: str) -> None:
     profile_of("cpu")
     path = tmp_path / "profile-cpu.json"

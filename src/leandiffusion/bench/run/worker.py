@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ...core.libraries import leave_libraries_alone
 from ...device.host import is_host
 
 SHARE_OF_MEMORY = 0.95
@@ -69,9 +70,7 @@ def ceiling(device: str, dtypes: list[str]) -> dict[str, Any]:
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
     """Let a peer write what it uses in every round."""
-    from ..workload import Job
-
-    asked = Job.from_json(job)
+    asked = _read(job)
     _limit_memory(asked.workload.device)
     _drawer(asked).prepare(asked)
     return {}
@@ -81,10 +80,9 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
     """Draw once to warm up, then once measured."""
     import numpy as np
 
-    from ..workload import Job
     from .meter import NullMeter, ProcessMeter
 
-    asked = Job.from_json(job)
+    asked = _read(job)
     _limit_memory(asked.workload.device)
     _choose(asked.workload.device, asked.dtype)
     meter = ProcessMeter(asked.workload.device, timeline)
@@ -138,6 +136,16 @@ def _figures(meter: Any, dtype: str, warm_ups: int, notes: list[str]) -> dict[st
         "dtype": dtype,
         "notes": notes,
     }
+
+
+def _read(job: dict[str, Any]) -> Any:
+    """The job; a peer's row has the libraries as the peer's users have them."""
+    from ..workload import Job
+
+    asked = Job.from_json(job)
+    if asked.row.peer is not None:
+        leave_libraries_alone()
+    return asked
 
 
 def _drawer(job: Any) -> Any:
