@@ -3,9 +3,10 @@
     python -m benchmarks.tasks --work FOLDER [--model shape:sd15] [--size 256] [--steps 4] [--rounds 2] [--out FILE]
 
 Text to image, image to image, inpainting (with a UNet of four channels, which blends), and text to image with a LoRA
-of rank 16 on every attention layer, each with weights in memory and with sequential offload. Every row is drawn in a
-process of its own, in turns; pictures are drawn anew at a strength of 1, so that all run the same steps. The checkpoint
-and the LoRA have random weights and are made in FOLDER, once.
+of rank 16 on every attention layer and with a ControlNet, each with weights in memory and with sequential offload.
+Every row is drawn in a process of its own, in turns; pictures are drawn anew at a strength of 1, so that all run the
+same steps. The checkpoint, the LoRA and the ControlNet have random weights and are made in FOLDER, once. Peaks are
+compared without what a ControlNet's weights take where they are in memory.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from safetensors.torch import save_file
 from tools.script_record import RESULTS, spread, write_record
 from tqdm.auto import tqdm
 
-from leandiffusion.bench.run.models import find_model
+from leandiffusion.bench.run.models import find_controlnet, find_model
 from leandiffusion.core.units import format_bytes
+from leandiffusion.modules.controlnet import ControlNetModel
+from leandiffusion.offload.units import weight_bytes
 
-TASKS = ("text to image", "image to image", "inpainting", "text to image, LoRA")
+CONTROLLED = "text to image, ControlNet"
+TASKS = ("text to image", "image to image", "inpainting", "text to image, LoRA", CONTROLLED)
 RESIDENCE = ("in memory", "sequential offload")
 RANK = 16
 
@@ -37,10 +41,15 @@ import torch
 from PIL import Image
 from leandiffusion.bench.run.meter import ProcessMeter
 from leandiffusion.measure.memory import peak_rss
+from leandiffusion.modules.controlnet import ControlNetModel
 from leandiffusion.pipelines import open_pipeline
 asked = json.loads(sys.argv[1])
 names = {"image to image": "image-to-image", "inpainting": "inpainting"}
-pipe = open_pipeline(asked["model"], dtype=torch.float32, device="cpu", task=names.get(asked["task"]))
+task, parts = names.get(asked["task"]), {}
+if "ControlNet" in asked["task"]:
+    task = "text-to-image with ControlNet"
+    parts["controlnet"] = ControlNetModel.from_pretrained(asked["controlnet"], dtype=torch.float32)
+pipe = open_pipeline(asked["model"], dtype=torch.float32, device="cpu", task=task, **parts)
 pipe.set_progress_bar_config(disable=True)
 if asked["residence"] != "in memory":
     pipe.enable_sequential_cpu_offload()
@@ -48,9 +57,11 @@ if "LoRA" in asked["task"]:
     pipe.load_lora_weights(asked["lora"])
 size = asked["size"]
 arguments = {"height": size, "width": size, "num_inference_steps": asked["steps"]}
+picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8))
 if asked["task"] in names:
-    pixels = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
-    arguments |= {"image": Image.fromarray(pixels), "strength": 1.0}
+    arguments |= {"image": picture, "strength": 1.0}
+if parts:
+    arguments["image"] = picture
 if asked["task"] == "inpainting":
     mask = Image.new("L", (size, size))
     mask.paste(255, (0, 0, size // 2, size))
@@ -95,14 +106,16 @@ def draw(**asked: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def figures_of(found: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of one row: median peak in bytes, steps in seconds, and both against text to image's, round by round."""
+def figures_of(found: list[dict[str, Any]], plain: list[dict[str, Any]], weights: int) -> dict[str, Any]:
+    """Of one row: median peak in bytes, steps in seconds, and both against text to image's, round by round; peaks less
+    `weights`, the bytes of those in memory that text to image does not have."""
     steps = [statistics.median(each["steps"]) for each in found]
     return {
         "peak": statistics.median(each["peak"] for each in found),
         "peaks": found[0]["peaks"],
         "steps": steps,
-        "peak against text to image": [a["peak"] / b["peak"] for a, b in zip(found, plain, strict=True)],
+        "further weights": weights,
+        "peak against text to image": [(a["peak"] - weights) / b["peak"] for a, b in zip(found, plain, strict=True)],
         "step against text to image": [
             step / statistics.median(b["steps"]) for step, b in zip(steps, plain, strict=True)
         ],
@@ -120,17 +133,21 @@ def main() -> None:
     asked = parser.parse_args()
     checkpoint = find_model(asked.model, asked.work)["checkpoint"]
     lora = make_lora(checkpoint, asked.work / f"{Path(checkpoint).name}-lora.safetensors")
+    controlnet = find_controlnet(asked.model, asked.work)
+    with torch.device("meta"):
+        weights = weight_bytes(ControlNetModel.from_config(ControlNetModel.load_config(controlnet)))  # in float32
     rows = [(task, residence) for residence in RESIDENCE for task in TASKS]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {row: [] for row in rows}
     for task, residence in tqdm(rows * asked.rounds, unit="row"):
         told = draw(
-            model=checkpoint, task=task, residence=residence, size=asked.size, steps=asked.steps, lora=str(lora)
-        )
+            model=checkpoint, task=task, residence=residence, size=asked.size, steps=asked.steps, lora=str(lora),
+            controlnet=str(controlnet),
+        )  # fmt: skip
         found[task, residence].append(told)
-    figures = {
-        f"{task}, {residence}": figures_of(each, found[TASKS[0], residence])
-        for (task, residence), each in found.items()
-    }
+    figures = {}
+    for (task, residence), each in found.items():
+        further = weights if task == CONTROLLED and residence == RESIDENCE[0] else 0
+        figures[f"{task}, {residence}"] = figures_of(each, found[TASKS[0], residence], further)
     settings = {
         "model": asked.model,
         "size": asked.size,

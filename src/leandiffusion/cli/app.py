@@ -27,6 +27,7 @@ from .arguments import (
     Out,
     PaddingMaskCrop,
     Picture,
+    PlannedControlNet,
     PromptSyntax,
     Resize,
     Scheduler,
@@ -61,6 +62,8 @@ leandiffusion plan sdxl --memory 6GiB
 leandiffusion plan ./stable-diffusion-v1-5 --memory 2GiB --size 512x768 --batch 4
 
 leandiffusion plan sd15 --memory cuda=3GiB,cpu=8GiB --plot plan.png --save-plan plan.json
+
+leandiffusion plan sd15 --memory 3GiB --pictures 1 --controlnet sd15
 """
 
 GENERATE_EXAMPLES = """
@@ -179,6 +182,8 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Annotated[bool, typer.Option(help="Whether there is classifier-free guidance.")] = True,
+    pictures: Annotated[int, typer.Option(min=0, help="Pictures to draw from, which are encoded first.")] = 0,
+    controlnet: PlannedControlNet = [],  # noqa: B006 - typer's way to say: none
     dtype: Dtype = None,
     device: Device = None,
     allow: Allow = "exact",
@@ -208,8 +213,8 @@ def plan(
         from . import planning as command
 
         asked = command.PlanOptions(
-            model=model, memory=memory, size=size, batch=batch, steps=steps, guidance=guidance, dtype=dtype,
-            device=device, allow=allow,
+            model=model, memory=memory, size=size, batch=batch, steps=steps, guidance=guidance, pictures=pictures,
+            controlnet=tuple(controlnet), dtype=dtype, device=device, allow=allow,
         )  # fmt: skip
         command.run(
             asked, as_json=as_json, plot=plot, save_plan=save_plan, measure_anew=profile, calibrate=calibrate, work=work

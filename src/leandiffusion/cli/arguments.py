@@ -103,6 +103,16 @@ ControlNet = Annotated[
     ),
 ]
 
+PlannedControlNet = Annotated[
+    list[str],
+    typer.Option(
+        "--controlnet",
+        metavar="PATH|FAMILY",
+        help="A ControlNet that it is drawn with, or sd15, sdxl, … for one of that family; may be repeated.",
+        show_default=False,
+    ),
+]
+
 ControlImage = Annotated[
     list[str],
     typer.Option(

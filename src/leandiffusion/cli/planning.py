@@ -25,6 +25,8 @@ class PlanOptions:
     batch: int = 1
     steps: int = 50
     guidance: bool = True
+    pictures: int = 0
+    controlnet: tuple[str, ...] = ()
     dtype: str | None = None
     device: str | None = None
     allow: str = "exact"
@@ -50,10 +52,17 @@ def run(
     for option, path in (("--plot", plot), ("--save-plan", save_plan)):
         if path is not None and not path.parent.is_dir():
             raise typer.BadParameter(f"there is no folder {path.parent}: make it first.", param_hint=option)
+    if calibrate and (options.pictures or options.controlnet):
+        raise typer.BadParameter(
+            "it tries drawing from text alone: leave out --pictures and --controlnet.", param_hint="--calibrate"
+        )
     exactness = check_allow(options.allow)
     blueprint = blueprint_of(options)
     width, height = options.size or (blueprint.side, blueprint.side)
-    call = CallSize(height, width, options.batch, options.guidance and not blueprint.is_distilled)
+    guided = options.guidance and not blueprint.is_distilled
+    call = CallSize(
+        height, width, options.batch, guided, pictures=options.pictures, controls=len(options.controlnet)
+    )  # fmt: skip
     profile = profile_of(blueprint.device, dtypes_for(blueprint, options.allow), anew=measure_anew)
     predictor = Predictor(blueprint, call, options.steps, profile)
     plan = make_plan(predictor, Budget.of(options.memory, blueprint.device), options.allow)
@@ -113,8 +122,9 @@ def blueprint_of(options: PlanOptions) -> Any:
     device = default_device() if options.device is None else check_device(options.device)
     dtype = usual_dtype(device) if options.dtype is None else getattr(torch, options.dtype)
     names = family_names()
+    controls = [families.get(names[name]) if name in names else name for name in options.controlnet]
     if options.model in names:
-        return Blueprint.of_family(families.get(names[options.model]), dtype, device)
+        return Blueprint.of_family(families.get(names[options.model]), dtype, device).controlled_by(controls)
     here = Path(options.model).expanduser().exists() or packaged(options.model) != options.model
     if not here and "/" not in options.model:
         known = ["demo", *names]
@@ -123,7 +133,7 @@ def blueprint_of(options: PlanOptions) -> Any:
             f"{did_you_mean(options.model, known)} Known: {', '.join(known)}; or a folder, a file, or a hub id."
         )
     blueprint = Blueprint.of_checkpoint(packaged(options.model), dtype, device)
-    return blueprint.called(options.model)
+    return blueprint.called(options.model).controlled_by(controls)
 
 
 def _print(plan: Any) -> None:

@@ -6,6 +6,7 @@ diffusers checkpoints.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -130,6 +131,12 @@ class ControlNetModel(TimeMixin, AttentionFeatures, Network):
         self.controlnet_down_blocks = nn.ModuleList(Conv2d(c, c, 1, padding=0) for c in skip_channels)
         self.mid_block = build_middle(self.config, levels[-1], shared)
         self.controlnet_mid_block = Conv2d(channels[-1], channels[-1], 1, padding=0)
+
+    @classmethod
+    def settings_for(cls, unet: Mapping[str, Any]) -> dict[str, Any]:
+        """The config of a ControlNet for a UNet of that config: the same down path, text and time."""
+        known = inspect.signature(cls.__init__).parameters
+        return {name: value for name, value in unet.items() if name in known and name not in ("self", "in_channels")}
 
     def set_attention_slice(self, slice_size: str | int | list[int] | None = "auto") -> None:
         """Compute attention so many heads at a time: 'auto' half, 'max' one, a number, one per layer; None all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -29,7 +29,17 @@ class Residency:
     ahead: bool = True
     below: int = 0
 
-    def while_running(self, names: list[str]) -> int:
+    def fetched_for(self, names: Iterable[str]) -> int:
+        """Bytes that come for the networks of those names."""
+        return sum(self.fetched.get(name, 0) for name in names)
+
+    def arriving(self, names: Iterable[str]) -> tuple[int, int]:
+        """Units, and their bytes, that come each time that the networks of those names run."""
+        if self.stays:
+            return 0, 0
+        return sum(self.arrivals.get(name, 0) for name in names), self.fetched_for(names)
+
+    def while_running(self, names: Iterable[str]) -> int:
         """Bytes on the device while the networks of those names run, one after the other."""
         return self.kept + max((self.running.get(name, 0) for name in names), default=0)
 

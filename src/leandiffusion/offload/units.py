@@ -20,6 +20,9 @@ BLOCKS_PER_NETWORK = 16
 
 GRANULARITIES = ("leaf", "block", "component")
 
+IN_TURNS = ("unet", "transformer", "controlnet")
+"""Components that run in turns in every step: as whole components they travel together, and stay for all steps."""
+
 
 Table = dict[str, Any]
 """A module's `_parameters` or `_buffers`."""
@@ -169,9 +172,11 @@ def cut(
         raise ConfigError(f"granularity={granularity!r} is none of {', '.join(GRANULARITIES)}.")
     cutter = _Cutter(travels)
     for component, network in networks.items():
-        whole = weight_bytes(network)
-        limit = {"leaf": 0, "block": whole / BLOCKS_PER_NETWORK, "component": whole}[granularity]
-        cutter.walk(network, component, limit)
+        if granularity == "component":
+            cutter.take(network, component)
+        else:
+            limit = weight_bytes(network) / BLOCKS_PER_NETWORK if granularity == "block" else 0
+            cutter.walk(network, component, limit)
     return cutter.finish()
 
 
@@ -182,6 +187,18 @@ class _Cutter:
         self._looked_up: list[nn.Embedding] = []
         self._weights: dict[int, Weight] = {}
         self._homes: dict[int, list[Unit | None]] = {}  # None: an inner module
+        self._in_turns: Unit | None = None
+
+    def take(self, network: nn.Module, name: str) -> None:
+        """Make the network a unit, or a part of the one whose turns it takes."""
+        in_turns = name.partition(".")[0] in IN_TURNS
+        unit = self._in_turns if in_turns and self._in_turns else Unit(name)
+        if unit is not self._in_turns:
+            self._units.append(unit)
+        if in_turns:
+            self._in_turns = unit
+        for part in network.modules():
+            self._place(part, unit)
 
     def walk(self, module: nn.Module, name: str, limit: float) -> None:
         """Make the largest parts of at most `limit` bytes units; below that leaves are."""

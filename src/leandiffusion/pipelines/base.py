@@ -194,7 +194,9 @@ class DiffusionPipeline(
             timesteps = task.timesteps(call.scheduler, laid_out)
             call._num_timesteps = len(timesteps)
             guided = call.do_classifier_free_guidance
-            self._plan_request(request, shape, guided, self._length(request, guided))
+            self._plan_request(
+                request, shape, guided=guided, tokens=self._length(request, guided), pictures=task.encodes(shape[1])
+            )
             self._with_room(lambda: self._read_weights(request))
             function = request.callback_on_step_end
             run = Run(

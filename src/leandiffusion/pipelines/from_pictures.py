@@ -24,6 +24,7 @@ OPAQUE = ("RGB", "L", "P", "1", "I", "I;16", "F")  # modes of Pillow that become
 class FromPictures:
     """Mixin of the pipelines that draw on pictures."""
 
+    begins_with_pictures = True
     image_processor: VaeImageProcessor
     vae_scale_factor: int
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -49,6 +49,9 @@ class Kept:
 class Planning:
     """Mixin of the pipelines."""
 
+    begins_with_pictures: ClassVar[bool] = False
+    """Whether a call encodes pictures before its first step."""
+
     _stack: Stack
     _kept: Kept | None = None
     _drawn_as_planned: bool = False
@@ -66,6 +69,7 @@ class Planning:
         steps: int = 50,
         guidance: bool = True,
         chunks: int = 1,
+        pictures: int | None = None,
         allow: str = "exact",
         device: torch.device | str | None = None,
     ) -> Plan:
@@ -74,8 +78,10 @@ class Planning:
         `memory` is a size ('2GiB', bytes) of the device that computes, on a CPU of the whole process; or sizes by type
         of device ({'cuda': '6GiB', 'cpu': '8GiB'}); None for what is free now, less 5%. Pixels are the model's own
         unless given. `chunks`: the length of prompts in the weighted syntax, in multiples of what a text encoder
-        reads at once. `allow`: 'exact' for settings that draw the same picture, 'rounding' for half precision too,
-        'approximate' for those that draw another one. `print(plan)` shows it, `apply` switches it on.
+        reads at once. `pictures`: how many are encoded to begin with; one in pipelines that draw on pictures.
+        ControlNets and LoRAs count as they are loaded. `allow`: 'exact' for settings that draw the same picture,
+        'rounding' for half precision too, 'approximate' for those that draw another one. `print(plan)` shows it,
+        `apply` switches it on.
 
         BudgetError when nothing fits: it says the least that would do. ConfigError for wrong arguments, and for
         networks that are not this library's.
@@ -90,7 +96,10 @@ class Planning:
         height, width = (blueprint.side if side is None else side for side in (height, width))
         inputs.check_side("height", height, factor)
         inputs.check_side("width", width, factor)
-        call = CallSize(height, width, batch, guidance and not blueprint.is_distilled, chunks)
+        pictures = int(self.begins_with_pictures) if pictures is None else pictures
+        inputs.check_count("pictures", pictures, least=0)
+        guided = guidance and not blueprint.is_distilled
+        call = CallSize(height, width, batch, guided, chunks, pictures, blueprint.controls)
         profile = profile_of(where, dtypes_for(blueprint, allow))
         networks = self._stack.subject.networks.values()
         floor = floor_here(profile, networks, has_computed=bool(self.last_times))
@@ -135,20 +144,24 @@ class Planning:
         with suppress(BudgetError):
             self.apply(self.plan_for(memory, allow=allow, device=device))
 
-    def _plan_request(self: Any, request: Request, shape: tuple[int, int, int, int], guided: bool, tokens: int) -> None:
+    def _plan_request(
+        self: Any, request: Request, shape: tuple[int, int, int, int], *, guided: bool, tokens: int, pictures: int
+    ) -> None:
         """Where a budget is to be kept, plan anew if this call takes more than what was planned for."""
         kept, plan = self._kept, self.plan
         if kept is None:
             return
         factor = self.vae_scale_factor
         chunks = math.ceil(tokens / tokens_read(self._stack.subject.networks))
-        call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided, chunks)
+        controls = len(self._stack.subject.controls)
+        call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided, chunks, pictures, controls)
         drawn, self._drawn_as_planned = self._drawn_as_planned, True
         if plan is not None and (plan.call == call or (drawn and _covers(plan.call, call))):
             return  # before the first call another plan is free: nothing was read yet
         made = self.plan_for(
             kept.memory, height=call.height, width=call.width, batch=call.batch, guidance=call.guidance,
-            chunks=call.chunks, steps=request.num_inference_steps or STEPS, allow=kept.allow, device=kept.device,
+            chunks=call.chunks, pictures=call.pictures, steps=request.num_inference_steps or STEPS, allow=kept.allow,
+            device=kept.device,
         )  # fmt: skip
         try:
             with self._stack.between_steps():
@@ -191,5 +204,5 @@ class Planning:
 def _covers(planned: CallSize, call: CallSize) -> bool:
     """Whether a call of the second size takes no more than one of the first."""
     same_shape = call.height * call.width <= planned.height * planned.width
-    no_longer = call.batch <= planned.batch and call.guidance <= planned.guidance and call.chunks <= planned.chunks
-    return same_shape and no_longer
+    counts = ("batch", "guidance", "chunks", "pictures", "controls")
+    return same_shape and all(getattr(call, name) <= getattr(planned, name) for name in counts)

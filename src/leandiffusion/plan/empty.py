@@ -12,6 +12,7 @@ from torch import nn
 from ..families.base import Family
 from ..families.folder import component_class, read_index
 from ..families.single_file import family_of_file
+from ..modules.controlnet import ControlNetModel
 from ..weights.build import build_empty
 from ..weights.locate import find_index
 
@@ -60,6 +61,16 @@ def described(source: Family | str | Path, only: Collection[str] | None = None) 
         source = family_of_file(path)
     specs = {name: spec for name, spec in source.networks.items() if only is None or name in only}
     return {name: (component_class(spec.class_name), spec.config) for name, spec in specs.items()}
+
+
+def described_control(source: Family | str | Path) -> tuple[Any, Mapping[str, Any]]:
+    """Class and config of a ControlNet: of its folder or hub id, or of one such as a family's UNet has at full size.
+
+    Raises what reading a config raises.
+    """
+    if not isinstance(source, Family):
+        return ControlNetModel, ControlNetModel.load_config(source)
+    return ControlNetModel, ControlNetModel.settings_for(source.networks["unet"].config)
 
 
 def _cast(network: nn.Module, dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MEASURED = ("measured peak", "measured time")
 
-ROWS = {"encode": "prompt", "denoise": "steps", "decode": "decode"}
+ROWS = {"encode": "prompt", "picture": "picture", "denoise": "steps", "decode": "decode"}
 
 
 def headline(plan: Plan) -> str:
@@ -22,9 +22,11 @@ def headline(plan: Plan) -> str:
     call = plan.call
     pictures = "" if call.batch == 1 else f", {call.batch} pictures at a time"
     guidance = "" if call.guidance else " without guidance"
+    given = " from a picture" if call.pictures else ""
+    controls = {0: "", 1: " with a ControlNet"}.get(call.controls, f" with {call.controls} ControlNets")
     return (
         f"{plan.model} on {plan.device} in {plan.dtype}: {call.width}x{call.height}{pictures}, {plan.steps} steps"
-        f"{guidance}, within {plan.budget}"
+        f"{guidance}{given}{controls}, within {plan.budget}"
     )
 
 

@@ -16,7 +16,19 @@ from ..techniques.base import Exactness
 from .budget import Budget
 from .plan import Plan, Settings
 from .predict import Prediction, Predictor
-from .search import EQUAL, ORDER, Candidate, Choices, best_by_placement, casts, choices, leanest, legal, scope_of
+from .search import (
+    EQUAL,
+    ORDER,
+    SCOPES,
+    Candidate,
+    Choices,
+    best_by_placement,
+    casts,
+    choices,
+    leanest,
+    legal,
+    scope_of,
+)
 from .sketch import Blueprint
 
 RUNNERS_UP = 3
@@ -26,7 +38,10 @@ WORTH_SAYING = 0.97
 LOWER = 0.9
 """Of a plan's peak at most: what is worth falling back on when memory runs out."""
 
-STAGES = {"encode": "encoding the prompt", "denoise": "a step of the UNet", "decode": "decoding by the VAE"}
+STAGES = {
+    "encode": "encoding the prompt", "picture": "encoding the picture by the VAE", "denoise": "a step of the UNet",
+    "decode": "decoding by the VAE",
+}  # fmt: skip
 
 
 def check_allow(allow: str) -> Exactness:
@@ -126,10 +141,10 @@ def _comparison(predictor: Predictor, best: Candidate, offered: Sequence[Techniq
     if not budget.fits(found.peak, found.host):
         return f"in place of {names} it would need {format_bytes(budget.to_ask_for(found.peak))}"
     saved, time = now.peak - found.peak, _in_time(found.seconds / now.seconds - 1)
-    instead, stage = f"in place of {names} it " if names else "", scope_of(type(technique))
+    instead, scope = f"in place of {names} it " if names else "", scope_of(type(technique))
     if saved >= 0.005 * now.peak:
         return f"{instead}would save {format_bytes(saved)} and {time or 'no time'}, which is not needed"
-    if stage not in ("overall", now.worst):
+    if scope != "overall" and now.worst not in SCOPES[scope]:
         return f"{instead}would not lower the peak, which {STAGES[now.worst]} sets{f', and {time}' if time else ''}"
     return f"{instead}would not lower the peak{f' and {time}' if time else ''}"
 

@@ -169,7 +169,10 @@ def _dtype_name(value: Any) -> str:
 
 def _call(values: Mapping[str, Any]) -> CallSize:
     sides: Sequence[int] = [int(values[name]) for name in ("height", "width", "batch")]
-    chunks = int(values.get("chunks", 1))  # older plans do not have it
-    if min(*sides, chunks) < 1:
+    further = {"chunks": 1, "pictures": 0, "controls": 0}  # older plans do not have them
+    counts = {name: int(values.get(name, least)) for name, least in further.items()}
+    if min(*sides, counts["chunks"]) < 1:
         raise ConfigError(f"a call of {sides[1]}x{sides[0]} pixels and {sides[2]} pictures draws nothing.")
-    return CallSize(*sides, guidance=bool(values["guidance"]), chunks=chunks)
+    if wrong := [name for name, least in further.items() if counts[name] < least]:
+        raise ConfigError(f"{wrong[0]}={counts[wrong[0]]}: it is {further[wrong[0]]} at least.")
+    return CallSize(*sides, guidance=bool(values["guidance"]), **counts)

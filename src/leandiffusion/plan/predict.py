@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -17,13 +17,14 @@ from ..techniques.base import UNetCalls
 from .profile import DeviceProfile
 from .seconds import fetch_seconds, stage_seconds
 from .sketch import Blueprint, Sketch
-from .stages import OWNERS, trace_stage
+from .stages import TEXTS, owners_of, stages_of, trace_stage
 from .work import StageWork
 
 CASTS = "half_precision"
 """The technique that changes the dtype: networks are made at it, rather than cast."""
 
-STAGES = tuple(OWNERS)
+STAGES = ("encode", "denoise", "decode")
+"""Those that every call has; one on pictures has 'picture' besides, between the first two."""
 
 MODULE_BYTES = 48 << 10
 """Of host memory, beside a module's weights: its Python objects and the kernels compiled for it. Measured as what a
@@ -65,7 +66,8 @@ class Prediction:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The prediction that `to_json` wrote. KeyError, TypeError or ValueError for anything else."""
-        stages = {name: StagePrediction(int(values[name]["peak"]), float(values[name]["seconds"])) for name in STAGES}
+        names = ("encode", "picture", *STAGES[1:]) if "picture" in values else STAGES
+        stages = {name: StagePrediction(int(values[name]["peak"]), float(values[name]["seconds"])) for name in names}
         return cls(stages, int(values["host"]))
 
     @property
@@ -77,6 +79,15 @@ class Prediction:
     def worst(self) -> str:
         """The stage that sets the peak."""
         return max(self.stages, key=lambda name: self.stages[name].peak)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is computed in a part of a stage `count` times, by the networks of those names."""
+
+    owners: tuple[str, ...]
+    work: StageWork
+    count: float
 
 
 @dataclass(eq=False)
@@ -94,14 +105,18 @@ class Predictor:
     """Bytes that the process has besides weights; of a fresh one, which the profile knows, unless given."""
 
     _sketches: dict[torch.dtype | None, Sketch] = field(default_factory=dict)
+    _with_encoder: dict[torch.dtype | None, Sketch] = field(default_factory=dict)
     _traced: dict[Any, StageWork] = field(default_factory=dict)
     _residencies: dict[Any, Residency] = field(default_factory=dict)
 
     def predict(self, techniques: Iterable[Technique]) -> Prediction:
         """With these techniques on, which must be legal together."""
-        chosen = tuple(techniques)
-        stages = {name: self.stage(name, chosen) for name in STAGES}
-        return Prediction(stages, self.host_bytes(chosen))
+        return self.part(self.stages, tuple(techniques))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those of the call, in order."""
+        return tuple(stage for stage in stages_of(self.call) if stage != "control")
 
     def resized(self, call: CallSize) -> Predictor:
         """A predictor for calls of another size, with the same networks."""
@@ -109,51 +124,62 @@ class Predictor:
 
     def peak(self, chosen: Chosen) -> int:
         """Bytes on the device at the worst moment, whether or not the profile has the speed of their dtype."""
-        return max(self._stage_peak(name, chosen) for name in STAGES)
+        return max(self._stage_peak(name, chosen) for name in self.stages)
 
-    def stage(self, name: str, chosen: Chosen) -> StagePrediction:
-        """One stage. Only techniques that concern it matter."""
-        return StagePrediction(self._stage_peak(name, chosen), self._stage_seconds(name, chosen))
+    def part(self, stages: Iterable[str], chosen: Chosen) -> Prediction:
+        """Some of the stages. Only techniques that concern them matter."""
+        found = {name: StagePrediction(self._stage_peak(name, chosen), self._seconds(name, chosen)) for name in stages}
+        return Prediction(found, self.host_bytes(chosen))
 
     def _stage_peak(self, name: str, chosen: Chosen) -> int:
         travel = any(map(moves, chosen))
         others = 0 if travel else self.blueprint.others  # which travel then too, and are not here in these stages
-        weights = self.residency(chosen).while_running(self._owners(name)) + others
-        held = max(work.peak for work, _ in self._works(name, chosen))
+        weights = self.residency(chosen).while_running(self._there(name)) + others
+        if name == "picture":  # what opening left on disk is read for it, a weight at a time
+            weights += max(weight.nbytes for weight in self._encoder(chosen).parameters())
+        works = self._works(name, chosen)
+        held = max(each.work.peak for each in works)
+        if name == "denoise" and len(works) > 2:  # the UNet sees a part at a time of what ControlNets gave at once
+            held += works[0].work.kept
         return weights + held + (self._floor + self._around_modules if self._on_host else 0)
 
-    def _stage_seconds(self, name: str, chosen: Chosen) -> float:
-        residency, owners = self.residency(chosen), self._owners(name)
-        dtype = str(self.cast(chosen) or self.blueprint.networks[owners[0]].dtype).removeprefix("torch.")
-        fetched = sum(residency.fetched.get(owner, 0) for owner in owners)
-        each_time, once = (0, fetched) if residency.stays else (fetched, 0)
-        packed = any(technique.name == "packed_weights" for technique in chosen)
-        arrivals = sum(residency.arrivals.get(owner, 0) for owner in owners)
-        fresh = self._gives_back(name, chosen)
+    def _seconds(self, name: str, chosen: Chosen) -> float:
+        residency, works = self.residency(chosen), self._works(name, chosen)
+        dtype = str(self.cast(chosen) or self.blueprint.networks[works[-1].owners[0]].dtype).removeprefix("torch.")
         options: Any = {
-            "packed": packed,
-            "fetched": each_time,
-            "arrivals": arrivals,
+            "packed": any(technique.name == "packed_weights" for technique in chosen),
             "ahead": residency.ahead,
-            "fresh": fresh,
+            "fresh": self._gives_back(name, chosen),
         }
-        works = self._works(name, chosen)
-        seconds = sum(count * stage_seconds(work, dtype, self.profile, **options) for work, count in works)
+        if name == "picture":
+            once = sum(weight.nbytes for weight in self._encoder(chosen).parameters())
+        else:
+            once = residency.fetched_for(self._there(name)) if residency.stays else 0
+        seconds = 0.0
+        for each in works:
+            arrivals, fetched = residency.arriving(each.owners) if name != "picture" else (0, 0)
+            seconds += each.count * stage_seconds(
+                each.work, dtype, self.profile, fetched=fetched, arrivals=arrivals, **options
+            )
         return (self.steps if name == "denoise" else 1) * seconds + fetch_seconds(once, dtype, self.profile)
 
     def _gives_back(self, stage: str, chosen: Chosen) -> bool:
         """Whether freed memory goes back to the system in that stage (`core.malloc.freed_at_once`)."""
-        in_parts = stage == "decode" and any(technique.name in ("vae_slicing", "vae_tiling") for technique in chosen)
-        return self._on_host and (in_parts or self._from_disk(chosen))
+        in_parts = any(technique.name in ("vae_slicing", "vae_tiling") for technique in chosen)
+        return self._on_host and (self._from_disk(chosen) or (in_parts and stage in ("picture", "decode")))
 
     def _from_disk(self, chosen: Chosen) -> bool:
         """Whether weights travel to the CPU, which they do from disk."""
         return self._on_host and any(map(moves, chosen))
 
-    def _works(self, name: str, chosen: Chosen) -> list[tuple[StageWork, float]]:
-        """What is computed in the stage, in a step of 'denoise', and how often."""
-        calls = unet_calls(self.call, chosen) if name == "denoise" else {self.call: 1.0}
-        return [(self._work(name, call, self.cast(chosen), chosen), count) for call, count in calls.items()]
+    def _works(self, name: str, chosen: Chosen) -> list[Work]:
+        """What is computed in the stage, in a step of 'denoise'; the ControlNets' part comes first."""
+        calls = {self.call: 1.0} if name != "denoise" else unet_calls(self.call, chosen)
+        works = [self._work(name, call, count, chosen) for call, count in calls.items()]
+        if name != "denoise" or not self.call.controls:
+            return works
+        predicted = predictions(self.call, chosen)
+        return [*(self._work("control", call, count, chosen) for call, count in predicted.items()), *works]
 
     def host_bytes(self, chosen: Chosen) -> int:
         """Of host memory, beside an accelerator."""
@@ -185,21 +211,39 @@ class Predictor:
 
     @cached_property
     def _around_modules(self) -> int:
-        return MODULE_BYTES * sum(1 for network in self.sketch().networks.values() for _ in network.modules())
+        sketch = self._sketch_of("picture" if self.call.pictures else "denoise", None)
+        return MODULE_BYTES * sum(1 for network in sketch.networks.values() for _ in network.modules())
 
     @cached_property
     def _on_host(self) -> bool:
         return is_host(self.blueprint.device)
 
-    def _owners(self, stage: str) -> list[str]:
-        return [name for name in OWNERS[stage] if name in self.blueprint.networks]
+    def _there(self, stage: str) -> list[str]:
+        """Networks whose weights are on the device in the stage, where they take turns. The encoder of pictures does
+        not travel: then those of the stage before still are there."""
+        names = {"picture": TEXTS, "denoise": ("control", "denoise")}.get(stage, (stage,))
+        if stage == "picture":
+            return [name for name in names if name in self.blueprint.networks][-1:]
+        return [owner for name in names for owner in owners_of(name, self.blueprint.networks)]
 
-    def _work(self, stage: str, call: CallSize, cast: torch.dtype | None, chosen: Chosen) -> StageWork:
+    def _encoder(self, chosen: Chosen) -> Any:
+        """What opening leaves on disk of the VAE."""
+        return self._sketch_of("picture", self.cast(chosen)).networks["vae"].encoder
+
+    def _sketch_of(self, stage: str, cast: torch.dtype | None) -> Sketch:
+        """The networks for a stage: encoding pictures takes a VAE that has its encoder."""
+        if stage != "picture":
+            return self.sketch(cast)
+        if cast not in self._with_encoder:
+            self._with_encoder[cast] = self.sketch(cast).with_encoder(self.blueprint, cast)
+        return self._with_encoder[cast]
+
+    def _work(self, stage: str, call: CallSize, count: float, chosen: Chosen) -> Work:
+        cast, given_back = self.cast(chosen), self._from_disk(chosen)
         traced = tuple(each for each in chosen if stage in each.traced and each.name != CASTS)
-        given_back = self._from_disk(chosen)
         key = stage, call, cast, given_back, tuple(map(str, traced))
         if key not in self._traced:
-            sketch = self.sketch(cast)
+            sketch = self._sketch_of(stage, cast)
             undo = sketch.put_on(traced)
             try:
                 self._traced[key] = trace_stage(
@@ -207,16 +251,25 @@ class Predictor:
                 )
             finally:
                 undo()
-        return self._traced[key]
+        return Work(tuple(owners_of(stage, self.blueprint.networks)), self._traced[key], count)
+
+
+def predictions(call: CallSize, techniques: Sequence[Technique]) -> UNetCalls:
+    """What one step predicts: sizes, and how many of each on average."""
+    return _divided({call: 1.0}, [technique.predictions for technique in techniques])
 
 
 def unet_calls(call: CallSize, techniques: Sequence[Technique]) -> UNetCalls:
     """What one step calls the UNet for: sizes, and how many of each on average."""
-    calls: dict[CallSize, float] = {call: 1.0}
-    for technique in techniques:
+    return _divided(predictions(call, techniques), [technique.unet_calls for technique in techniques])
+
+
+def _divided(calls: UNetCalls, ways: Iterable[Callable[[CallSize], UNetCalls]]) -> UNetCalls:
+    """The calls, each divided in one way after the other."""
+    for way in ways:
         made: dict[CallSize, float] = {}
         for size, count in calls.items():
-            for part, times in technique.unet_calls(size).items():
+            for part, times in way(size).items():
                 made[part] = made.get(part, 0.0) + count * times
         calls = made
     return calls

@@ -16,12 +16,15 @@ from ..techniques import Technique, techniques
 from ..techniques.base import Exactness
 from ..techniques.stack import group_of, refuse_each_other, techniques_by_default
 from .budget import Budget
-from .predict import CASTS, STAGES, Chosen, Prediction, Predictor, StagePrediction, moves
+from .predict import CASTS, Chosen, Prediction, Predictor, moves
 
 EQUAL = 0.01
 """Times that differ by less are as good as equal: then the more exact, and then the fewer techniques are taken."""
 
 ORDER = tuple(Exactness)
+
+SCOPES = {"encode": ("encode",), "denoise": ("control", "denoise"), "decode": ("picture", "decode")}
+"""What is chosen for together: stages of the same networks, by the last of them."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,24 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choices:
-    """What there is to combine: for all stages together, and for each by itself; each an option of several techniques,
-    the first of none."""
+    """What there is to combine: for all stages together, and for each scope by itself; each an option of several
+    techniques, the first of none."""
 
     overall: Sequence[Chosen]
-    by_stage: Mapping[str, Sequence[Chosen]]
+    by_scope: Mapping[str, Sequence[Chosen]]
 
 
 def choices(predictor: Predictor, allow: Exactness) -> Choices:
     """Every legal combination of what techniques offer for this call, up to that exactness."""
     offers = _offers(predictor, None, allow)
-    by_stage = {stage: list(_combined(offers.get(stage, {}).values())) for stage in STAGES}
+    by_scope = {scope: list(_combined(offers.get(scope, {}).values())) for scope in SCOPES}
     placed = _placements(offers["overall"])
     for cast in casts(predictor) if CASTS in offers["overall"] else ():  # what else there is may depend on the dtype
         if str(predictor.cast((cast,))).removeprefix("torch.") not in predictor.profile.products:
             continue  # the device does not compute it
         others = _placements(_offers(predictor, predictor.cast((cast,)), allow)["overall"])
         placed += [(cast, *option) for option in others if legal((cast, *option))]
-    return Choices(placed, by_stage)
+    return Choices(placed, by_scope)
 
 
 def _placements(offers: dict[str, list[Technique]]) -> list[Chosen]:
@@ -67,7 +70,7 @@ def casts(predictor: Predictor) -> list[Technique]:
 
 
 def _offers(predictor: Predictor, cast: torch.dtype | None, allow: Exactness) -> dict[str, dict[str, list[Technique]]]:
-    """What techniques offer networks of that dtype, by the stage that they concern and by name."""
+    """What techniques offer networks of that dtype, by the scope that they concern and by name."""
     subject = predictor.sketch(cast).subject
     offers: dict[str, dict[str, list[Technique]]] = {"overall": {}}
     for name in techniques:
@@ -80,9 +83,11 @@ def _offers(predictor: Predictor, cast: torch.dtype | None, allow: Exactness) ->
 
 
 def scope_of(cls: type[Technique]) -> str:
-    """The one stage that a technique concerns, or 'overall'."""
-    stages = {*cls.traced, *(("denoise",) if cls.unet_calls is not Technique.unet_calls else ())}
-    return stages.pop() if len(stages) == 1 and not moves(cls) else "overall"
+    """The one scope that a technique concerns, or 'overall'."""
+    divides = cls.unet_calls is not Technique.unet_calls or cls.predictions is not Technique.predictions
+    stages = {*cls.traced, *(("denoise",) if divides else ())}
+    scopes = [scope for scope, own in SCOPES.items() if stages & {*own}]
+    return scopes[0] if len(scopes) == 1 and not moves(cls) else "overall"
 
 
 def _combined(offers: Iterable[list[Technique]]) -> Iterator[Chosen]:
@@ -104,7 +109,7 @@ def best_by_placement(predictor: Predictor, choices: Choices, budget: Budget) ->
     for placed in choices.overall:
         if not budget.fits(0, predictor.host_bytes(placed)):
             continue
-        parts = [_best(predictor, stage, placed, choices.by_stage[stage], budget) for stage in STAGES]
+        parts = [_best(predictor, scope, placed, choices.by_scope[scope], budget) for scope in SCOPES]
         if all(parts):
             found.append(_joined(predictor, placed, [part for part in parts if part]))
     return ranked(found)
@@ -114,19 +119,19 @@ def leanest(predictor: Predictor, choices: Choices) -> Candidate:
     """The combination that takes least memory, and of those the fastest."""
     found: list[Candidate] = []
     for placed in choices.overall:
-        parts: list[tuple[Chosen, StagePrediction]] = []
-        for stage in STAGES:
-            tried = _tried(predictor, stage, placed, choices.by_stage[stage])
+        parts: list[tuple[Chosen, Prediction]] = []
+        for scope in SCOPES:
+            tried = _tried(predictor, scope, placed, choices.by_scope[scope])
             parts.append(min(tried, key=lambda each: (each[1].peak, each[1].seconds)))
         found.append(_joined(predictor, placed, parts))
     return min(found, key=lambda each: (each.prediction.peak, each.prediction.host, each.prediction.seconds))
 
 
 def everything(predictor: Predictor, choices: Choices) -> list[Candidate]:
-    """All combinations, but for those that are both slower and larger in a stage than another of the same placement."""
+    """All combinations, but for those that are both slower and larger in a scope than another of the same placement."""
     found: list[Candidate] = []
     for placed in choices.overall:
-        fronts = [_front(_tried(predictor, stage, placed, choices.by_stage[stage])) for stage in STAGES]
+        fronts = [_front(_tried(predictor, scope, placed, choices.by_scope[scope])) for scope in SCOPES]
         found += [_joined(predictor, placed, parts) for parts in product(*fronts)]
     return found
 
@@ -149,17 +154,18 @@ def inexactness(chosen: Chosen) -> int:
 
 
 def _tried(
-    predictor: Predictor, stage: str, placed: Chosen, options: Sequence[Chosen]
-) -> list[tuple[Chosen, StagePrediction]]:
+    predictor: Predictor, scope: str, placed: Chosen, options: Sequence[Chosen]
+) -> list[tuple[Chosen, Prediction]]:
     legal_ones = (option for option in options if legal((*placed, *option)))
-    return [(option, predictor.stage(stage, (*placed, *option))) for option in legal_ones]
+    stages = [stage for stage in SCOPES[scope] if stage in predictor.stages]
+    return [(option, predictor.part(stages, (*placed, *option))) for option in legal_ones]
 
 
 def _best(
-    predictor: Predictor, stage: str, placed: Chosen, options: Sequence[Chosen], budget: Budget
-) -> tuple[Chosen, StagePrediction] | None:
-    """The fastest option of a stage that fits."""
-    fitting = [each for each in _tried(predictor, stage, placed, options) if budget.fits(each[1].peak, 0)]
+    predictor: Predictor, scope: str, placed: Chosen, options: Sequence[Chosen], budget: Budget
+) -> tuple[Chosen, Prediction] | None:
+    """The fastest option of a scope that fits."""
+    fitting = [each for each in _tried(predictor, scope, placed, options) if budget.fits(each[1].peak, 0)]
     if not fitting:
         return None
     limit = min(found.seconds for _, found in fitting) * (1 + EQUAL)
@@ -167,19 +173,20 @@ def _best(
     return min(equal, key=lambda each: (inexactness(each[0]), len(each[0]), each[1].peak))
 
 
-def _front(tried: list[tuple[Chosen, StagePrediction]]) -> list[tuple[Chosen, StagePrediction]]:
+def _front(tried: list[tuple[Chosen, Prediction]]) -> list[tuple[Chosen, Prediction]]:
     """Those than which no other is both faster and smaller."""
-    kept: list[tuple[Chosen, StagePrediction]] = []
+    kept: list[tuple[Chosen, Prediction]] = []
     for each in sorted(tried, key=lambda each: (each[1].seconds, each[1].peak, len(each[0]))):
         if not kept or each[1].peak < kept[-1][1].peak:
             kept.append(each)
     return kept
 
 
-def _joined(predictor: Predictor, placed: Chosen, parts: Iterable[tuple[Chosen, StagePrediction]]) -> Candidate:
+def _joined(predictor: Predictor, placed: Chosen, parts: Iterable[tuple[Chosen, Prediction]]) -> Candidate:
     parts = list(parts)
     chosen = (*placed, *(technique for option, _ in parts for technique in option))
-    stages = {stage: found for stage, (_, found) in zip(STAGES, parts, strict=True)}
+    found = {stage: told for _, part in parts for stage, told in part.stages.items()}
+    stages = {stage: found[stage] for stage in predictor.stages}
     return Candidate(
         tuple(sorted(chosen, key=lambda each: each.phase)), Prediction(stages, predictor.host_bytes(placed))
     )

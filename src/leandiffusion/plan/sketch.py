@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,15 +15,17 @@ from ..core.errors import ConfigError
 from ..families.base import Family
 from ..families.folder import UNNEEDED
 from ..modules.base import Network
+from ..modules.lora import adapted_layers
 from ..offload.units import weight_bytes
 from ..techniques import Technique
 from ..techniques.hooks import Undo, together
 from ..techniques.subject import Subject
 from ..weights.load import Origin
-from .empty import described, empty_network
+from .empty import described, described_control, empty_network
+from .stages import CONTROLS, owners_of
 
 PLANNED = ("text_encoder", "text_encoder_2", "unet", "vae")
-"""Components that planning knows the work of."""
+"""Components that planning knows the work of, beside ControlNets."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,12 @@ class Part:
     config: Mapping[str, Any]
     dtype: torch.dtype
 
-    def build(self, cast: torch.dtype | None = None) -> Any:
-        """The network on the meta device, at another dtype if one is given, without what opening leaves on disk. It
-        says that it comes from a checkpoint: from the one that will be there when it is opened."""
+    def build(self, cast: torch.dtype | None = None, *, whole: bool = False) -> Any:
+        """The network on the meta device, at another dtype if one is given, unless it is to be `whole` without what
+        opening leaves on disk. It says that it comes from a checkpoint: from the one that will be there when it is
+        opened."""
         network = empty_network(self.cls, self.config, cast or self.dtype)
-        for prefix in UNNEEDED.get(self.cls.__name__, ()):
+        for prefix in () if whole else UNNEEDED.get(self.cls.__name__, ()):
             setattr(network, prefix.rstrip("."), nn.Identity())
         object.__setattr__(network, "_origin", Origin(self.cls, self.config, {}))
         return network
@@ -45,7 +49,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What is known of a model before a weight is read: its networks by component name, a UNet and a VAE among them.
+    """What is known of a model before a weight is read: its networks by component name, a UNet and a VAE among them,
+    and ControlNets where it is drawn with some.
 
     `device` is where they are to run, `side` the side in pixels of the square pictures that it was trained on. `others`
     are bytes of weights of components that are opened beside them.
@@ -83,7 +88,8 @@ class Blueprint:
     ) -> Self:  # fmt: skip
         """The model that these networks are of, whose weights may be anywhere; at other `dtypes` than theirs if these
         are given by name. ConfigError where one of them is not this library's."""
-        planned: dict[str, Any] = {key: network for key, network in networks.items() if key in PLANNED}
+        controls = owners_of("control", networks)
+        planned: dict[str, Any] = {key: net for key, net in networks.items() if key in PLANNED or key in controls}
         for key, network in planned.items():
             if not isinstance(network, Network):
                 raise ConfigError(
@@ -93,12 +99,27 @@ class Blueprint:
         if "unet" not in planned or "vae" not in planned:
             raise ConfigError("planning needs a UNet and a VAE, and this pipeline lacks one of them.")
         others = sum(weight_bytes(network) for key, network in networks.items() if key not in planned)
+        others += sum(map(lora_bytes, planned.values()))
         own: Mapping[str, Any] = dtypes or {}
         parts = {
             key: Part(type(network), {**network.config}, own.get(key, network.dtype))
             for key, network in planned.items()
         }
         return cls(name, parts, device, _side(parts), others)
+
+    def controlled_by(self, sources: Sequence[str | Path | Family]) -> Self:
+        """The same with ControlNets beside it: of checkpoints' configs, or such as one for a family at full size has.
+
+        Raises what reading a config raises.
+        """
+        parts = [Part(*described_control(source), self.dtype) for source in sources]
+        names = [CONTROLS] if len(parts) == 1 else [f"{CONTROLS}.{place}" for place in range(len(parts))]
+        return replace(self, networks={**self.networks, **dict(zip(names, parts, strict=True))})
+
+    @property
+    def controls(self) -> int:
+        """How many ControlNets there are."""
+        return len(owners_of("control", self.networks))
 
     def called(self, name: str) -> Self:
         """The same under another name."""
@@ -115,6 +136,11 @@ class Blueprint:
         return self.networks["unet"].dtype
 
 
+def lora_bytes(network: nn.Module) -> int:
+    """Bytes of the factors that adapters put on a network's layers."""
+    return sum(buffer.nbytes for layer in adapted_layers(network).values() for buffer in layer.buffers(recurse=False))
+
+
 def _side(networks: Mapping[str, Part]) -> int:
     """Of the square pictures that the UNet was trained on, in pixels."""
     own = networks["unet"].config.get("sample_size") or 64
@@ -129,6 +155,13 @@ class Sketch:
     def __init__(self, blueprint: Blueprint, cast: torch.dtype | None = None) -> None:
         self.networks: dict[str, Any] = {name: part.build(cast) for name, part in blueprint.networks.items()}
         self.subject = _SketchSubject(self, blueprint.device)
+
+    def with_encoder(self, blueprint: Blueprint, cast: torch.dtype | None = None) -> Sketch:
+        """The same networks, but for the VAE, which has its encoder too."""
+        other = copy.copy(self)
+        other.networks = {**self.networks, "vae": blueprint.networks["vae"].build(cast, whole=True)}
+        other.subject = _SketchSubject(other, blueprint.device)
+        return other
 
     def put_on(self, techniques: Iterable[Technique]) -> Undo:
         """Apply techniques to the networks, in order of their phases; undo takes all of them off again."""

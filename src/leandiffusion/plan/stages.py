@@ -6,6 +6,7 @@ The code that draws runs on the meta device, with whatever was switched on there
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +15,21 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..device.host import is_host
 from ..families.encode import encode_text
+from ..modules.controlnet import ControlNetModel
 from ..modules.processors import attention_layers
 from ..modules.text import CLIPTextModel
-from ..modules.text_memory import TextMemory, keys_and_values, remembering
+from ..modules.text_memory import keys_and_values, remembering
 from ..modules.unet import UNet2DConditionModel
 from ..modules.vae import AutoencoderKL
 from ..modules.vae_tiny import AutoencoderTiny
+from ..run.conditioning import Conditioning
+from ..run.controls import Guide, Guides
 from ..run.decoding import decode
-from ..run.guidance import Guidance, embedding_width, is_ours
+from ..run.encoding import encode
+from ..run.guidance import embedding_width
+from ..run.run import Run
 from ..run.size import CallSize
+from ..run.tasks.text_to_image import TextToImage
 from .trace import trace
 from .work import StageWork
 
@@ -32,8 +39,11 @@ SLACK = 0.4
 """Of the blocks that the C library keeps, what lies between them: holes that small objects made too small. 0.3 to 0.5
 were measured in steps and decodes of Stable Diffusion 1.5 and the demo model, and up to 0.8 now and then."""
 
-OWNERS = {"encode": TEXTS, "denoise": ("unet",), "decode": ("vae",)}
-"""The stages, and the networks that run in each."""
+CONTROLS = "controlnet"
+"""The component's name; several have a number behind it, 'controlnet.0'."""
+
+OWNERS = {"encode": TEXTS, "picture": ("vae",), "control": (CONTROLS,), "denoise": ("unet",), "decode": ("vae",)}
+"""What is traced by itself, and the networks that run in it. 'control' is the part of a step that ControlNets are."""
 
 TOKENS = 77  # that CLIP reads, where there is no text encoder to ask
 
@@ -44,14 +54,15 @@ LATENTS = 4
 def trace_stages(
     networks: Mapping[str, nn.Module], call: CallSize, device: torch.device | str = "cpu"
 ) -> dict[str, StageWork]:
-    """The work of 'encode', of one step of 'denoise' and of 'decode', for networks on the meta device by their names.
+    """The work of 'encode', 'picture', one step of 'control' and of 'denoise', and 'decode', for networks on the meta
+    device by their names.
 
     `device` is the one that meta stands for: the ways that are taken on a CPU differ from an accelerator's, and what
-    kernels take for themselves is known of CPUs only. A stage without a network is left out. ConfigError for networks
-    of other kinds than this library's.
+    kernels take for themselves is known of CPUs only. What such a call does not have, or has no network for, is left
+    out. ConfigError for networks of other kinds than this library's.
     """
-    there = {stage for stage, names in OWNERS.items() if any(networks.get(name) is not None for name in names)}
-    return {stage: trace_stage(stage, networks, call, device) for stage in OWNERS if stage in there}
+    there = [stage for stage in stages_of(call) if owners_of(stage, networks)]
+    return {stage: trace_stage(stage, networks, call, device) for stage in there}
 
 
 def trace_stage(
@@ -62,8 +73,22 @@ def trace_stage(
     (`core.malloc`), as where weights come from disk, and not only where the VAE's slices or strips have it so."""
     _check(networks)
     on_host = is_host(device)
-    make = {"encode": _encoding, "denoise": _denoising, "decode": _decoding}[stage]
+    make = {
+        "encode": _encoding, "picture": _picture, "control": _controlling, "denoise": _denoising, "decode": _decoding,
+    }[stage]  # fmt: skip
     return trace(*make(networks, call), on_host=on_host, slack=SLACK if on_host else 0.0, given_back=given_back)
+
+
+def stages_of(call: CallSize) -> list[str]:
+    """What such a call consists of, in order."""
+    absent = {"picture": not call.pictures, "control": not call.controls}
+    return [stage for stage in OWNERS if not absent.get(stage)]
+
+
+def owners_of(stage: str, networks: Mapping[str, Any]) -> list[str]:
+    """Names of the networks that run in a stage, among those that are there."""
+    there = [name for name in networks if networks[name] is not None]
+    return [name for owner in OWNERS[stage] for name in there if name == owner or name.startswith(f"{owner}.")]
 
 
 def _check(networks: Mapping[str, Any]) -> None:
@@ -71,6 +96,7 @@ def _check(networks: Mapping[str, Any]) -> None:
         "unet": (UNet2DConditionModel,),
         "vae": (AutoencoderKL, AutoencoderTiny),
         **dict.fromkeys(TEXTS, (CLIPTextModel,)),
+        **dict.fromkeys(owners_of("control", networks), (ControlNetModel,)),
     }
     for name, kind in kinds.items():
         network = networks.get(name)
@@ -126,46 +152,119 @@ def unet_inputs(networks: Mapping[str, Any], rows: int, chunks: int = 1) -> tupl
     return make(chunks * tokens_read(networks), _context(config)), inputs
 
 
-def _denoising(networks: Mapping[str, Any], call: CallSize) -> Stage:
-    """One prediction as `run.run.Run.predict` makes it, at a step after the first: keys and values of the text are
-    there."""
-    unet = networks["unet"]
-    config, dtype = unet.config, unet.dtype
-    guided = _guided(networks, call)
-    rows = call.batch * (1 + guided)
-    height, width = _latent_size(networks, call)
+@dataclass
+class _Model:
+    """What a run asks of a pipeline, whose scheduler gives latents on as they are."""
 
-    def before() -> tuple[Any, ...]:
-        text, inputs = unet_inputs(networks, rows, call.chunks)
-        latents = [_empty(call.batch, config.in_channels, height, width, dtype=dtype) for _ in range(LATENTS)]
-        memory = TextMemory(text) if is_ours(unet) else None
-        with remembering(memory):
-            for name, layer in attention_layers(unet) if memory is not None else ():
+    unet: Any
+    scheduler: Any
+    guidance_scale: float
+    guidance_rescale: float = 0.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+
+class _NoScheduler:
+    def scale_model_input(self, x: Tensor, _: Tensor) -> Tensor:
+        return x
+
+
+def _run(networks: Mapping[str, Any], call: CallSize) -> Run:
+    """A run that is past its first step: keys and values of the text are there, and what ControlNets made of their
+    pictures."""
+    unet = networks["unet"]
+    model: Any = _Model(unet, _NoScheduler(), 7.5 if call.guidance else 1.0)
+    height, width = _latent_size(networks, call)
+    text, inputs = unet_inputs(networks, call.batch * (1 + _guided(networks, call)), call.chunks)
+    nets = [networks[name] for name in owners_of("control", networks)][: call.controls]
+    pictures = [_empty(1, net.config.conditioning_channels, call.height, call.width, dtype=net.dtype) for net in nets]
+    run = Run(
+        model=model, task=TextToImage(), conditioning_of=lambda _: Conditioning(text, inputs.get("added_cond_kwargs")),
+        shape=(call.batch, unet.config.in_channels, height, width), timesteps=_empty(1, dtype=torch.float32),
+        controls=[Guides([Guide(*each) for each in zip(nets, pictures, strict=True)])] if nets else [],
+    )  # fmt: skip
+    run.condition_on({})
+    memory = run.text_memory
+    with remembering(memory):
+        for network in (unet, *nets) if memory is not None else ():
+            for name, layer in attention_layers(network):
                 if name.endswith("attn2"):
                     keys_and_values(layer, text)
-        return text, inputs, latents, memory
+    return run
 
-    def run(text: Tensor, inputs: Any, latents: list[Tensor], memory: TextMemory | None) -> Tensor:
-        sample = latents[0] if memory is not None or not guided else torch.cat(latents[:1] * 2)
-        with remembering(memory):
-            predicted = unet(sample, _empty(dtype=torch.float32), text, **inputs).sample
-        return Guidance(7.5).combine(predicted) if guided else predicted
 
-    return run, before
+def _latents(run: Run) -> list[Tensor]:
+    return [_empty(*run.shape, dtype=run.model.dtype) for _ in range(LATENTS)]
+
+
+def _controlled(run: Run, latents: Tensor) -> list[Mapping[str, Any]]:
+    """What ControlNets give the UNet in a step."""
+    given = torch.cat([latents, latents]) if run.guidance.doubles else latents
+    with remembering(run.text_memory):
+        return [control(run, given, 0) for control in run.controls]
+
+
+def _controlling(networks: Mapping[str, Any], call: CallSize) -> Stage:
+    """The ControlNets' part of a step after the first."""
+
+    def before() -> tuple[Any, ...]:
+        run = _run(networks, call)
+        latents = _latents(run)
+        _controlled(run, latents[0])  # which embeds their pictures
+        return run, latents
+
+    return lambda run, latents: _controlled(run, latents[0]), before
+
+
+def _denoising(networks: Mapping[str, Any], call: CallSize) -> Stage:
+    """One prediction as `run.run.Run.predict` makes it, at a step after the first, with what ControlNets gave."""
+
+    def before() -> tuple[Any, ...]:
+        run = _run(networks, call)
+        latents = _latents(run)
+        given = _controlled(run, latents[0])
+        if given:
+            run.controls = [lambda *_: given[0]]
+        return run, latents
+
+    return lambda run, latents: run.predict(latents[0], 0), before
+
+
+def _picture(networks: Mapping[str, Any], call: CallSize) -> Stage:
+    """What `run.encoding` makes of pictures, by a VAE that has its encoder."""
+    vae = networks["vae"]
+
+    def before() -> tuple[Tensor]:
+        return (_empty(call.pictures, 3, call.height, call.width, dtype=_dtype(networks)),)
+
+    return lambda pictures: encode(vae, pictures, upcast=_upcasts(networks)), before
 
 
 def _decoding(networks: Mapping[str, Any], call: CallSize) -> Stage:
     """What `run.decoding` makes of latents."""
     vae = networks["vae"]
-    upcast = networks.get("text_encoder_2") is not None and bool(vae.config.force_upcast)
-    unet = networks.get("unet")
-    dtype = vae.dtype if unet is None else unet.dtype
 
     def before() -> tuple[Tensor]:
         height, width = _latent_size(networks, call)
-        return (_empty(call.batch, vae.config.latent_channels, height, width, dtype=dtype),)
+        return (_empty(call.batch, vae.config.latent_channels, height, width, dtype=_dtype(networks)),)
 
-    return lambda latents: decode(vae, latents, upcast=upcast), before
+    return lambda latents: decode(vae, latents, upcast=_upcasts(networks)), before
+
+
+def _dtype(networks: Mapping[str, Any]) -> torch.dtype:
+    """That of latents and pictures."""
+    unet = networks.get("unet")
+    return networks["vae"].dtype if unet is None else unet.dtype
+
+
+def _upcasts(networks: Mapping[str, Any]) -> bool:
+    return networks.get("text_encoder_2") is not None and bool(networks["vae"].config.force_upcast)
 
 
 def _guided(networks: Mapping[str, Any], call: CallSize) -> bool:

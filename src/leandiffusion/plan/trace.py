@@ -196,5 +196,8 @@ def trace(
     with torch.no_grad(), traced_by(tracer), giving, tracer:
         held = before()
         tracer.begin()
-        function(*held)
-    return StageWork(tracer.peak, tracer.ops)
+        alive = tracer.alive
+        result = function(*held)
+        kept = tracer.alive - alive
+        del result
+    return StageWork(tracer.peak, tracer.ops, kept)

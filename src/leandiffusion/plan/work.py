@@ -25,14 +25,15 @@ class Ops:
 
 @dataclass(frozen=True)
 class StageWork:
-    """One stage: 'encode' of both texts, 'denoise' for one step, or 'decode'.
+    """One stage: 'encode' of both texts, 'picture', 'control' and 'denoise' for one step, or 'decode'.
 
     `peak`: most bytes that its tensors and its kernels' workspaces take at one time, weights not counted. `ops`: what
-    it computes.
+    it computes. `kept`: bytes of what it gives.
     """
 
     peak: int
     ops: tuple[Ops, ...]
+    kept: int = 0
 
     @property
     def flops(self) -> float:
@@ -41,9 +42,9 @@ class StageWork:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back."""
-        return {"peak": self.peak, "ops": [vars(each) for each in self.ops]}
+        return {"peak": self.peak, "ops": [vars(each) for each in self.ops], "kept": self.kept}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StageWork:
         """The stage that `to_json` wrote."""
-        return cls(int(values["peak"]), tuple(Ops(**each) for each in values["ops"]))
+        return cls(int(values["peak"]), tuple(Ops(**each) for each in values["ops"]), int(values["kept"]))

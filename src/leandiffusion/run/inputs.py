@@ -24,10 +24,10 @@ def check_side(name: str, value: Any, multiple: int) -> None:
         raise ConfigError(f"{name}={value} is not divisible by {multiple}: the nearest that is, is {near}.")
 
 
-def check_count(name: str, value: Any) -> None:
-    """ConfigError unless `value` is a whole number of 1 or more."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name}={value!r}: pass a whole number of 1 or more.")
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """ConfigError unless `value` is a whole number of `least` or more."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}={value!r}: pass a whole number of {least} or more.")
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:

@@ -117,6 +117,11 @@ class Run:
         """Steps as users count them; a scheduler of a higher order calls the UNet several times in each."""
         return math.ceil(len(self.times) / self.order)
 
+    @property
+    def text_memory(self) -> TextMemory | None:
+        """What layers made of the text; None for a UNet that remembers nothing (`is_ours`)."""
+        return self._text_memory if is_ours(self.model.unet) else None
+
     def condition_on(self, tensors: Tensors) -> None:
         """Go on with these tensors, all that the family's conditioning is made of."""
         self.tensors = dict(tensors)

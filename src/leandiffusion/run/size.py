@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class CallSize:
     """Pixels and pictures of a call; with `guidance` each step makes a conditional and an unconditional prediction.
 
-    `chunks`: how long the texts are, in multiples of what a text encoder reads at once.
+    `chunks`: how long the texts are, in multiples of what a text encoder reads at once. `pictures`: how many the VAE
+    encodes at a time before the first step, `controls`: how many ControlNets each step calls.
     """
 
     height: int
@@ -17,3 +18,5 @@ class CallSize:
     batch: int = 1
     guidance: bool = True
     chunks: int = 1
+    pictures: int = 0
+    controls: int = 0

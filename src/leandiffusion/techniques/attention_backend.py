@@ -39,7 +39,7 @@ class AttentionBackendChoice(Technique):
     flag: ClassVar[Flag] = Flag(
         "--attention", "Kernel of attention, such as sdpa, flash, xformers.", value="BACKEND", setting="backend"
     )
-    traced: ClassVar[tuple[str, ...]] = ("denoise", "decode")
+    traced: ClassVar[tuple[str, ...]] = ("picture", "control", "denoise", "decode")
     price: ClassVar[Price] = Price(
         saves="The matrix of scores, which grows with the square of the picture's area; and the time to write it.",
         costs="Nothing. The default, `sdpa`, is already memory-efficient.",

@@ -43,7 +43,7 @@ class AttentionSlicing(Technique):
         words=("auto", "max"),
         number="a number of heads",
     )
-    traced: ClassVar[tuple[str, ...]] = ("denoise",)
+    traced: ClassVar[tuple[str, ...]] = ("control", "denoise")
     price: ClassVar[Price] = Price(
         saves="Working memory of attention kernels that keep all scores (`plain`); little with `sdpa` or `xformers`, "
         "which never do.",
@@ -63,8 +63,9 @@ class AttentionSlicing(Technique):
     def apply(self, subject: Subject) -> Undo:
         def slice_all() -> None:
             for network in networks_with_attention(subject):
-                # The VAE's attention has one head, which cannot be cut: it obeys any size.
-                set_attention_slice(network, self.size if network is subject.denoiser else "max")
+                # Others may have fewer heads than what is given for the UNet's, which words fit and numbers may not.
+                size = self.size if network is subject.denoiser or isinstance(self.size, str) else "max"
+                set_attention_slice(network, size)
 
         return switch_backends(subject, slice_all)
 
@@ -136,6 +137,7 @@ def why_no_attention(subject: Subject) -> list[str]:
 
 
 def networks_with_attention(subject: Subject) -> list[nn.Module]:
-    """UNet and VAE, as far as they have attention layers of this library."""
-    networks = [network for network in (subject.denoiser, subject.vae) if isinstance(network, nn.Module)]
+    """UNet, ControlNets and VAE, as far as they have attention layers of this library."""
+    found = (subject.denoiser, *subject.controls, subject.vae)
+    networks = [network for network in found if isinstance(network, nn.Module)]
     return [network for network in networks if next(attention_layers(network), None) is not None]

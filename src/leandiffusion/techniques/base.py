@@ -96,7 +96,8 @@ class Technique(ABC):
     """Whether going on without it draws the same picture, so that a machine without it gets a warning, not an error."""
 
     traced: ClassVar[tuple[str, ...]] = ()
-    """The stages ('encode', 'denoise', 'decode') whose work changes when networks without weights run with it on."""
+    """The stages ('encode', 'picture', 'control', 'denoise', 'decode') whose work changes when networks without weights
+    run with it on."""
 
     unplanned: ClassVar[str] = "what it gains shows only when it runs: `leandiffusion bench` measures it"
     """Why the planner leaves it to users, for those without `candidates`."""
@@ -125,8 +126,12 @@ class Technique(ABC):
         """Where weights are with it on; None for techniques that leave them where they are. `networks` by name."""
         return None
 
+    def predictions(self, call: CallSize) -> UNetCalls:
+        """What a step predicts with it on, by UNet and ControlNets, where it would be once for `call` without."""
+        return {call: 1}
+
     def unet_calls(self, call: CallSize) -> UNetCalls:
-        """What a step calls the UNet for with it on, where it would be called once for `call` without."""
+        """What the UNet is called for with it on, ControlNets aside, where it would be once for `call` without."""
         return {call: 1}
 
     @abstractmethod

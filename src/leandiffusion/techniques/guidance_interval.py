@@ -74,7 +74,7 @@ class GuidanceInterval(Technique):
     def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
         return [cls()] if call.guidance else []
 
-    def unet_calls(self, call: CallSize) -> UNetCalls:
+    def predictions(self, call: CallSize) -> UNetCalls:
         guided = self.stop - self.start
         return {call: guided, replace(call, guidance=False): 1 - guided} if call.guidance else {call: 1}
 

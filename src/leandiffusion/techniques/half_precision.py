@@ -39,7 +39,7 @@ class HalfPrecision(Technique):
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
     calls: ClassVar[tuple[str, ...]] = ("from_pretrained(…, dtype=torch.float16)", 'enable("half_precision")')
     flag: ClassVar[Flag] = Flag("--dtype", value="fp16")
-    traced: ClassVar[tuple[str, ...]] = ("encode", "denoise", "decode")
+    traced: ClassVar[tuple[str, ...]] = ("encode", "picture", "control", "denoise", "decode")
     price: ClassVar[Price] = Price(
         saves="Half the memory of weights and activations. On GPUs also more than half the time; on CPUs that depends "
         "on their instructions.",

@@ -40,7 +40,7 @@ class PackedWeights(Technique):
     bench_row: ClassVar[tuple[str, str] | None] = None
     refuses: ClassVar[tuple[str, ...]] = ("sequential_offload", "model_offload", "traced_unet", "compile")
     optional: ClassVar[bool] = True
-    traced: ClassVar[tuple[str, ...]] = ("denoise", "decode")
+    traced: ClassVar[tuple[str, ...]] = ("control", "denoise", "decode")
     price: ClassVar[Price] = Price(
         saves="Time in convolutions of small feature maps on a CPU, up to four times.",
         costs="Nothing: the plain weights are given up meanwhile. Looking at a weight takes a copy of it.",

@@ -80,6 +80,11 @@ class Subject:
         return self.component(self.denoiser_name)
 
     @property
+    def controls(self) -> list[nn.Module]:
+        """ControlNets, which run at each step before it."""
+        return [network for name, network in self.networks.items() if name.partition(".")[0] == "controlnet"]
+
+    @property
     def vae(self) -> Any:
         """The network that decodes; None when there is none."""
         return self.component("vae")

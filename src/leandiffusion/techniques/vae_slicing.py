@@ -26,7 +26,7 @@ class VaeSlicing(Technique):
     calls: ClassVar[tuple[str, ...]] = ("enable_vae_slicing()", "vae.enable_slicing()")
     flag: ClassVar[Flag] = Flag("--vae-slicing", "Decode a batch picture by picture.")
     bench_row: ClassVar[tuple[str, str]] = ("memory", "VAE slicing")
-    traced: ClassVar[tuple[str, ...]] = ("decode",)
+    traced: ClassVar[tuple[str, ...]] = ("picture", "decode")
     price: ClassVar[Price] = Price(
         saves="Working memory of decoding a batch: that of one picture, whatever the batch.",
         costs="On large GPUs a little speed in batches of small pictures; on CPUs with glibc a few percent of the "

@@ -37,7 +37,7 @@ class VaeTiling(Technique):
     calls: ClassVar[tuple[str, ...]] = ("enable_vae_tiling()", "vae.enable_tiling()")
     flag: ClassVar[Flag] = Flag("--vae-tiling", "Decode in strips, without seams.")
     bench_row: ClassVar[tuple[str, str]] = ("memory", "VAE tiling")
-    traced: ClassVar[tuple[str, ...]] = ("decode",)
+    traced: ClassVar[tuple[str, ...]] = ("picture", "decode")
     price: ClassVar[Price] = Price(
         saves="Most of the decoder's working memory, which is what large pictures need most.",
         costs="Some time: borders of strips and the widest layer are computed more than once.",

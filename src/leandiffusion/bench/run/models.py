@@ -20,6 +20,7 @@ from ...core.units import format_bytes
 from ...families.base import Family, families, family_names
 from ...families.folder import INDEX_FILE, component_class
 from ...families.single_file import family_of_file
+from ...modules.controlnet import ControlNetModel
 from ...modules.tokenizer import CLIPTokenizer
 from ...pipelines.from_folder import packaged
 from ...weights.build import build_empty
@@ -47,6 +48,23 @@ def find_model(name: str, workdir: Path) -> dict[str, Any]:
     folder = find_checkpoint(packaged(name)).folder
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     return {"checkpoint": str(folder), "size": _picture_size(unet, vae)}
+
+
+def find_controlnet(name: str, workdir: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """The folder of a ControlNet for 'shape:sd15' and its like, with random weights, made in `workdir` once.
+
+    Its weights have the variance of any layer's, those of a real one begin with zeros where they join the UNet's.
+    """
+    family, name = shape_of(name), name.removeprefix(SHAPE)
+    folder = workdir / f"{name}-controlnet-{str(dtype).removeprefix('torch.')}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(0)
+        config = ControlNetModel.settings_for(family.networks["unet"].config)
+        with aside(folder) as place:
+            _random_network(ControlNetModel, config, dtype).save_pretrained(place)
+            os.replace(place, folder)
+    return folder
 
 
 def _picture_size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:

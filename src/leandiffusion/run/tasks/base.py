@@ -26,6 +26,10 @@ class Task(ABC):
     has_pictures: bool = False
     """Whether there is something to `prepare`, which is a stage of its own: 'picture'."""
 
+    def encodes(self, channels: int) -> int:
+        """How many pictures at a time `prepare` has encoded at most, of latents with so many channels; for plans."""
+        return 0
+
     def timesteps(self, scheduler: Any, laid_out: Tensor) -> Tensor:
         """Those of the schedule's timesteps `laid_out` (N,) that are run; a scheduler begins where it is told."""
         return laid_out

@@ -37,6 +37,10 @@ class ImageToImage(Task):
         """There is nothing to encode where latents were given."""
         return self.latents is None
 
+    def encodes(self, channels: int) -> int:
+        """All of the pictures, unless latents were given."""
+        return 0 if self.latents is not None or self.picture.shape[1] == channels else len(self.picture)
+
     def timesteps(self, scheduler: Any, laid_out: Tensor) -> Tensor:
         """The last `strength` of them, or those after the first model's."""
         return self.part.of(scheduler, laid_out)

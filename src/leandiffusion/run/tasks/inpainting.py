@@ -45,6 +45,10 @@ class Inpainting(Task):
     masked_latents: Tensor | None = None
     _first: Tensor | None = field(init=False, default=None)
 
+    def encodes(self, channels: int) -> int:
+        """All of the pictures, unless they are latents."""
+        return 0 if self.picture.shape[1] == channels else len(self.picture)
+
     def timesteps(self, scheduler: Any, laid_out: Tensor) -> Tensor:
         """The last `strength` of them, or those after a first model's."""
         return self.part.of(scheduler, laid_out)
@@ -90,6 +94,10 @@ class SeeingTheMask(Inpainting):
     """For a UNet that was trained for inpainting: it sees the mask and the masked picture beside the latents."""
 
     extra_channels: int = 5
+
+    def encodes(self, channels: int) -> int:
+        """Of the masked picture, one for each mask."""
+        return max(super().encodes(channels), len(self.mask) if self.masked_latents is None else 0)
 
     def prepare(self, run: Run, encode: Encode) -> None:
         """Encode the picture, unless noise takes its place, and the masked picture."""
