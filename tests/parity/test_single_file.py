@@ -442,7 +442,7 @@ def test_a_scheduler_in_the_config_folder(write: Any) -> None:
     [
         (["conditioner.embedders.0.model.ln_final.weight", "model.diffusion_model.out.0.bias"], ConfigError, "refiner"),
         (["lora_unet_down_blocks_0.alpha"], WeightsError, "LoRA"),
-        (["control_model.time_embed.0.weight"], ConfigError, "ControlNet"),
+        (["control_model.time_embed.0.weight"], WeightsError, "--controlnet FILE"),
         (["double_blocks.0.img_attn.norm.key_norm.scale"], ConfigError, "Flux"),
         (["down_blocks.0.resnets.0.norm1.weight"], WeightsError, "diffusers layout"),
         (["encoder.down.0.block.0.norm1.weight"], WeightsError, "a VAE alone"),

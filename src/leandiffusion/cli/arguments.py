@@ -98,7 +98,7 @@ ControlNet = Annotated[
     list[str],
     typer.Option(
         metavar="PATH[:SCALE]",
-        help="A ControlNet, and how much it counts; may be repeated.",
+        help="A ControlNet: its folder, .safetensors file or hub id, and how much it counts; may be repeated.",
         show_default=False,
     ),
 ]

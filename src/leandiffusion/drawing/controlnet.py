@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .lora import path_and_scale
@@ -43,10 +44,12 @@ def open_nets(options: DrawingOptions, dtype: Any, device: str) -> dict[str, Any
         return {}
     from ..modules.controlnet import ControlNetModel
 
-    nets = [
-        ControlNetModel.from_pretrained(path_and_scale(text, FIELD)[0], dtype=dtype, device=device)
-        for text in options.controlnet
-    ]
+    def open_net(path: str) -> ControlNetModel:
+        is_file = Path(path).expanduser().is_file()
+        opening = ControlNetModel.from_single_file if is_file else ControlNetModel.from_pretrained
+        return opening(path, dtype=dtype, device=device)
+
+    nets = [open_net(path_and_scale(text, FIELD)[0]) for text in options.controlnet]
     return {"controlnet": nets if len(nets) > 1 else nets[0]}
 
 

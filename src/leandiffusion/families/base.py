@@ -119,7 +119,6 @@ def cross_attention_size(entries: Entries, block: str) -> int | None:
 
 _OTHER_KINDS = {
     "conditioner.embedders.0.model.": "an SDXL refiner",
-    "control_model.": "a ControlNet",
     "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3 model",
     "joint_blocks.": "a Stable Diffusion 3 model",
     "double_blocks.": "a Flux model",
@@ -145,6 +144,11 @@ def _unknown(entries: Entries, file: object) -> Exception:
     expected = (
         f"expected a whole checkpoint in the original layout of {', '.join(families.get(n).title for n in families)}"
     )
+    if under(entries, "control_model.") or "controlnet_cond_embedding.conv_in.weight" in entries:
+        return WeightsError(
+            f"{file} is a ControlNet, which guides a model and is none: ControlNetModel.from_single_file opens it; on "
+            "the command line, --model MODEL --controlnet FILE."
+        )
     if kind := beginning(_OTHER_KINDS):
         return ConfigError(f"{file} is {kind}, which is not supported: {expected}.")
     if kind := beginning(_COMPONENTS):

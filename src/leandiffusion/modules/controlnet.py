@@ -10,14 +10,16 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.hub import local_path
 from ..core.output import Output
-from .base import Network
+from .base import Network, either_dtype, openers
 from .blocks import TimestepEmbedding, in_place_allowed, refuse_unsupported, silu
 from .convolution import Conv2d
 from .features import AttentionFeatures
@@ -97,7 +99,7 @@ class ControlNetModel(TimeMixin, AttentionFeatures, Network):
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         cross_attention_dim: int = 1280,
-        transformer_layers_per_block: int | Sequence[int] = 1,
+        transformer_layers_per_block: int | Sequence[int | Sequence[int]] = 1,
         encoder_hid_dim: int | None = None,
         encoder_hid_dim_type: str | None = None,
         attention_head_dim: int | Sequence[int] = 8,
@@ -131,6 +133,26 @@ class ControlNetModel(TimeMixin, AttentionFeatures, Network):
         self.controlnet_down_blocks = nn.ModuleList(Conv2d(c, c, 1, padding=0) for c in skip_channels)
         self.mid_block = build_middle(self.config, levels[-1], shared)
         self.controlnet_mid_block = Conv2d(channels[-1], channels[-1], 1, padding=0)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        config: str | Path | None = None,
+    ) -> Self:
+        """Open a ControlNet of one .safetensors file, in the original layout or diffusers'.
+
+        Its tensors tell which family it was made for, unless `config`, a local folder with a config.json, does. `dtype`
+        as in `from_pretrained`. Raises WeightsError's kinds for files without such a ControlNet.
+        """
+        file, folder = local_path(pretrained_model_link_or_path_or_dict), None if config is None else local_path(config)
+        return openers.get("ControlNetModel")(
+            cls, file, config=folder, dtype=either_dtype(dtype, torch_dtype), device=device
+        )
 
     @classmethod
     def settings_for(cls, unet: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..families.base import Family
+from ..families.controlnet_file import read_controlnet_file
 from ..families.folder import component_class, read_index
 from ..families.single_file import family_of_file
 from ..modules.controlnet import ControlNetModel
@@ -64,12 +65,15 @@ def described(source: Family | str | Path, only: Collection[str] | None = None) 
 
 
 def described_control(source: Family | str | Path) -> tuple[Any, Mapping[str, Any]]:
-    """Class and config of a ControlNet: of its folder or hub id, or of one such as a family's UNet has at full size.
+    """Class and config of a ControlNet: of its folder, hub id or file, or of one such as a family's UNet has at full
+    size.
 
     Raises what reading a config raises.
     """
     if not isinstance(source, Family):
-        return ControlNetModel, ControlNetModel.load_config(source)
+        path = Path(source).expanduser()
+        config = read_controlnet_file(ControlNetModel, path)[0] if path.is_file() else None
+        return ControlNetModel, config or ControlNetModel.load_config(source)
     return ControlNetModel, ControlNetModel.settings_for(source.networks["unet"].config)
 
 

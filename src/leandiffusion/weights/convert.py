@@ -36,6 +36,12 @@ _UNET_RESNET = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
+_CONTROL_ENDS = {
+    "middle_block_out.0": "controlnet_mid_block",
+    "input_hint_block.0": "controlnet_cond_embedding.conv_in",
+    **{f"input_hint_block.{2 * i + 2}": f"controlnet_cond_embedding.blocks.{i}" for i in range(6)},
+    "input_hint_block.14": "controlnet_cond_embedding.conv_out",
+}
 _VAE_RULES = (
     (r"^(encoder)\.down\.(\d+)\.block\.", r"\1.down_blocks.\2.resnets."),
     (r"^(encoder)\.down\.(\d+)\.downsample\.", r"\1.down_blocks.\2.downsamplers.0."),
@@ -75,6 +81,15 @@ def convert_unet(entries: Entries, config: Mapping[str, Any]) -> dict[str, Tenso
     The original numbers all blocks of one direction through; ours by level, and by kind within a level.
     """
     blocks = _unet_blocks(len(config["block_out_channels"]), config["layers_per_block"])
+    return {_unet_name(name, blocks): entry for name, entry in entries.items()}
+
+
+def convert_controlnet(entries: Entries, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+    """The original ControlNet (Zhang et al. 2023) -> ControlNetModel of that config: a UNet's down path and middle, the
+    convolutions behind each of its blocks, and those of the picture. Names it does not know stay as they are."""
+    levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
+    behind = {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(levels * (layers + 1))}
+    blocks = _unet_blocks(levels, layers) | _CONTROL_ENDS | behind
     return {_unet_name(name, blocks): entry for name, entry in entries.items()}
 
 
