@@ -64,9 +64,8 @@ def test_names_agree_with_diffusers(kind: str) -> None:
     told = oracle.convert_controlnet_checkpoint(numbered, {"layers_per_block": 2, **config})
     expected = {name: list(shapes)[int(tensor)] for name, tensor in told.items() if tensor is not None}
     ours = convert_controlnet(under(entries(shapes), "control_model."), config)
-    theirs_stop_early = {n for n in ours if n not in expected}
-    assert {name: entry.name for name, entry in ours.items() if name in expected} == expected
-    assert all(name.startswith("mid_block.") for name in theirs_stop_early), theirs_stop_early
+    forgotten = {name for name in ours if name not in expected and name.startswith("add_embedding.")}  # SDXL's sizes
+    assert {name: entry.name for name, entry in ours.items() if name not in forgotten} == expected
 
 
 @pytest.mark.parametrize("prefix", ["control_model.", ""])
