@@ -44,7 +44,7 @@ demo: $(RUN)
 	@$(BIN)/leandiffusion demo
 
 test: $(TEST)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 peer-tests: $(PEER_TESTS)
 	$(BIN)/python -m tools.peer_tests $(DIFFUSERS) $(ARGS)
