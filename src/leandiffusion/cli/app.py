@@ -24,21 +24,26 @@ from .arguments import (
     Mask,
     Memory,
     Model,
+    Negative,
     Out,
     PaddingMaskCrop,
     Picture,
+    PlanFile,
     PlannedControlNet,
     PromptSyntax,
     Resize,
     Scheduler,
     Seed,
     Size,
+    Steps,
     Strength,
     Vae,
     Verbose,
 )
+from .batch import EXAMPLES as BATCH_EXAMPLES
+from .batch import batch
 from .bench import app as bench
-from .flags import PANEL, with_flags
+from .flags import with_flags
 from .report import in_one_line, print_whatever_comes
 
 OUTPUTS = Path("outputs")
@@ -96,7 +101,7 @@ def generate(
     model: Model = None,
     vae: Vae = None,
     lora: Lora = [],  # noqa: B006 - typer's way to say: none
-    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep out of the picture.")] = None,
+    negative: Negative = None,
     image: Picture = None,
     mask: Mask = None,
     strength: Strength = None,
@@ -109,7 +114,7 @@ def generate(
     control_guidance_end: ControlGuidanceEnd = None,
     prompt_syntax: PromptSyntax = None,
     embedding: Embedding = [],  # noqa: B006 - typer's way to say: none
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    steps: Steps = None,
     guidance: GuidanceScale = None,
     scheduler: Scheduler = None,
     size: Size = None,
@@ -124,12 +129,7 @@ def generate(
     show: Annotated[bool, typer.Option("--show/--no-show", help="Draw the picture in the terminal too.")] = False,
     memory: Memory = None,
     allow: Allow = "exact",
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json", rich_help_panel=PANEL, help="The settings of a plan that `leandiffusion plan` saved."
-        ),
-    ] = None,
+    plan: PlanFile = None,
     flags: Any = (),
     enable: Enable = [],  # noqa: B006 - typer's way to say: none
     verbose: Verbose = False,
@@ -170,6 +170,9 @@ def generate(
         )
         technique_options = TechniqueOptions((*flags, *enable), memory=memory, allow=allow, plan=plan)
         command.run(options, out, count=count, like=like, show=show, technique_options=technique_options)
+
+
+app.command(epilog=BATCH_EXAMPLES)(batch)
 
 
 @app.command(epilog=PLAN_EXAMPLES)

@@ -64,6 +64,17 @@ Lora = Annotated[
     ),
 ]
 
+Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What to keep out of the picture.")]
+
+Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.")]
+
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json", rich_help_panel=PANEL, help="The settings of a plan that `leandiffusion plan` saved."
+    ),
+]
+
 Picture = Annotated[str | None, typer.Option(metavar="PICTURE", help="A picture to draw anew, as the prompt says.")]
 
 Mask = Annotated[

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any
 
 import typer
 
 from ..core.flag import Flag
-from ..drawing.values import DTYPES, check_dtype, check_guidance, check_side
+from ..drawing import values
+from ..drawing.values import DTYPES, check_dtype, check_guidance
 from .usage import as_usage
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """'512x768' or '512' -> (width, height) in pixels, both multiples of 8."""
-    match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
-    if not match:
-        raise typer.BadParameter(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, such as 512x768.")
-    width, height = int(match[1]), int(match[2] or match[1])
     with as_usage(named=False):
-        check_side("width", width)
-        check_side("height", height)
-    return width, height
+        return values.parse_size("size", text)
 
 
 def parse_memory(text: str) -> str | dict[str, str]:

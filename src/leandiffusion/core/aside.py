@@ -54,6 +54,12 @@ def is_aside(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def is_of_this_host(name: str) -> bool:
+    """Whether a temporary name was made on this host, so that it can be told whether its process still runs."""
+    match = _NAME.fullmatch(name)
+    return match is not None and match["host"] == _host()
+
+
 def has_dead_owner(name: str) -> bool:
     """Whether a temporary name belongs to a process of this host that no longer runs."""
     match = _NAME.fullmatch(name)

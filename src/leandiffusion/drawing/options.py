@@ -107,18 +107,24 @@ def resolve(options: DrawingOptions) -> ResolvedOptions:
         raise OptionError("prompt", "say what to draw.")
     options = options.filled_from(dict.fromkeys(("lora", "embeddings", "controlnet", "control_image"), ()))
     options = options.filled_from({"prompt_syntax": "plain", "model": DEMO})
-    lora.check(options.lora or ())
+    check_each(options)
     _check_pictures(options)
     controlnet.check(options)
     _check_prompts(options)
-    _check_embeddings(options.embeddings or ())
-    _check_device(options.device)
-    _check_scheduler(options.scheduler)
     if options.model == DEMO:
         from .. import demo
 
         options = options.filled_from({name: value for name, value in demo.DEFAULTS.items() if name != "seed"})
     return ResolvedOptions(**vars(options.filled_from({"seed": secrets.randbelow(2**32)})))
+
+
+def check_each(options: DrawingOptions) -> None:
+    """OptionError for values that are wrong whatever the others are; files of LoRAs and embeddings are looked at."""
+    options = options.normal()
+    lora.check(options.lora or ())
+    _check_embeddings(options.embeddings or ())
+    _check_device(options.device)
+    _check_scheduler(options.scheduler)
 
 
 def _check_pictures(options: DrawingOptions) -> None:

@@ -77,6 +77,15 @@ class TechniqueOptions:
         except OSError as error:
             raise ConfigError(f"{self.plan}: {error.strerror or error}") from error
 
+    def changing_pixels(self) -> list[str]:
+        """What is asked for that draws another picture, or the same with numbers of lower precision, in words."""
+        from ..techniques.base import Exactness
+
+        if self.memory is not None:
+            return [] if self.allow == Exactness.EXACT else [f"{self.allow} within {self.memory}"]
+        made = self.read_plan().techniques if self.plan is not None else [_made(*named) for named in self.enable]
+        return sorted(str(technique) for technique in made if technique.exactness != Exactness.EXACT)
+
     def apply(self, pipe: Any) -> None:
         """Enable the techniques."""
         if self.plan is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,6 +48,17 @@ def normal(name: str, kind: str, value: Any) -> Any:
     if check is not None:
         check(name, value)
     return DTYPES.get(value.lower(), value.lower()) if name == "dtype" else value
+
+
+def parse_size(name: str, text: str) -> tuple[int, int]:
+    """'512x768' or '512' -> (width, height) in pixels, both multiples of 8. OptionError for anything else."""
+    match = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text.strip())
+    if not match:
+        raise OptionError(name, "{text} is not a size: write WIDTHxHEIGHT in pixels, such as 512x768.", text=show(text))
+    width, height = int(match[1]), int(match[2] or match[1])
+    check_side(name, width)
+    check_side(name, height)
+    return width, height
 
 
 def check_side(name: str, side: int) -> None:

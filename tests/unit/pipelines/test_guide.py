@@ -25,15 +25,20 @@ from leandiffusion.pipelines.absent import Absent
 ROOT = Path(__file__).parents[3]
 PAGES = sorted((ROOT / "docs" / "guide").glob("*.md"))
 SNIPPET = re.compile(r"(<!-- not run: .+ -->\n\n)?```(python|sh)\n(.*?)```", re.DOTALL)
-RUN = ("generate", "env")  # of the commands: `bench` measures for minutes, `demo` has its own test
+RUN = ("generate", "batch", "env")  # of the commands: `bench` measures for minutes, `demo` has its own test
 
 
 @pytest.fixture
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]) -> None:
-    """A working folder with the checkpoints that the guide names."""
+    """A working folder with the checkpoints that the guide names, and the list of its page on many pictures."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folders["sd1"], "stable-diffusion-v1-5")
     shutil.copytree(folders["sd1"] / "vae", "my-vae")
+    rows = re.search(
+        r"```json\n(.*?)```", (PAGES[0].parent / "many-pictures.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert rows
+    Path("prompts.jsonl").write_text(rows[1])
     unet = UNet2DConditionModel.from_pretrained(folders["sd1"], subfolder="unet").config
     known = inspect.signature(ControlNetModel).parameters
     ControlNetModel(**{name: unet[name] for name in known if name in unet}).save_pretrained("my-controlnet")

@@ -1,0 +1,111 @@
+"""`leandiffusion batch` and its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .arguments import (
+    Allow,
+    ControlGuidanceEnd,
+    ControlGuidanceStart,
+    ControlImage,
+    ControlNet,
+    Device,
+    Dtype,
+    Embedding,
+    Enable,
+    GuessMode,
+    GuidanceScale,
+    Lora,
+    Mask,
+    Memory,
+    Model,
+    Negative,
+    PaddingMaskCrop,
+    Picture,
+    PlanFile,
+    PromptSyntax,
+    Resize,
+    Scheduler,
+    Seed,
+    Size,
+    Steps,
+    Strength,
+    Vae,
+    Verbose,
+)
+from .flags import with_flags
+from .report import in_one_line
+
+EXAMPLES = """
+Examples:
+
+leandiffusion batch prompts.jsonl --out pictures
+
+leandiffusion batch prompts.csv --out pictures --model ./stable-diffusion-v1-5 --steps 30 --memory 2GiB
+
+echo '{"prompt": "a red circle", "seed": 7}' | leandiffusion batch - --out pictures
+
+A row has the options of one picture by name: prompt, negative_prompt, seed, steps, guidance_scale, size or width and
+height, scheduler, model, lora, image, strength and so on. What it leaves out is taken from the command line.
+"""
+
+
+@with_flags
+def batch(
+    source: Annotated[
+        str, typer.Argument(metavar="LIST", help="A .jsonl file, an object a line; a .csv file; or - for JSON lines.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where pictures go. Those that are there are not drawn again.")
+    ],
+    model: Model = None,
+    vae: Vae = None,
+    lora: Lora = [],  # noqa: B006 - typer's way to say: none
+    negative: Negative = None,
+    image: Picture = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    resize: Resize = None,
+    padding_mask_crop: PaddingMaskCrop = None,
+    controlnet: ControlNet = [],  # noqa: B006
+    control_image: ControlImage = [],  # noqa: B006
+    guess_mode: GuessMode = False,
+    control_guidance_start: ControlGuidanceStart = None,
+    control_guidance_end: ControlGuidanceEnd = None,
+    prompt_syntax: PromptSyntax = None,
+    embedding: Embedding = [],  # noqa: B006
+    steps: Steps = None,
+    guidance: GuidanceScale = None,
+    scheduler: Scheduler = None,
+    size: Size = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    memory: Memory = None,
+    allow: Allow = "exact",
+    plan: PlanFile = None,
+    flags: Any = (),
+    enable: Enable = [],  # noqa: B006
+    verbose: Verbose = False,
+) -> None:
+    """Draw a list of pictures into a folder, each once; given again, it goes on where it stopped."""
+    with in_one_line(verbose):
+        from ..drawing.options import DrawingOptions
+        from ..drawing.techniques import TechniqueOptions
+        from . import batching as command
+
+        width, height = size or (None, None)
+        defaults = DrawingOptions(
+            model=model, vae=vae, lora=tuple(lora) or None, negative_prompt=negative, image=image, mask=mask,
+            strength=strength, resize=resize, padding_mask_crop=padding_mask_crop, controlnet=tuple(controlnet) or None,
+            control_image=tuple(control_image) or None, guess_mode=guess_mode or None,
+            control_guidance_start=control_guidance_start, control_guidance_end=control_guidance_end,
+            prompt_syntax=prompt_syntax, embeddings=tuple(embedding) or None, steps=steps, guidance_scale=guidance,
+            scheduler=scheduler, width=width, height=height, seed=seed, dtype=dtype, device=device,
+        )  # fmt: skip
+        techniques = TechniqueOptions((*flags, *enable), memory=memory, allow=allow, plan=plan)
+        command.run(source, out, defaults, techniques)
