@@ -42,7 +42,9 @@ def test_light_imports(code):
     assert loaded_after(code) == set()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["demo", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["batch", "--help"], ["demo", "--help"], ["--version"]]
+)
 def test_help_loads_nothing_heavy(arguments):
     code = f"""
 from leandiffusion.cli.app import app

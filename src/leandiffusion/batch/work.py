@@ -21,7 +21,7 @@ WAIT = 0.2
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job: `seconds` of drawing and writing, None where another process did; or the `error`."""
+    """What became of a job: the `seconds` it took, or the `error`."""
 
     job: Job
     seconds: float | None = None
@@ -57,8 +57,8 @@ class Worker:
         start = time.perf_counter()
         try:
             with self._folder.in_hand(job.name) as place:
-                if self._folder.record(job.name) is not None:
-                    return Result(job)
+                if (record := self._folder.record(job.name)) is not None:
+                    return Result(job, round(sum(record.seconds.values()), 3))
                 drawer = self._drawer(job)
                 self._prepare(drawer.pipe, job)
                 drawn = drawer.draw(job.options, job.read())
