@@ -30,6 +30,8 @@ from .arguments import (
     Picture,
     PlanFile,
     PlannedControlNet,
+    Previewed,
+    PreviewVae,
     PromptSyntax,
     Resize,
     Scheduler,
@@ -80,6 +82,8 @@ leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --
 
 leandiffusion generate "a red circle" --lora night:0.8
 
+leandiffusion generate "an astronaut on mars" --model ./stable-diffusion-v1-5 --preview now.png --preview-vae ./taesd
+
 leandiffusion generate --like outputs/0001-a-red-circle.png --steps 50
 
 leandiffusion generate "a watercolour of a harbour" --image photo.jpg --strength 0.6
@@ -127,6 +131,9 @@ def generate(
     ] = None,
     out: Out = OUTPUTS,
     show: Annotated[bool, typer.Option("--show/--no-show", help="Draw the picture in the terminal too.")] = False,
+    preview: Previewed = None,
+    preview_vae: PreviewVae = None,
+    preview_every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="How often --preview is renewed.")] = 5,
     memory: Memory = None,
     allow: Allow = "exact",
     plan: PlanFile = None,
@@ -139,6 +146,7 @@ def generate(
         from ..drawing.options import DrawingOptions
         from ..drawing.techniques import TechniqueOptions
         from . import generate as command
+        from .preview import PreviewOptions
 
         width, height = size or (None, None)
         options = DrawingOptions(
@@ -169,7 +177,12 @@ def generate(
             device=device,
         )
         technique_options = TechniqueOptions((*flags, *enable), memory=memory, allow=allow, plan=plan)
-        command.run(options, out, count=count, like=like, show=show, technique_options=technique_options)
+        if preview is None and preview_vae is not None:
+            raise typer.BadParameter("it belongs to --preview, and there is none.", param_hint="--preview-vae")
+        showing = None if preview is None else PreviewOptions(preview, preview_vae, preview_every)
+        command.run(
+            options, out, count=count, like=like, show=show, technique_options=technique_options, preview=showing
+        )  # fmt: skip
 
 
 app.command(epilog=BATCH_EXAMPLES)(batch)

@@ -114,6 +114,24 @@ ControlNet = Annotated[
     ),
 ]
 
+Previewed = Annotated[
+    str | None,
+    typer.Option(
+        "--preview",
+        metavar="FILE.png|terminal",
+        help="Show the picture while it is drawn: in this file, rewritten every few steps, or in the terminal.",
+    ),
+]
+
+PreviewVae = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="What decodes --preview: a small VAE (TAESD) takes little time, the model's own as long as at the end.",
+        show_default="the model's",
+    ),
+]
+
 PlannedControlNet = Annotated[
     list[str],
     typer.Option(

@@ -17,6 +17,7 @@ from ..drawing.options import DrawingOptions, ResolvedOptions, resolve
 from ..drawing.techniques import TechniqueOptions
 from ..pictures.files import Destination
 from .like import filled_like
+from .preview import TERMINAL, PreviewOptions
 from .report import describe_cost, give, say
 from .usage import as_usage
 
@@ -29,6 +30,7 @@ def run(
     like: Path | None = None,
     show: bool = False,
     technique_options: TechniqueOptions = TechniqueOptions(),  # noqa: B008 - frozen
+    preview: PreviewOptions | None = None,
 ) -> list[Path]:
     """Draw `count` pictures and save each; returns their paths, which are also printed.
 
@@ -50,12 +52,14 @@ def run(
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from error
         given = Given.read(resolved)
+    if preview is not None:
+        preview.check()
     destination.prepare(expected_bytes=count * 4 * (resolved.width or 1024) * (resolved.height or 1024))
 
     last = resolved.seed + count - 1
     say(f"Drawing with {resolved.model}, seed {resolved.seed}" + (f" to {last}" if count > 1 else ""))
     paths: list[Path] = []
-    for drawn in draw(resolved, count, technique_options, destination.folder, given):
+    for drawn in draw(resolved, count, technique_options, destination.folder, given, preview):
         start = time.perf_counter()
         path = destination.save(drawn.image, drawn.record, index=len(paths))
         saving = time.perf_counter() - start
@@ -75,6 +79,7 @@ def draw(
     technique_options: TechniqueOptions,
     keep_in: Path,
     given: Given,
+    preview: PreviewOptions | None = None,
 ) -> Iterator[Drawn]:
     """Open the model, then draw picture after picture. The first one's seconds include opening the model.
 
@@ -83,12 +88,14 @@ def draw(
     start = time.perf_counter()
     drawer = Drawer(open_model(options, technique_options))
     seconds = {"load": round(time.perf_counter() - start, 4)}
+    on_step = None if preview is None else preview.callback(drawer.pipe)
+    no_bar = True if preview is not None and preview.where == TERMINAL else None  # None: a bar only on a terminal
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"
-        drawer.pipe.set_progress_bar_config(desc=label, disable=None)  # None: a bar only on a terminal
+        drawer.pipe.set_progress_bar_config(desc=label, disable=no_bar)
         each = replace(options, seed=options.seed + index)
         try:
-            drawn = drawer.draw(each, given)
+            drawn = drawer.draw(each, given, on_step)
         except Exception as error:
             if path := drawer.keep_latents(error, each, given, keep_in):
                 say(f"The denoised latents are kept in {path}. Go on with:  leandiffusion decode {path}")
