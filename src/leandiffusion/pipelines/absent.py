@@ -51,7 +51,7 @@ class Absent:
 
     enable_lora_hotswap = set_lora_device = _absent(LORA)
     lora_state_dict = load_lora_into_unet = load_lora_into_text_encoder = classmethod(_absent(LORA))
-    save_lora_weights = write_lora_layers = pack_weights = classmethod(_absent(LORA))
+    write_lora_layers = pack_weights = classmethod(_absent(LORA))
     load_ip_adapter = set_ip_adapter_scale = encode_image = prepare_ip_adapter_image_embeds = _absent(IP_ADAPTER)
     enable_group_offload = _absent(GROUPS)
     push_to_hub = _absent(PUSH)

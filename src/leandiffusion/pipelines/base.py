@@ -39,6 +39,7 @@ from .compat import ForScripts
 from .images import check_output_type, to_output
 from .inversion import TextualInversion
 from .lora import Lora
+from .lora_saving import LoraSaving
 from .memory_and_speed import MemoryAndSpeed
 from .planning import Planning
 from .request import Request
@@ -84,7 +85,7 @@ def drawing(method: Callable[P, R]) -> Callable[P, R]:
 
 
 class DiffusionPipeline(
-    Running, MemoryAndSpeed, Lora, Planning, Assembly, TextualInversion, Shapes, ForScripts, Absent
+    Running, MemoryAndSpeed, Lora, LoraSaving, Planning, Assembly, TextualInversion, Shapes, ForScripts, Absent
 ):
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
