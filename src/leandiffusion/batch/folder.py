@@ -16,6 +16,9 @@ from ..pictures.files import Destination
 from ..pictures.record import PictureRecord, read_record
 
 MANIFEST = "manifest.jsonl"
+UNFINISHED = ".drawing"
+"""The folder inside of it for what is being drawn: looking for that takes no longer when there are many pictures."""
+
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -35,6 +38,8 @@ class Folder:
     def prepare(self) -> None:
         """Make it, and see that it can be written to. LeanError with the reason if not."""
         Destination(f"{self.path}{os.sep}").prepare()
+        with self._writing():
+            (self.path / UNFINISHED).mkdir(exist_ok=True)
 
     def record(self, name: str) -> PictureRecord | None:
         """The record of a picture that is there whole; None where there is none, or no more than a part of one."""
@@ -51,14 +56,14 @@ class Folder:
     def is_in_hand(self, name: str, *, for_sure: bool = False) -> bool:
         """Whether another process is drawing it: one of this host that is alive, or, unless it has to be `for_sure`,
         one of another host that may be."""
-        places = [path.name for path in self.path.glob(f".{name}.*.part")]
+        places = [path.name for path in (self.path / UNFINISHED).glob(f".{name}.*.part")]
         return any(not has_dead_owner(each) and (is_of_this_host(each) or not for_sure) for each in places)
 
     @contextmanager
     def in_hand(self, name: str) -> Iterator[Path]:
         """The place for a picture's file, which tells others that it is being drawn. Nothing of it stays unless `keep`
         gave it its name."""
-        with aside(self.path / name) as place:
+        with aside(self.path / UNFINISHED / name) as place:
             with self._writing():
                 place.touch()
             yield place
@@ -81,7 +86,7 @@ class Folder:
     def write_manifest(self, entries: Sequence[Mapping[str, Any]]) -> Path:
         """A JSON object a line, in place of the former manifest, at once."""
         path = self.path / MANIFEST
-        with self._writing(), aside(path) as place:
+        with self._writing(), aside(self.path / UNFINISHED / MANIFEST) as place:
             place.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries), encoding="utf-8")
             flush(place)
             os.replace(place, path)

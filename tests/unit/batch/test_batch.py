@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def manifest() -> list[dict[str, Any]]:
 
 def pictures() -> set[str]:
     """Names of the pictures; there is nothing else but the manifest, and each can be read whole."""
-    names = {path.name for path in Path("out").iterdir()} - {"manifest.jsonl"}
+    names = {path.name for path in Path("out").iterdir()} - {"manifest.jsonl", ".drawing"}
+    assert list(Path("out", ".drawing").iterdir()) == []
     for name in names:
         with Image.open(Path("out", name)) as image:
             image.load()
@@ -199,8 +201,7 @@ def test_killed_at_any_step_nothing_is_lost_doubled_or_broken(models: QuickModel
     expected = pictures()
     assert len(expected) == 2
     for at in range(1, calls + 1):
-        for path in Path("out").iterdir():
-            path.unlink()
+        shutil.rmtree("out")
         killed, _ = killed_at(work, at, NAMING)
         assert killed
         there = {name for name in (path.name for path in Path("out").glob("*.png")) if Folder("out").record(name)}
@@ -223,7 +224,7 @@ def test_what_another_process_has_in_hand_is_left_to_it(models: QuickModels, wri
     models.drawn.clear()
 
     def part(name: str, host: str, pid: int) -> Path:
-        return Path("out", f".{name}.{host}-{pid}-0.part")
+        return Path("out", ".drawing", f".{name}.{host}-{pid}-0.part")
 
     host = aside._host()
     alive, gone, elsewhere = (

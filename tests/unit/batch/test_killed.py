@@ -70,9 +70,9 @@ def check_complete(out: Path, before: dict[str, bytes]) -> None:
     now = whole(out)
     assert before.items() <= now.items()
     assert len(set(now.values())) == ROWS
-    assert {path.name for path in out.iterdir()} == {*now, "manifest.jsonl"} == {
-        *(line["file"] for line in lines), "manifest.jsonl",
-    }  # fmt: skip
+    assert set(now) == {line["file"] for line in lines}
+    assert {path.name for path in out.iterdir()} == {*now, "manifest.jsonl", ".drawing"}
+    assert list((out / ".drawing").iterdir()) == []
 
 
 def test_killed_twice(tmp_path: Path) -> None:
