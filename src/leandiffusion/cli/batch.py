@@ -62,6 +62,18 @@ def batch(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where pictures go. Those that are there are not drawn again.")
     ],
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Draw on a Ray cluster: auto, HOST:PORT, or local for one on this machine."
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Pipelines on the cluster.", show_default="one for each GPU, without any for each machine"
+        ),
+    ] = None,
     model: Model = None,
     vae: Vae = None,
     lora: Lora = [],  # noqa: B006 - typer's way to say: none
@@ -108,4 +120,7 @@ def batch(
             scheduler=scheduler, width=width, height=height, seed=seed, dtype=dtype, device=device,
         )  # fmt: skip
         techniques = TechniqueOptions((*flags, *enable), memory=memory, allow=allow, plan=plan)
-        command.run(source, out, defaults, techniques)
+        if actors is not None and ray is None:
+            raise typer.BadParameter("it belongs to --ray, and there is none.", param_hint="--actors")
+        cluster = None if ray is None else command.Cluster(ray, actors)
+        command.run(source, out, defaults, techniques, cluster)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 from tqdm.auto import tqdm
 
+from ..batch import on_ray
 from ..batch.folder import MANIFEST, CannotWrite, Folder
 from ..batch.jobs import Job, jobs_of
 from ..batch.manifest import DONE, FAILED, WAITING, Manifest
@@ -31,7 +33,17 @@ PAUSE = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
-def run(source: str, out: Path, defaults: DrawingOptions, techniques: TechniqueOptions) -> None:
+@dataclass(frozen=True)
+class Cluster:
+    """The Ray cluster to draw on: its address, and how many pipelines there are to be."""
+
+    address: str
+    actors: int | None = None
+
+
+def run(
+    source: str, out: Path, defaults: DrawingOptions, techniques: TechniqueOptions, cluster: Cluster | None = None
+) -> None:
     """Draw what the list `source` asks for and `out` does not hold yet; prints the manifest's path.
 
     typer.BadParameter for options that cannot be followed, typer.Exit with code 1 if rows failed. LeanError where the
@@ -53,18 +65,28 @@ def run(source: str, out: Path, defaults: DrawingOptions, techniques: TechniqueO
         raise typer.BadParameter(str(error)) from error
     folder.prepare()
     manifest = Manifest(folder, *jobs_of(rows, defaults, techniques))
-    _draw(manifest, folder, techniques, source)
+    say(f"{len(manifest.waiting)} pictures to draw, {manifest.count(DONE)} rows are done.")
+    _draw(manifest, _results(manifest.waiting, folder, techniques, cluster), source)
     give(folder.path / MANIFEST)
     _say_what_failed(manifest)
     if manifest.count(FAILED):
         raise typer.Exit(1)
 
 
-def _draw(manifest: Manifest, folder: Folder, techniques: TechniqueOptions, source: str) -> None:
-    say(f"{len(manifest.waiting)} pictures to draw, {manifest.count(DONE)} rows are done.")
-    worker = Worker(folder, techniques, _bar_of_steps)
+def _results(
+    jobs: Sequence[Job], folder: Folder, techniques: TechniqueOptions, cluster: Cluster | None
+) -> Iterator[Result]:
+    """What becomes of the jobs, as it happens."""
+    if not jobs:
+        return iter(())
+    if cluster is None:
+        return Worker(folder, techniques, _bar_of_steps).work(jobs)
+    return on_ray.work(jobs, folder, techniques, cluster.address, cluster.actors)
+
+
+def _draw(manifest: Manifest, results: Iterator[Result], source: str) -> None:
     with _ending(manifest, source), _Progress(len(manifest.waiting)) as progress:
-        for result in worker.work(manifest.waiting):
+        for result in results:
             manifest.note(result)
             progress.step(result)
 
