@@ -1,0 +1,211 @@
+"""The models that are served, by name, under one memory budget. Those used last stay open, the others are closed."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..core.registry import did_you_mean
+from ..core.wording import show
+from .errors import ApiError
+
+if TYPE_CHECKING:
+    from ..drawing.opening import Drawer
+    from ..plan.budget import Budget
+    from ..plan.plan import Plan
+    from ..plan.sketch import Blueprint
+    from ..run.size import CallSize
+
+log = logging.getLogger(__name__)
+
+STEPS = 50
+"""Of the calls that are planned. More or fewer take the same memory."""
+
+_MOST_PLANS = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the models are opened: `memory` as `plan_for` takes it, None for what is free."""
+
+    memory: Any = None
+    allow: str = "exact"
+    dtype: str | None = None
+    device: str | None = None
+
+
+@dataclass
+class Open:
+    """An opened model: its own pipeline, and those of other tasks on the same weights."""
+
+    pipe: Any
+    drawers: dict[str | None, Drawer] = field(default_factory=dict)
+
+    @property
+    def resident(self) -> int:
+        """Bytes of its weights that are in memory."""
+        from ..weights.residence import is_on_disk
+
+        networks = [part for part in self.pipe.components.values() if hasattr(part, "parameters")]
+        weights = {id(t): t.nbytes for network in networks for t in network.parameters() if not is_on_disk(t)}
+        return sum(weights.values())
+
+
+class Models:
+    """`sources` are what the server was started with: a name, and the checkpoint that it stands for.
+
+    `plan` may be asked in any thread, `drawer` in the worker's alone. `evicted` is told the name of each that is
+    closed.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, str], settings: Settings = Settings(),
+        evicted: Callable[[str], None] = lambda name: None,
+    ) -> None:  # fmt: skip
+        self.sources, self.settings, self._evicted = dict(sources), settings, evicted
+        self._open: OrderedDict[str, Open] = OrderedDict()  # the one used last comes last
+        self._blueprints: dict[str, Blueprint] = {}
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._planning = threading.Lock()
+        self._floor_bytes: int | None = None
+
+    def source(self, name: str | None) -> tuple[str, str]:
+        """A model's name, the first one's unless given, and its checkpoint. ApiError for one that is not served."""
+        name = next(iter(self.sources)) if name is None else name
+        if name not in self.sources:
+            known = list(self.sources)
+            raise ApiError(
+                f"there is no model {show(name)}.{did_you_mean(name, known)} Served: {', '.join(known)}.",
+                param="model", code="model_not_found", status=404,
+            )  # fmt: skip
+        return name, self.sources[name]
+
+    @property
+    def opened(self) -> list[str]:
+        """Names of those that are open, the one used last at the end."""
+        return list(self._open)
+
+    # -- before anything is read ------------------------------------------------------------------------------------
+
+    def blueprint(self, name: str) -> Blueprint:
+        """What is known of the model from its JSON files."""
+        from ..pipelines.from_folder import packaged
+        from ..plan.sketch import Blueprint
+
+        with self._planning:
+            if name not in self._blueprints:
+                made = Blueprint.of_checkpoint(packaged(self.sources[name]), self._dtype, self._device)
+                self._blueprints[name] = made.called(name)
+            return self._blueprints[name]
+
+    def plan(self, name: str, call: CallSize) -> Plan:
+        """The fastest settings for such a call within the budget. BudgetError, with the least that would do, where none
+        fit."""
+        from ..plan.make import dtypes_for, make_plan
+        from ..plan.predict import Predictor
+        from ..plan.profile import profile_of
+
+        blueprint = self.blueprint(name)
+        with self._planning:
+            key = name, call
+            if key not in self._plans:
+                profile = profile_of(self._device, dtypes_for(blueprint, self.settings.allow))
+                predictor = Predictor(blueprint, call, STEPS, profile, self._floor(profile))
+                self._plans[key] = make_plan(predictor, self._budget, self.settings.allow)
+                if len(self._plans) > _MOST_PLANS:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(key)
+            return self._plans[key]
+
+    @cached_property
+    def _device(self) -> Any:
+        from ..device.names import check_device, default_device
+
+        return default_device() if self.settings.device is None else check_device(self.settings.device)
+
+    @cached_property
+    def _dtype(self) -> Any:
+        import torch
+
+        from ..device.capabilities import usual_dtype
+
+        named = self.settings.dtype
+        return usual_dtype(self._device) if named is None else getattr(torch, named)
+
+    @cached_property
+    def _budget(self) -> Budget:
+        """What drawing may take, fixed when it is first asked for: what is free changes with what is open."""
+        from ..plan.budget import Budget
+
+        return Budget.of(self.settings.memory, self._device)
+
+    def _floor(self, profile: Any) -> int:
+        """Bytes of this process besides weights, as they were before the first model was opened."""
+        from ..plan.floor import floor_here
+
+        if self._floor_bytes is None:
+            networks = [opened.pipe.unet for opened in self._open.values()]
+            self._floor_bytes = floor_here(profile, networks, has_computed=False)
+        return self._floor_bytes
+
+    # -- in the worker ----------------------------------------------------------------------------------------------
+
+    def drawer(self, name: str, task: str | None, plan: Plan) -> Drawer:
+        """What draws `task` with the model, as `plan` says. Others are closed as far as both do not fit the budget."""
+        self._make_room(name, plan)
+        opened = self._open.get(name) or self._opened(name)
+        self._open[name] = opened
+        self._open.move_to_end(name)
+        pipe = opened.pipe
+        if pipe.plan is None or pipe.plan.techniques != plan.techniques:
+            pipe.apply(plan)
+        pipe.plan = plan
+        if task not in opened.drawers:
+            opened.drawers[task] = self._drawer_for(task, pipe)
+        return opened.drawers[task]
+
+    def _opened(self, name: str) -> Open:
+        """The model with its weights in its files still: a plan says where they go."""
+        from ..pipelines import open_pipeline
+
+        log.info("opening", extra={"model": name})
+        pipe = open_pipeline(self.sources[name], dtype=self._dtype)
+        pipe.set_progress_bar_config(disable=True)
+        return Open(pipe)
+
+    @staticmethod
+    def _drawer_for(task: str | None, pipe: Any) -> Drawer:
+        from ..drawing.opening import Drawer
+        from ..pipelines import classes
+        from ..pipelines.tasks import pipeline_for
+
+        if task is None:
+            return Drawer(pipe)
+        cls = classes()[pipeline_for(task, type(pipe))]
+        other = pipe if type(pipe) is cls else cls.from_pipe(pipe)
+        other.set_progress_bar_config(disable=True)
+        return Drawer(other)
+
+    def _make_room(self, name: str, plan: Plan) -> None:
+        limit = self._budget.device
+        for other in [each for each in self._open if each != name]:
+            beside = sum(opened.resident for key, opened in self._open.items() if key != name)
+            if limit is None or self._budget.to_ask_for(plan.prediction.peak + beside) <= limit:
+                return
+            self.close(other)
+
+    def close(self, name: str) -> None:
+        """Give its memory back; the next request for it opens it again."""
+        from ..device.memory import release
+
+        del self._open[name]
+        gc.collect()
+        release()
+        log.info("closed", extra={"model": name})
+        self._evicted(name)

@@ -1,0 +1,197 @@
+"""An order: pictures that were asked for, whichever contract asked. Checked and planned before it becomes a job."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..drawing.given import Given
+from ..drawing.options import DrawingOptions, ResolvedOptions, resolve
+from ..drawing.wrong import OptionError
+from .errors import ApiError
+from .jobs import Job
+from .models import STEPS, Models
+from .uploads import Upload, check_picture
+
+if TYPE_CHECKING:
+    from ..drawing.opening import Drawn
+    from ..plan.plan import Plan
+
+_CHUNK = 75  # tokens of a weighted prompt that are read at once, each of a byte or more
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Picture number `index` is there."""
+
+    index: int
+    drawn: Drawn
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Picture number `index` as it is between two steps: number `number` of those that are shown."""
+
+    index: int
+    number: int
+    image: Any
+
+
+@dataclass(frozen=True)
+class Order:
+    """`count` pictures, each with the next seed, of the model called `options.model`.
+
+    `partial` unfinished ones are shown of each. `plan` is how they are drawn.
+    """
+
+    options: ResolvedOptions
+    given: Given
+    plan: Plan
+    steps: int
+    count: int = 1
+    partial: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.plan.call.width, self.plan.call.height
+
+    def as_job(self, job_id: str, models: Models, hear: Any = None) -> Job:
+        """The job that draws it."""
+        pixels = math.prod(self.size) / 1e6
+        stages = self.plan.prediction.stages
+        besides = sum(stage.seconds for name, stage in stages.items() if name != "denoise")
+        each = besides + stages["denoise"].seconds * self.steps / STEPS
+        return Job(
+            job_id, self.options.model, lambda job: draw(self, models, job), steps=self.count * self.steps,
+            units=pixels * self.steps * self.count, predicted=each * self.count, hear=hear,
+        )  # fmt: skip
+
+
+def prepare(
+    models: Models, options: DrawingOptions, uploads: Mapping[str, Upload], *, count: int = 1, partial: int = 0,
+    names: Mapping[str, str], share: float = 1.0,
+) -> Order:  # fmt: skip
+    """Check what is asked for, read its pictures, and plan it. Takes no memory but the pictures'.
+
+    `options.model` is a name of `models`, `uploads` are the 'image' and the 'mask'; `names` gives the fields' names
+    where the contract has others than our options; steps are multiplied by `share` where none are asked for.
+    ApiError for what is wrong, BudgetError for what does not fit.
+    """
+    name, source = models.source(options.model)
+    for field, upload in uploads.items():
+        check_picture(field, upload)
+    with _as_told(names):
+        pictures = {field: field for field in uploads}
+        resolved = resolve(replace(options, model=source, **pictures))
+        blueprint = models.blueprint(name)
+        width, height = resolved.width or blueprint.side, resolved.height or blueprint.side
+        given = Given.read(resolved, {field: upload.data for field, upload in uploads.items()})
+    given, (width, height) = _at_size(given, resolved, width, height)
+    steps = resolved.steps or STEPS
+    resolved = replace(
+        resolved, model=name, width=width, height=height,
+        steps=max(1, round(steps * share)) if options.steps is None else steps,
+    )  # fmt: skip
+    _check_task(blueprint, resolved)
+    plan = models.plan(name, _call(resolved, blueprint))
+    return Order(resolved, given, plan, _steps_run(resolved), count, partial)
+
+
+def _at_size(given: Given, options: ResolvedOptions, width: int, height: int) -> tuple[Given, tuple[int, int]]:
+    """Pictures as large as what is drawn, so that no larger ones wait in the queue."""
+    from ..pictures.reading import fitting, resized
+
+    if given.image is None:
+        return given, (width, height)
+    how = options.resize or "fit"
+    if how == "fit":
+        (width, height), how = fitting(given.image.size, width, height), "stretch"
+    image, mask = (each and resized(each, width, height, how) for each in (given.image, given.mask))
+    return replace(given, image=image, mask=mask), (width, height)
+
+
+def _check_task(blueprint: Any, options: ResolvedOptions) -> None:
+    """ApiError where the model was trained to fill in parts of pictures, and is asked for something else."""
+    channels = blueprint.networks["unet"].config.get("in_channels", 4)
+    latent = blueprint.networks["vae"].config.get("latent_channels", 4)
+    if channels != latent and options.mask is None:
+        raise ApiError(
+            f"the model {options.model!r} draws parts of pictures: send image and mask to /v1/images/edits.",
+            param="model",
+        )  # fmt: skip
+
+
+def _call(options: ResolvedOptions, blueprint: Any) -> Any:
+    from ..run.size import CallSize
+
+    scale = options.guidance_scale
+    guided = (scale is None or scale > 1) and not blueprint.is_distilled
+    longest = max(len(text.encode()) for text in (options.prompt, options.negative_prompt or ""))
+    chunks = max(1, math.ceil(longest / _CHUNK)) if options.prompt_syntax == "weighted" else 1
+    assert options.width is not None
+    assert options.height is not None
+    return CallSize(options.height, options.width, 1, guided, chunks)
+
+
+def _steps_run(options: ResolvedOptions) -> int:
+    """Of a picture that is drawn on, the last part of the schedule alone is run."""
+    assert options.steps
+    if options.image is None or options.strength is None:
+        return options.steps
+    return max(1, min(options.steps, int(options.steps * options.strength)))
+
+
+@contextmanager
+def _as_told(names: Mapping[str, str]) -> Iterator[None]:
+    """Options that are wrong under the names that the client knows them by."""
+    try:
+        yield
+    except OptionError as error:
+        field = names.get(error.field, error.field)
+        told = error.told(lambda option: names.get(option, option))
+        raise ApiError(f"{field}: {told}", param=field) from None
+
+
+def draw(order: Order, models: Models, job: Job) -> list[Drawn]:
+    """The work of its job: picture after picture, each told when it is there."""
+    drawer = models.drawer(order.options.model, order.options.task, order.plan)
+    pictures: list[Drawn] = []
+    for index in range(order.count):
+        job.next_picture()
+        options = replace(order.options, seed=order.options.seed + index)
+        drawn = drawer.draw(options, order.given, _Watching(job, order, index))
+        pictures.append(drawn)
+        job.tell(Finished(index, drawn))
+    return pictures
+
+
+class _Watching:
+    """A `callback_on_step_end`: ends a drawing that is not wanted any more, and shows what there is so far."""
+
+    def __init__(self, job: Job, order: Order, index: int) -> None:
+        self.job, self.order, self.index, self._number = job, order, index, 0
+
+    def __call__(self, pipe: Any, i: int, t: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        per_step = getattr(pipe.scheduler, "order", 1)
+        if (i + 1) % per_step and i + 1 < pipe.num_timesteps:
+            return {}
+        steps = math.ceil(pipe.num_timesteps / per_step)
+        self.job.steps = self.order.count * steps
+        self.job.step()
+        self._show(pipe, i // per_step + 1, steps, tensors)
+        return {}
+
+    def _show(self, pipe: Any, done: int, steps: int, tensors: Mapping[str, Any]) -> None:
+        if self._number >= self.order.partial or done >= steps:
+            return
+        if done >= steps * (self._number + 1) / (self.order.partial + 1):
+            from ..pipelines.preview import Preview
+
+            number, self._number = self._number, self._number + 1
+            Preview(pipe.vae, lambda step, images: self.job.tell(Partial(self.index, number, images[0])))(
+                pipe, done - 1, None, tensors
+            )

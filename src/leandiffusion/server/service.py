@@ -1,0 +1,87 @@
+"""What the contracts share: orders become jobs of the queue, and their makers wait for them while they stay."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from starlette.requests import Request
+
+from .errors import Cancelled
+from .jobs import Job, State
+from .metrics import Metrics
+from .models import Models, Settings
+from .orders import Finished, Order
+from .queue import JobQueue
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a request may take from coming to answer, how many may wait, and seconds to end them in."""
+
+    timeout: float = 600.0
+    queue: int = 32
+    drain: float = 30.0
+
+
+@dataclass(eq=False)
+class Service:
+    """The models, their queue and the metrics of one server."""
+
+    sources: dict[str, str]
+    settings: Settings = field(default_factory=Settings)
+    limits: Limits = field(default_factory=Limits)
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(lambda: self.queue.length, lambda: len(self.models.opened))
+        self.models = Models(self.sources, self.settings, lambda name: self.metrics.evictions.labels(name).inc())
+        self.queue = JobQueue(self.limits.queue, self._ended)
+        self._one_at_a_time: anyio.CapacityLimiter | None = None
+
+    async def aside(self, work: Callable[..., T], *args: Any) -> T:
+        """`work(*args)` in a thread, so that others are answered meanwhile. One at a time: reading a large picture
+        takes memory, and planning the processor."""
+        if self._one_at_a_time is None:  # made in the loop that it belongs to
+            self._one_at_a_time = anyio.CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(lambda: work(*args), limiter=self._one_at_a_time)
+
+    def submit(self, request: Request, order: Order, hear: Callable[[Any], None] | None = None) -> Job:
+        """The order as a job of the queue. Raises what `JobQueue.submit` does."""
+        job = order.as_job(request.state.id, self.models, hear)
+        job.stepped = self.metrics.step.labels(job.model).observe
+        self.queue.submit(job)
+        return job
+
+    async def answer(self, request: Request, order: Order) -> tuple[Job, Any]:
+        """The job's result, once it is done. A client that leaves has it cancelled."""
+        job = self.submit(request, order)
+        watching = asyncio.create_task(_cancel_when_gone(request, job))
+        try:
+            return job, await job.wait(self.limits.timeout)
+        finally:
+            watching.cancel()
+            job.cancel(Cancelled("the client left."))  # nothing, where it has ended
+
+    def _ended(self, job: Job) -> None:
+        self.metrics.job_ended(job)
+        if job.state == State.DONE:
+            self.metrics.pictures.labels(job.model).inc(len(job.result))
+
+
+async def _cancel_when_gone(request: Request, job: Job) -> None:
+    with suppress(Exception):  # a body that comes late and is wrong does not matter any more
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    job.cancel(Cancelled("the client left."))
+
+
+__all__ = ["Finished", "Limits", "Service"]
