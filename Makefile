@@ -132,7 +132,7 @@ $(PEER_TESTS): $(TEST) $(SPEC)
 	@touch $@
 
 $(DEV): $(RUN) $(SPEC)
-	$(PIP) -e '.[bench,dev]'
+	$(PIP) -e '.[bench,serve,dev]'
 	@touch $@
 
 $(DOCS): $(RUN) $(SPEC)

@@ -47,6 +47,8 @@ from .batch import batch
 from .bench import app as bench
 from .flags import with_flags
 from .report import in_one_line, print_whatever_comes
+from .serving import EXAMPLES as SERVE_EXAMPLES
+from .serving import serve
 
 OUTPUTS = Path("outputs")
 
@@ -60,6 +62,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
+app.command(epilog=SERVE_EXAMPLES)(serve)
 
 PLAN_EXAMPLES = """
 Examples:
