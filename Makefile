@@ -2,6 +2,7 @@
 # make test     run the test suite
 # make peer-tests DIFFUSERS=…  run diffusers' own test files, from a checkout of its sources, on our classes
 # make fuzz     open 20,000 damaged headers, configs, tokenizers and pictures; a quarter of an hour
+# make soak     thousands of requests to a server, right and wrong, and a thousand that are drawn; a quarter of an hour
 # make check    ruff, pyright, import-linter, types of devices named in device/ only, and that generated files are fresh
 # make generated  draw what follows from the techniques' declarations: price list, options of generate, pipelines' methods
 # make docs     build the site into site/
@@ -32,7 +33,7 @@ DOCS := $(VENV)/.docs-installed
 PEERS := $(VENV)/.peers-installed
 PEER_TESTS := $(VENV)/.peer-tests-installed
 
-.PHONY: help demo test fuzz peer-tests check generated docs bench bench-compiled bench-plan bench-gpu report setup wheel clean
+.PHONY: help demo test fuzz soak peer-tests check generated docs bench bench-compiled bench-plan bench-gpu report setup wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -51,6 +52,9 @@ peer-tests: $(PEER_TESTS)
 
 fuzz: $(TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(TEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -10,7 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
-from tests.unit.server.conftest import QUICK, Running
+from tests.soak.quick import Running
+from tests.unit.server.conftest import QUICK
 
 URL = "/v1/images/generations"
 

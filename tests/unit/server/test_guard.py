@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from tests.unit.server.conftest import QUICK, Running
+from tests.soak.quick import Running
+from tests.unit.server.conftest import QUICK, client_of
 
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.server.guard import Rules
@@ -26,12 +27,12 @@ def guarded(on_paper: None) -> Iterator[Running]:
 
 def status(guarded: Running, path: str = "/v1/models", **headers: str) -> int:
     headers = {name.replace("_", "-"): value for name, value in {"authorization": f"Bearer {KEY}", **headers}.items()}
-    with guarded.client() as client:
+    with client_of(guarded) as client:
         return client.get(path, headers=headers).status_code
 
 
 def test_a_key_is_asked_for_everywhere_but_for_the_health(guarded: Running):
-    with guarded.client() as client:
+    with client_of(guarded) as client:
         for path in ("/v1/models", "/metrics", "/openapi.json", "/nope"):
             answer = client.get(path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -65,7 +66,7 @@ def test_a_body_that_is_too_long_is_not_read(guarded: Running):
         for _ in range(20):
             yield b" " * 1000
 
-    with guarded.client(headers=headers) as client:
+    with client_of(guarded, headers=headers) as client:
         for content in (b" " * 10_001, parts()):
             answer = client.post("/v1/images/generations", content=content)
             assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")

@@ -15,7 +15,8 @@ import openai
 import pytest
 import torch
 from PIL import Image
-from tests.unit.server.conftest import LONG, QUICK, Running
+from tests.soak.quick import Running
+from tests.unit.server.conftest import LONG, QUICK, client_of
 
 import leandiffusion
 from leandiffusion.pictures.record import JSON_KEY, PictureRecord
@@ -168,7 +169,7 @@ def test_32_clients_at_once_get_their_own_seeds_pictures(running: Running):
     one = {**QUICK, "num_inference_steps": 1, "guidance_scale": 1}
 
     def ask(seed: int) -> bytes:
-        with running.client() as client:
+        with client_of(running) as client:
             answer = client.post("/v1/images/generations", json={**one, "seed": seed})
             assert answer.status_code == 200, answer.text
             return picture_of(answer.json()["data"][0]).tobytes()
@@ -201,7 +202,7 @@ def test_a_job_is_found_by_its_requests_id_and_can_be_cancelled(running: Running
     answers: list[httpx2.Response] = []
 
     def ask() -> None:
-        with running.client() as other:
+        with client_of(running) as other:
             headers = {"X-Client-Request-Id": "mine"}
             answers.append(other.post("/v1/images/generations", json=LONG, headers=headers))
 

@@ -1,0 +1,76 @@
+"""Requests made of the OpenAPI document, right and wrong ones: none is answered by a failure of the server."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis.generation import GenerationMode
+
+ERROR = {"message", "type", "param", "code"}
+
+
+@dataclass
+class Report:
+    """Answers by operation and status, and what was wrong with them."""
+
+    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def cases(self) -> int:
+        return sum(self.answers.values())
+
+    def __str__(self) -> str:
+        lines = [f"{operation}: {status} x {count}" for (operation, status), count in sorted(self.answers.items())]
+        return "\n".join([*lines, f"{self.cases} cases, {len(self.wrong)} wrong", *self.wrong[:10]])
+
+
+def explore(url: str, cases: int, first: int = 0) -> Report:
+    """At least so many cases, half of them made to be wrong; most of them where there is a body."""
+    report = Report()
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    drawing = [each for each in operations if each.method.upper() == "POST"]
+    for operation in operations:
+        if operation not in drawing:
+            _explore_one(operation, GenerationMode.POSITIVE, cases // (20 * len(operations)) + 1, first, report)
+    each = (cases - report.cases) // (2 * len(drawing)) + 1
+    for operation in drawing:
+        for mode in GenerationMode:
+            _explore_one(operation, mode, each, first, report)
+    return report
+
+
+def _explore_one(operation: Any, mode: GenerationMode, cases: int, first: int, report: Report) -> None:
+    @seed(first)
+    @settings(
+        max_examples=cases,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        answer = case.call(timeout=60)
+        report.answers[operation.label, answer.status_code] += 1
+        if wrong := _wrong_with(answer):
+            report.wrong.append(f"{operation.label}: {wrong}: {case.as_curl_command()[:2000]}")
+
+    ask()
+
+
+def _wrong_with(answer: Any) -> str | None:
+    if answer.status_code >= 500:
+        return f"a failure, {answer.status_code}"
+    if answer.status_code >= 400:
+        try:
+            found = answer.json()["error"]
+        except Exception:
+            return f"{answer.status_code} without our error"
+        return None if set(found) == ERROR else f"an error of {set(found)}"
+    return None
