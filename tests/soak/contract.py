@@ -34,7 +34,7 @@ def explore(url: str, cases: int, first: int = 0) -> Report:
     report = Report()
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
-    drawing = [each for each in operations if each.method.upper() == "POST"]
+    drawing = [each for each in operations if "requestBody" in each.definition.raw]
     for operation in operations:
         if operation not in drawing:
             _explore_one(operation, GenerationMode.POSITIVE, cases // (20 * len(operations)) + 1, first, report)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from ..core.wording import show
-from . import jobs_api, openai_api
+from . import a1111_api, jobs_api, openai_api
 from .access import Access
 from .errors import ApiError, as_api_error
 from .guard import Guard, Rules
@@ -33,6 +33,7 @@ def make_app(service: Service, rules: Rules = Rules()) -> ASGIApp:  # noqa: B008
         },
     )  # fmt: skip
     app.include_router(openai_api.routes(service))
+    app.include_router(a1111_api.routes(service))
     app.include_router(jobs_api.routes(service))
 
     @app.get("/healthz", operation_id="healthz")

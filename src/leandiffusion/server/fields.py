@@ -100,6 +100,12 @@ async def read_json(request: Request) -> Any:
 def document(fields: type[Fields], media_type: str = "application/json") -> dict[str, Any]:
     """The body that `fields` are read from, for FastAPI's `openapi_extra`."""
     schema = fields.model_json_schema(mode="validation")
+    inner = schema.pop("$defs", {})
+    for value in schema["properties"].values():
+        if (name := value.pop("$ref", "").rpartition("/")[2]) in inner:  # which would point nowhere in the document
+            _drop_null(inner[name])
+            value.clear()
+            value.update(inner[name])
     _drop_null(schema)
     if media_type != "application/json":
         files = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -24,6 +25,8 @@ from .uploads import Upload, read_form
 if TYPE_CHECKING:
     from ..drawing.opening import Drawn
     from .jobs import Job
+
+log = logging.getLogger(__name__)
 
 NAMES = {"steps": "num_inference_steps", "width": "size", "height": "size"}
 """Fields that have other names here than our options have."""
@@ -83,6 +86,9 @@ async def _answer(
     strength: float | None = None,
 ) -> Response:  # fmt: skip
     order = await service.aside(partial(_order, service, fields, prompt, uploads, strength))
+    who = fields.safety_identifier or fields.user
+    if who is not None:
+        log.info("asked", extra={"id": request.state.id, "user": who})
     if isinstance(fields, Streamed) and fields.stream:
         return streamed(service, request, order, fields, kind)
     job, pictures = await service.answer(request, order)

@@ -105,7 +105,7 @@ def _at_size(given: Given, options: ResolvedOptions, width: int, height: int) ->
     """Pictures as large as what is drawn, so that no larger ones wait in the queue."""
     from ..pictures.reading import fitting, resized
 
-    if given.image is None:
+    if given.image is None or options.padding_mask_crop is not None:  # then it is drawn into the picture as it is
         return given, (width, height)
     how = options.resize or "fit"
     if how == "fit":

@@ -62,11 +62,15 @@ class Service:
         return job
 
     async def answer(self, request: Request, order: Order) -> tuple[Job, Any]:
-        """The job's result, once it is done. A client that leaves has it cancelled."""
+        """The job of the order and its result, as `wait`."""
         job = self.submit(request, order)
+        return job, await self.wait(request, job)
+
+    async def wait(self, request: Request, job: Job) -> Any:
+        """The job's result, once it is done. A client that leaves has it cancelled."""
         watching = asyncio.create_task(_cancel_when_gone(request, job))
         try:
-            return job, await job.wait(self.limits.timeout)
+            return await job.wait(self.limits.timeout)
         finally:
             watching.cancel()
             job.cancel(Cancelled("the client left."))  # nothing, where it has ended
