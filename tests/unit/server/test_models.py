@@ -1,0 +1,145 @@
+"""Several models under one budget: opened when they are asked for, the one used longest ago closed for another."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import torch
+
+from leandiffusion.core.errors import BudgetError
+from leandiffusion.drawing.options import DrawingOptions
+from leandiffusion.plan import make
+from leandiffusion.plan.budget import Budget
+from leandiffusion.run.size import CallSize
+from leandiffusion.server.errors import ApiError
+from leandiffusion.server.jobs import Job
+from leandiffusion.server.models import Models, Settings
+from leandiffusion.server.orders import Order, draw, prepare
+
+NAMES = dict.fromkeys(("a", "b", "c"), "demo")
+SMALL = CallSize(64, 64)
+
+
+@pytest.fixture
+def evicted() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def models(on_paper: None, evicted: list[str]) -> Models:
+    return Models(NAMES, evicted=evicted.append)
+
+
+def drawn(models: Models, name: str, **more: Any) -> Any:
+    order = prepare(
+        models,
+        DrawingOptions(prompt="a red circle", model=name, steps=1, seed=1, width=64, height=64, **more),
+        {},
+        names={},
+    )
+    job = order.as_job(name, models)
+    assert job.begin()
+    return job.work(job)[0]
+
+
+def budget_for(models: Models, count: float) -> Budget:
+    """One in which so many models fit: the peak of one, and the weights of the others."""
+    plan = models.plan("a", SMALL)
+    drawn(models, "a")
+    weights = models._open["a"].resident
+    models.close("a")
+    assert weights > 5 << 20
+    return Budget(
+        Budget(None, reserves=True).to_ask_for(plan.prediction.peak + int(weights * (count - 1))), reserves=True
+    )
+
+
+def test_models_stay_open_as_far_as_the_budget_allows(
+    models: Models, evicted: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    budget = budget_for(models, 2.5)
+    evicted.clear()
+    monkeypatch.setitem(vars(models), "_budget", budget)
+    models._plans.clear()
+    for name in ("a", "b", "a", "c", "a", "b"):
+        drawn(models, name)
+    assert evicted == ["b", "c"]  # each time the one used longest ago
+    assert models.opened == ["a", "b"]
+
+
+def test_a_model_that_was_closed_gives_its_memory_back_and_draws_the_same_again(models: Models):
+    first = drawn(models, "a")
+    weights = list(models._open["a"].pipe.unet.parameters())
+    models.close("a")
+    assert models.opened == []
+    assert drawn(models, "a").image.tobytes() == first.image.tobytes()
+    assert all(one is not other for one, other in zip(weights, models._open["a"].pipe.unet.parameters(), strict=True))
+
+
+def test_what_fits_nowhere_is_told_with_the_least_that_would_do(models: Models, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(vars(models), "_budget", Budget(260 << 20, reserves=True))
+    with pytest.raises(BudgetError, match="the least that would do is"):
+        models.plan("a", CallSize(2048, 2048))
+    assert models.opened == []  # nothing was read for it
+
+
+def test_calls_of_another_size_are_drawn_as_planned_for_them(models: Models, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(vars(models), "_budget", Budget(320 << 20, reserves=True))
+    plans = {side: models.plan("a", CallSize(side, side)) for side in (64, 512)}
+    assert plans[64].techniques != plans[512].techniques
+    for side in (64, 512, 64):
+        drawer = models.drawer("a", None, plans[side])
+        assert drawer.pipe.plan is plans[side]
+        on = {entry.name for entry in drawer.pipe.techniques}
+        assert on >= {technique.name for technique in plans[side].techniques}
+
+
+def test_plans_are_kept_but_not_without_end(models: Models, monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+    monkeypatch.setattr(make, "make_plan", lambda predictor, budget, allow: made.append(predictor.call.width))
+    sides = [8 * n for n in range(1, 300)]
+    for side in (*sides, sides[-1], sides[0]):
+        models.plan("a", CallSize(side, side))
+    assert made == [*sides, sides[0]]  # the last is known, the first forgotten
+    assert len(models._plans) < 300
+
+
+def test_a_name_that_is_not_served_is_refused(models: Models):
+    assert models.source(None) == ("a", "demo")
+    for name in ("demo", "../a", "A"):
+        with pytest.raises(ApiError, match="Served: a, b, c"):
+            models.source(name)
+
+
+def test_memory_that_runs_out_is_told_and_the_model_draws_on(on_paper: None, monkeypatch: pytest.MonkeyPatch):
+    from leandiffusion.server.queue import JobQueue
+
+    models, queue = Models({"a": "demo"}), JobQueue()
+    order = prepare(models, DrawingOptions(prompt="a red circle", steps=1, width=64, height=64, seed=1), {}, names={})
+    asyncio.run(_result(queue, order, models))
+    unet = models._open["a"].pipe.unet
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(unet), "forward", fail)
+        with pytest.raises(ApiError) as caught:
+            asyncio.run(_result(queue, order, models))
+    assert caught.value.code in ("out_of_memory", "does_not_fit")
+    asyncio.run(_result(queue, order, models))
+    queue.close(10)
+
+
+async def _result(queue: Any, order: Order, models: Models) -> Any:
+    job = Job("a", "a", lambda job: draw(order, models, job))
+    queue.submit(job)
+    return await job.wait(60)
+
+
+def test_settings_of_all_models(on_paper: None):
+    models = Models({"a": "demo"}, Settings(memory="400MB", allow="rounding", dtype="bfloat16"))
+    plan = models.plan("a", SMALL)
+    assert (plan.budget_bytes, plan.allow, plan.dtype) == (400_000_000, "rounding", "bfloat16")
