@@ -92,7 +92,7 @@ def _draw(order: Order, models: Models, job: Any) -> list[Drawn]:
         job.next_picture()
         options = replace(order.options, seed=order.options.seed + index)
         image = Image.new("RGB", (8, 8), (options.seed % 256, 0, 0))
-        for number in range(order.partial):
+        for number in range(order.shown):
             job.step()
             job.tell(Partial(index, number, image))
         drawn.append(Drawn(image, record_of(_Pipeline(), options, image.size, {}, order.given)))

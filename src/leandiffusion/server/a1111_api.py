@@ -67,7 +67,8 @@ class Contract:
             seed=None if fields.seed == -1 else fields.seed,
             **(_of_pictures(fields) if isinstance(fields, PictureToPicture) else {}),
         )  # fmt: skip
-        return prepare(self.service.models, options, uploads, count=fields.count, names=NAMES)
+        crowded = self.service.queue.length > 0
+        return prepare(self.service.models, options, uploads, count=fields.count, names=NAMES, crowded=crowded)
 
 
 def _of_pictures(fields: PictureToPicture) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -42,6 +42,9 @@ class Job:
     `units` says how much work it is, in millions of pixels times steps, and `predicted` how many seconds that takes, as
     far as anybody knows. `hear`, if there is one, gets what the work tells meanwhile, in the worker's thread. Who waits
     is told of the end by `wait`. `notes` are warnings that came up, for the answer.
+
+    Up to `most` jobs of an equal `key` may be worked on at once: then `together(jobs)` of the first returns the results
+    of all, and `load` is whatever it needs of each.
     """
 
     id: str
@@ -51,6 +54,10 @@ class Job:
     units: float = 0.0
     predicted: float | None = None
     hear: Callable[[Any], None] | None = None
+    key: Any = None
+    most: int = 1
+    together: Callable[[Sequence[Job]], list[Any]] | None = None
+    load: Any = None
     created: float = field(default_factory=time.time)
     state: State = State.QUEUED
     done: int = 0

@@ -107,8 +107,8 @@ def _order(
     )  # fmt: skip
     partial_images = (fields.partial_images or 0) if isinstance(fields, Streamed) else 0
     return prepare(
-        service.models, options, uploads, count=fields.n, partial=partial_images, names=NAMES,
-        share=QUALITY.get(fields.quality, 1.0),
+        service.models, options, uploads, count=fields.n, shown=partial_images, names=NAMES,
+        share=QUALITY.get(fields.quality, 1.0), crowded=service.queue.length > 0,
     )  # fmt: skip
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..drawing.given import Given
+from ..drawing.opening import OWN_OF_EACH
 from ..drawing.options import DrawingOptions, ResolvedOptions, resolve
 from ..drawing.wrong import OptionError
 from .errors import ApiError
-from .jobs import Job
+from .jobs import Job, Stopped
 from .models import STEPS, Models
 from .uploads import Upload, check_picture
 
@@ -44,7 +46,7 @@ class Partial:
 class Order:
     """`count` pictures, each with the next seed, of the model called `options.model`.
 
-    `partial` unfinished ones are shown of each. `plan` is how they are drawn.
+    `shown` unfinished ones are shown of each. `plan` is how they are drawn.
     """
 
     options: ResolvedOptions
@@ -52,7 +54,17 @@ class Order:
     plan: Plan
     steps: int
     count: int = 1
-    partial: int = 0
+    shown: int = 0
+    together: int = 1
+    """How many such orders may be drawn at once."""
+
+    @property
+    def key(self) -> Any:
+        """Equal for orders that may be drawn at once; None for one that is drawn by itself."""
+        if self.count > 1 or self.shown or self.given.image is not None:
+            return None
+        own = dict.fromkeys(OWN_OF_EACH)
+        return self.plan.call, tuple(sorted({**vars(self.options), **own}.items()))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,18 +79,20 @@ class Order:
         each = besides + stages["denoise"].seconds * self.steps / STEPS
         return Job(
             job_id, self.options.model, lambda job: draw(self, models, job), steps=self.count * self.steps,
-            units=pixels * self.steps * self.count, predicted=each * self.count, hear=hear,
+            units=pixels * self.steps * self.count, predicted=each * self.count, hear=hear, key=self.key,
+            most=self.together, together=lambda jobs: draw_together(models, jobs), load=self,
         )  # fmt: skip
 
 
 def prepare(
-    models: Models, options: DrawingOptions, uploads: Mapping[str, Upload], *, count: int = 1, partial: int = 0,
-    names: Mapping[str, str], share: float = 1.0,
+    models: Models, options: DrawingOptions, uploads: Mapping[str, Upload], *, count: int = 1, shown: int = 0,
+    names: Mapping[str, str], share: float = 1.0, crowded: bool = False,
 ) -> Order:  # fmt: skip
     """Check what is asked for, read its pictures, and plan it. Takes no memory but the pictures'.
 
     `options.model` is a name of `models`, `uploads` are the 'image' and the 'mask'; `names` gives the fields' names
-    where the contract has others than our options; steps are multiplied by `share` where none are asked for.
+    where the contract has others than our options; steps are multiplied by `share` where none are asked for. Where
+    there is a crowd, it is found out whether such pictures are better drawn several at once.
     ApiError for what is wrong, BudgetError for what does not fit.
     """
     name, source = models.source(options.model)
@@ -97,8 +111,9 @@ def prepare(
         steps=max(1, round(steps * share)) if options.steps is None else steps,
     )  # fmt: skip
     _check_task(blueprint, resolved)
-    plan = models.plan(name, _call(resolved, blueprint))
-    return Order(resolved, given, plan, _steps_run(resolved), count, partial)
+    call = _call(resolved, blueprint)
+    order = Order(resolved, given, models.plan(name, call), _steps_run(resolved), count, shown)
+    return replace(order, together=models.worth_together(name, call)) if crowded and order.key else order
 
 
 def _at_size(given: Given, options: ResolvedOptions, width: int, height: int) -> tuple[Given, tuple[int, int]]:
@@ -169,6 +184,37 @@ def draw(order: Order, models: Models, job: Job) -> list[Drawn]:
     return pictures
 
 
+def draw_together(models: Models, jobs: Sequence[Job]) -> list[list[Drawn]]:
+    """The work of several jobs at once: their pictures are those that they would be alone, but for rounding."""
+    orders: list[Order] = [job.load for job in jobs]
+    first = orders[0]
+    plan = models.plan(first.options.model, replace(first.plan.call, batch=len(orders)))
+    drawer = models.drawer(first.options.model, first.options.task, plan)
+    pictures = drawer.draw_together([order.options for order in orders], first.given, partial(_all_step, jobs))
+    for job, drawn in zip(jobs, pictures, strict=True):
+        job.notes.append(f"drawn with {len(jobs) - 1} others at once: alone it would differ by rounding.")
+        job.tell(Finished(0, drawn))
+    return [[drawn] for drawn in pictures]
+
+
+def _all_step(jobs: Sequence[Job], pipe: Any, i: int, t: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """A `callback_on_step_end` for all of them: ends the drawing when nobody wants a picture of it any more."""
+    if _ends_step(pipe, i):
+        wanted = 0
+        for job in jobs:
+            with suppress(Stopped):
+                job.step()
+                wanted += 1
+        if not wanted:
+            raise Stopped
+    return {}
+
+
+def _ends_step(pipe: Any, i: int) -> bool:
+    """Whether it is the last of the UNet's calls of a step as users count them."""
+    return not (i + 1) % getattr(pipe.scheduler, "order", 1) or i + 1 >= pipe.num_timesteps
+
+
 class _Watching:
     """A `callback_on_step_end`: ends a drawing that is not wanted any more, and shows what there is so far."""
 
@@ -176,9 +222,9 @@ class _Watching:
         self.job, self.order, self.index, self._number = job, order, index, 0
 
     def __call__(self, pipe: Any, i: int, t: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        per_step = getattr(pipe.scheduler, "order", 1)
-        if (i + 1) % per_step and i + 1 < pipe.num_timesteps:
+        if not _ends_step(pipe, i):
             return {}
+        per_step = getattr(pipe.scheduler, "order", 1)
         steps = math.ceil(pipe.num_timesteps / per_step)
         self.job.steps = self.order.count * steps
         self.job.step()
@@ -186,9 +232,9 @@ class _Watching:
         return {}
 
     def _show(self, pipe: Any, done: int, steps: int, tensors: Mapping[str, Any]) -> None:
-        if self._number >= self.order.partial or done >= steps:
+        if self._number >= self.order.shown or done >= steps:
             return
-        if done >= steps * (self._number + 1) / (self.order.partial + 1):
+        if done >= steps * (self._number + 1) / (self.order.shown + 1):
             from ..pipelines.preview import Preview
 
             number, self._number = self._number, self._number + 1

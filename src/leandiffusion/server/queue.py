@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +20,8 @@ _LEARNING = 0.3  # share of the newest job in what is known of a model's speed
 
 
 class JobQueue:
-    """Jobs for one device. At most `most` wait; whatever one of them does, the worker goes on with the next.
+    """Jobs for one device. At most `most` wait; whatever one of them does, the worker goes on with the next. Jobs of an
+    equal key may be worked on at once.
 
     `ended` is called with each job when its work is over, in the worker's thread.
     """
@@ -28,7 +29,7 @@ class JobQueue:
     def __init__(self, most: int = 32, ended: Callable[[Job], None] = lambda job: None) -> None:
         self.most, self._ended = most, ended
         self._waiting: deque[Job] = deque()
-        self._current: Job | None = None
+        self._current: list[Job] = []
         self._rates: dict[str, float] = {}  # seconds per unit, by model
         self._accepts, self._closed = True, False
         self._changed = threading.Condition()
@@ -63,11 +64,9 @@ class JobQueue:
         return next((job for job in self.jobs() if job.id == job_id), None)
 
     def jobs(self) -> list[Job]:
-        """The job that runs, and those that wait, in order."""
+        """The jobs that run, and those that wait, in order."""
         with self._changed:
-            current = self._current
-            running = [] if current is None or current.state in ENDED else [current]
-            return [*running, *self._waiting]
+            return [*(job for job in self._current if job.state not in ENDED), *self._waiting]
 
     @property
     def accepts(self) -> bool:
@@ -126,37 +125,56 @@ class JobQueue:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                job = self._current = self._waiting.popleft()
-            if job.begin():
-                self._run(job)
-                self._ended(job)
+                self._current = self._next()
+            begun = [job for job in self._current if job.begin()]
+            if begun:
+                self._run(begun)
+            while begun:  # what they hold should not wait for the next ones
+                self._ended(begun.pop())
             with self._changed:
-                self._current = None
-            del job  # what it holds should not wait for the next one
+                self._current = []
 
-    def _run(self, job: Job) -> None:
-        current.set(job)
+    def _next(self) -> list[Job]:
+        """The job whose turn it is, and those that may be worked on with it: they overtake others."""
+        first = self._waiting.popleft()
+        mates = [job for job in self._waiting if first.key is not None and job.key == first.key][: first.most - 1]
+        for job in mates:
+            self._waiting.remove(job)
+        return [first, *mates]
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """Work on them: each has ended afterwards."""
+        first = jobs[0]
+        current.set(first)
         try:
-            result = job.work(job)
+            several = first.together if len(jobs) > 1 else None
+            results = [first.work(first)] if several is None else several(jobs)
         except Stopped:
             return
         except BaseException as error:  # whatever happens, the next job has its turn
             told = as_api_error(error)
             if told.status >= 500:
-                log.error("job failed", extra={"job": job.id, "trace": traceback.format_exc(limit=-20)})
+                log.error("job failed", extra={"job": first.id, "trace": traceback.format_exc(limit=-20)})
             traceback.clear_frames(error.__traceback__)  # they hold tensors
-            job.fail(told)
         else:
-            if job.succeed(result):
-                self._learn(job)
+            self._learn(jobs)
+            for job, result in zip(jobs, results, strict=True):
+                job.succeed(result)
+            return
         finally:
             current.set(None)
+        if len(jobs) == 1:
+            first.fail(told)
+        for job in jobs if len(jobs) > 1 else ():  # what is wrong with one is not the others' fault
+            self._run([job])
 
-    def _learn(self, job: Job) -> None:
-        if job.units > 0 and job.started is not None and job.ended is not None:
-            rate = (job.ended - job.started) / job.units
-            known = self._rates.get(job.model, rate)
-            self._rates[job.model] = known + _LEARNING * (rate - known)
+    def _learn(self, jobs: Sequence[Job]) -> None:
+        """How long their model takes for a unit of work."""
+        units, started = sum(job.units for job in jobs), jobs[0].started
+        if units > 0 and started is not None:
+            rate = (time.monotonic() - started) / units
+            known = self._rates.get(jobs[0].model, rate)
+            self._rates[jobs[0].model] = known + _LEARNING * (rate - known)
 
     # -- how long ----------------------------------------------------------------------------------------------------
 
@@ -165,8 +183,13 @@ class JobQueue:
         return jobs[: jobs.index(job)] if job in jobs else jobs
 
     def _seconds(self, jobs: list[Job]) -> float | None:
-        each = [self._left(job) for job in jobs]
-        return None if None in each else sum(seconds for seconds in each if seconds is not None)
+        """Until all of them are done: those that run do so at once."""
+        running = [self._left(job) for job in jobs if job.state == State.RUNNING]
+        each = [*running, *(self._left(job) for job in jobs if job.state != State.RUNNING)]
+        known = [seconds for seconds in each if seconds is not None]
+        if len(known) < len(each):
+            return None
+        return max(known[: len(running)], default=0.0) + sum(known[len(running) :])
 
     def _left(self, job: Job) -> float | None:
         rate = self._rates.get(job.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,3 +144,17 @@ def test_settings_of_all_models(on_paper: None):
     models = Models({"a": "demo"}, Settings(memory="400MB", allow="rounding", dtype="bfloat16"))
     plan = models.plan("a", SMALL)
     assert (plan.budget_bytes, plan.allow, plan.dtype) == (400_000_000, "rounding", "bfloat16")
+
+
+def test_pictures_are_drawn_at_once_as_long_as_that_saves_time(models: Models, monkeypatch: pytest.MonkeyPatch):
+    seconds = {1: 4.0, 2: 6.0, 4: 11.0, 8: 21.5}
+
+    def plan(name: str, call: CallSize) -> Any:
+        return SimpleNamespace(prediction=SimpleNamespace(seconds=seconds[call.batch]))
+
+    monkeypatch.setattr(models, "plan", plan)
+    assert models.worth_together("a", SMALL) == 4  # eight would save 2% more
+    seconds[8] = 16.0
+    assert models.worth_together("a", SMALL) == 8
+    seconds[2] = 7.9
+    assert models.worth_together("a", SMALL) == 1

@@ -181,6 +181,34 @@ def test_32_clients_at_once_get_their_own_seeds_pictures(running: Running):
         assert pictures[seed] == alone(running, seed, num_inference_steps=1, guidance_scale=1).tobytes()
 
 
+def test_pictures_drawn_at_once_are_those_drawn_alone_but_for_rounding(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(running.service.models, "worth_together", lambda name, call: 4)
+    answers: dict[int, httpx2.Response] = {}
+
+    def ask(seed: int, **more: Any) -> None:
+        with client_of(running) as client:
+            answers[seed] = client.post("/v1/images/generations", json={**QUICK, **EXTRAS, "seed": seed, **more})
+
+    asking = [threading.Thread(target=ask, args=(0,), kwargs={"num_inference_steps": 20, "n": 2})]
+    asking[0].start()
+    while not running.service.queue.jobs():
+        assert asking[0].is_alive()
+    for seed in range(1, 7):  # the first of them comes to an empty queue, and does not look whether it pays
+        asking.append(threading.Thread(target=ask, args=(seed,)))
+        asking[-1].start()
+    for each in asking:
+        each.join(120)
+    notes = [answer.json().get("warnings", []) for answer in answers.values()]
+    assert any("others at once: alone it would differ by rounding" in told for note in notes for told in note)
+    for seed in range(1, 7):
+        assert answers[seed].status_code == 200
+        picture = torch.tensor(list(picture_of(answers[seed].json()["data"][0]).tobytes()), dtype=torch.float32)
+        expected = torch.tensor(list(alone(running, seed).tobytes()), dtype=torch.float32)
+        assert (picture - expected).abs().max() <= 2  # of 255
+
+
 def test_a_client_that_leaves_has_its_job_cancelled(running: Running, client: httpx2.Client):
     with pytest.raises(httpx2.ReadTimeout):
         client.post("/v1/images/generations", json=LONG, timeout=1.0)

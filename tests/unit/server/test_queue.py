@@ -243,3 +243,43 @@ def test_work_sees_that_it_is_not_wanted():
         job.step()
     assert not job.succeed("late")
     assert job.state == State.CANCELLED
+
+
+def together(name: str, key: Any, ran: list[list[str]], most: int = 8, fails: bool = False) -> Job:
+    def all_of(jobs: Any) -> list[str]:
+        ran.append([job.id for job in jobs])
+        if fails:
+            raise RuntimeError("one of them is wrong")
+        return [job.id.upper() for job in jobs]
+
+    def alone(job: Job) -> str:
+        ran.append([job.id])
+        return job.id.upper()
+
+    return Job(name, "model", alone, key=key, most=most, together=all_of)
+
+
+def test_jobs_of_a_kind_that_wait_are_worked_on_at_once_up_to_so_many(queue: JobQueue):
+    queue.most = 9
+    _, gate = held(queue)
+    ran: list[list[str]] = []
+    jobs = [together(name, name.isupper() or name == "c", ran, most=3) for name in "abcdefg"]
+    none = together("none", None, ran)
+    cancelled = together("cancelled", False, ran)
+    for job in (*jobs[:2], none, cancelled, *jobs[2:]):
+        queue.submit(job)
+    cancelled.cancel(Cancelled())
+    gate.let()
+    assert [result_of(job) for job in (*jobs, none)] == ["A", "B", "C", "D", "E", "F", "G", "NONE"]
+    assert ran == [["a", "b", "d"], ["none"], ["c"], ["e", "f", "g"]]
+
+
+def test_what_fails_together_is_worked_on_one_by_one(queue: JobQueue):
+    _, gate = held(queue)
+    ran: list[list[str]] = []
+    jobs = [together(name, 1, ran, fails=True) for name in "abc"]
+    for job in jobs:
+        queue.submit(job)
+    gate.let()
+    assert [result_of(job) for job in jobs] == ["A", "B", "C"]
+    assert ran == [["a", "b", "c"], ["a"], ["b"], ["c"]]
