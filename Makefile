@@ -3,6 +3,7 @@
 # make peer-tests DIFFUSERS=…  run diffusers' own test files, from a checkout of its sources, on our classes
 # make fuzz     open 20,000 damaged headers, configs, tokenizers and pictures; a quarter of an hour
 # make soak     thousands of requests to a server, right and wrong, and a thousand that are drawn; a quarter of an hour
+# make browser  install Debian's Chromium and what drives it, for the tests of the server's page
 # make check    ruff, pyright, import-linter, types of devices named in device/ only, and that generated files are fresh
 # make generated  draw what follows from the techniques' declarations: price list, options of generate, pipelines' methods
 # make docs     build the site into site/
@@ -33,7 +34,7 @@ DOCS := $(VENV)/.docs-installed
 PEERS := $(VENV)/.peers-installed
 PEER_TESTS := $(VENV)/.peer-tests-installed
 
-.PHONY: help demo test fuzz soak peer-tests check generated docs bench bench-compiled bench-plan bench-gpu report setup wheel clean
+.PHONY: help demo test fuzz soak browser peer-tests check generated docs bench bench-compiled bench-plan bench-gpu report setup wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -55,6 +56,11 @@ fuzz: $(TEST)
 
 soak: $(TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
+
+browser: $(TEST)
+	command -v chromium >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium; }
+	$(PIP) -e '.[browser]'
+	$(BIN)/python -m pytest tests/unit/server/test_page.py $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check .

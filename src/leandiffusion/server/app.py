@@ -8,14 +8,14 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from .. import __version__
 from ..core.wording import show
-from . import a1111_api, jobs_api, openai_api
-from .access import Access
+from . import a1111_api, jobs_api, openai_api, page, plans_api
+from .access import CLIENT_LEFT, Access
 from .errors import ApiError, as_api_error
 from .guard import Guard, Rules
 from .metrics import CONTENT_TYPE
@@ -29,12 +29,15 @@ def make_app(service: Service, rules: Rules = Rules()) -> ASGIApp:  # noqa: B008
     app = FastAPI(
         title="Lean Diffusion", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
         exception_handlers={
-            ApiError: _told, HTTPException: _http, RequestValidationError: _invalid, Exception: _unexpected,
+            ApiError: _told, ClientDisconnect: _left, HTTPException: _http, RequestValidationError: _invalid,
+            Exception: _unexpected,
         },
     )  # fmt: skip
     app.include_router(openai_api.routes(service))
     app.include_router(a1111_api.routes(service))
     app.include_router(jobs_api.routes(service))
+    app.include_router(plans_api.routes(service))
+    app.include_router(page.routes())
 
     @app.get("/healthz", operation_id="healthz")
     async def healthz() -> JSONResponse:
@@ -53,6 +56,11 @@ def make_app(service: Service, rules: Rules = Rules()) -> ASGIApp:  # noqa: B008
 
 async def _told(request: Request, error: Any) -> JSONResponse:
     return JSONResponse(error.to_json(), error.status, error.headers)
+
+
+async def _left(request: Request, error: Any) -> Response:
+    """The client went while its body was read: nobody hears this."""
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _http(request: Request, error: Any) -> JSONResponse:

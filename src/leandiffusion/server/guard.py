@@ -17,8 +17,8 @@ from ..core.units import format_bytes
 from ..core.wording import show
 from .errors import ApiError
 
-OPEN = ("/healthz",)
-"""Paths that need no key."""
+OPEN = ("/healthz", "/", "/page.css", "/page.js")
+"""Paths that need no key: a browser shows the page, which then asks for it."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..drawing.opening import Drawer
     from ..plan.budget import Budget
     from ..plan.plan import Plan
+    from ..plan.predict import Predictor
     from ..plan.sketch import Blueprint
     from ..run.size import CallSize
 
@@ -32,7 +33,7 @@ TOGETHER = (2, 4, 8)
 PAYS = 0.95
 """Of the time of a picture, at most, for which twice as many are drawn at once."""
 
-_MOST_PLANS = 256
+_MOST_PLANS, _MOST_PREDICTORS = 256, 8
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Models:
         self._open: OrderedDict[str, Open] = OrderedDict()  # the one used last comes last
         self._blueprints: dict[str, Blueprint] = {}
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._predictors: OrderedDict[Any, Predictor] = OrderedDict()
         self._planning = threading.Lock()
         self._floor_bytes: int | None = None
 
@@ -109,31 +111,46 @@ class Models:
                 self._blueprints[name] = made.called(name)
             return self._blueprints[name]
 
-    def plan(self, name: str, call: CallSize) -> Plan:
-        """The fastest settings for such a call within the budget. BudgetError, with the least that would do, where none
-        fit."""
-        from ..plan.make import dtypes_for, make_plan
-        from ..plan.predict import Predictor
-        from ..plan.profile import profile_of
+    def plan(self, name: str, call: CallSize, memory: int | None = None) -> Plan:
+        """The fastest settings for such a call within the budget, or within `memory` bytes of it. BudgetError, with the
+        least that would do, where none fit."""
+        from ..plan.make import make_plan
 
         blueprint = self.blueprint(name)
         with self._planning:
-            key = name, call
+            key = name, call, memory
             if key not in self._plans:
-                profile = profile_of(self._device, dtypes_for(blueprint, self.settings.allow))
-                predictor = Predictor(blueprint, call, STEPS, profile, self._floor(profile))
-                self._plans[key] = make_plan(predictor, self._budget, self.settings.allow)
-                if len(self._plans) > _MOST_PLANS:
-                    self._plans.popitem(last=False)
+                predictor = self._predictor(name, blueprint, call)
+                self._plans[key] = make_plan(predictor, self._within(memory), self.settings.allow)
+                _keep_newest(self._plans, _MOST_PLANS)
             self._plans.move_to_end(key)
             return self._plans[key]
 
-    def worth_together(self, name: str, call: CallSize) -> int:
+    def _predictor(self, name: str, blueprint: Blueprint, call: CallSize) -> Predictor:
+        """It knows from the first plan what it takes to make another for the same call."""
+        from ..plan.make import dtypes_for
+        from ..plan.predict import Predictor
+        from ..plan.profile import profile_of
+
+        key = name, call
+        if key not in self._predictors:
+            profile = profile_of(self._device, dtypes_for(blueprint, self.settings.allow))
+            self._predictors[key] = Predictor(blueprint, call, STEPS, profile, self._floor(profile))
+            _keep_newest(self._predictors, _MOST_PREDICTORS)
+        return self._predictors[key]
+
+    def _within(self, memory: int | None) -> Budget:
+        own = self._budget
+        if memory is None or (own.device is not None and own.device <= memory):
+            return own
+        return replace(own, device=memory, given=True)
+
+    def worth_together(self, name: str, call: CallSize, memory: int | None = None) -> int:
         """How many pictures of such calls are best drawn at once: as long as twice as many take less time for each."""
-        best, seconds = 1, self.plan(name, call).prediction.seconds
+        best, seconds = 1, self.plan(name, call, memory).prediction.seconds
         for count in TOGETHER:
             try:
-                each = self.plan(name, replace(call, batch=count)).prediction.seconds / count
+                each = self.plan(name, replace(call, batch=count), memory).prediction.seconds / count
             except BudgetError:
                 break
             if each > PAYS * seconds:
@@ -227,3 +244,8 @@ class Models:
         release()
         log.info("closed", extra={"model": name})
         self._evicted(name)
+
+
+def _keep_newest(kept: OrderedDict[Any, Any], most: int) -> None:
+    while len(kept) > most:
+        kept.popitem(last=False)

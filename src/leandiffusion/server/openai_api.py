@@ -108,7 +108,7 @@ def _order(
     partial_images = (fields.partial_images or 0) if isinstance(fields, Streamed) else 0
     return prepare(
         service.models, options, uploads, count=fields.n, shown=partial_images, names=NAMES,
-        share=QUALITY.get(fields.quality, 1.0), crowded=service.queue.length > 0,
+        share=QUALITY.get(fields.quality, 1.0), crowded=service.queue.length > 0, memory=fields.memory_bytes,
     )  # fmt: skip
 
 

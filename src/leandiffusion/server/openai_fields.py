@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ..core.errors import ConfigError
+from ..core.units import parse_bytes
 from .errors import ApiError
 from .fields import Fields
 from .uploads import Upload
@@ -51,6 +53,10 @@ Strength = Annotated[
 Syntax = Annotated[
     Literal["plain", "weighted"],
     Field(description="'weighted' reads (word:1.3) and prompts of any length; 'plain' reads what the encoder takes."),
+]
+Memory = Annotated[
+    str | None,
+    Field(max_length=20, description="Memory to draw within, such as '2GiB', where it is less than the server's."),
 ]
 
 QUALITY = {"low": 0.5, "medium": 1.0, "standard": 1.0, "high": 1.5, "hd": 1.5}
@@ -102,6 +108,7 @@ class Pictures(Fields):
     seed: Seed = None
     scheduler: Scheduler = None
     prompt_syntax: Syntax = "plain"
+    memory: Memory = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -117,7 +124,7 @@ class Pictures(Fields):
             raise _refused("quality", "it chooses the number of steps, and num_inference_steps too: give one of them.")
         if self.seed is not None and self.seed + self.n - 1 > MOST_SEED:
             raise _refused("seed", f"with n={self.n} the last picture's seed would be beyond 2**63 - 1.")
-        self.pixels  # noqa: B018 - is checked by looking
+        _ = self.pixels, self.memory_bytes  # they are checked by looking
         return self
 
     @property
@@ -129,6 +136,19 @@ class Pictures(Fields):
         if max(width, height) > MOST_SIDE:
             raise _refused("size", f"{self.size!r} has a side of more than {MOST_SIDE} pixels: ask for less.")
         return width, height
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory to draw within; None for what there is."""
+        return bytes_of(self.memory)
+
+
+def bytes_of(memory: str | None) -> int | None:
+    """Of a size in words. ApiError for what is none."""
+    try:
+        return None if memory is None else parse_bytes(memory)
+    except ConfigError as error:
+        raise _refused("memory", str(error)) from None
 
 
 class Streamed(Pictures):

@@ -57,6 +57,8 @@ class Order:
     shown: int = 0
     together: int = 1
     """How many such orders may be drawn at once."""
+    memory: int | None = None
+    """Bytes to draw within, where they are less than the server's."""
 
     @property
     def key(self) -> Any:
@@ -64,7 +66,7 @@ class Order:
         if self.count > 1 or self.shown or self.given.image is not None:
             return None
         own = dict.fromkeys(OWN_OF_EACH)
-        return self.plan.call, tuple(sorted({**vars(self.options), **own}.items()))
+        return self.plan.call, self.memory, tuple(sorted({**vars(self.options), **own}.items()))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -86,13 +88,14 @@ class Order:
 
 def prepare(
     models: Models, options: DrawingOptions, uploads: Mapping[str, Upload], *, count: int = 1, shown: int = 0,
-    names: Mapping[str, str], share: float = 1.0, crowded: bool = False,
+    names: Mapping[str, str], share: float = 1.0, crowded: bool = False, memory: int | None = None,
 ) -> Order:  # fmt: skip
     """Check what is asked for, read its pictures, and plan it. Takes no memory but the pictures'.
 
     `options.model` is a name of `models`, `uploads` are the 'image' and the 'mask'; `names` gives the fields' names
     where the contract has others than our options; steps are multiplied by `share` where none are asked for. Where
-    there is a crowd, it is found out whether such pictures are better drawn several at once.
+    there is a crowd, it is found out whether such pictures are better drawn several at once. `memory` is what to draw
+    within, where it is less than the server's budget.
     ApiError for what is wrong, BudgetError for what does not fit.
     """
     name, source = models.source(options.model)
@@ -112,8 +115,9 @@ def prepare(
     )  # fmt: skip
     _check_task(blueprint, resolved)
     call = _call(resolved, blueprint)
-    order = Order(resolved, given, models.plan(name, call), _steps_run(resolved), count, shown)
-    return replace(order, together=models.worth_together(name, call)) if crowded and order.key else order
+    plan = models.plan(name, call, memory)
+    order = Order(resolved, given, plan, _steps_run(resolved), count, shown, memory=memory)
+    return replace(order, together=models.worth_together(name, call, memory)) if crowded and order.key else order
 
 
 def _at_size(given: Given, options: ResolvedOptions, width: int, height: int) -> tuple[Given, tuple[int, int]]:
@@ -149,7 +153,7 @@ def _call(options: ResolvedOptions, blueprint: Any) -> Any:
     chunks = max(1, math.ceil(longest / _CHUNK)) if options.prompt_syntax == "weighted" else 1
     assert options.width is not None
     assert options.height is not None
-    return CallSize(options.height, options.width, 1, guided, chunks)
+    return CallSize(options.height, options.width, 1, guided, chunks, pictures=int(options.image is not None))
 
 
 def _steps_run(options: ResolvedOptions) -> int:
@@ -188,7 +192,7 @@ def draw_together(models: Models, jobs: Sequence[Job]) -> list[list[Drawn]]:
     """The work of several jobs at once: their pictures are those that they would be alone, but for rounding."""
     orders: list[Order] = [job.load for job in jobs]
     first = orders[0]
-    plan = models.plan(first.options.model, replace(first.plan.call, batch=len(orders)))
+    plan = models.plan(first.options.model, replace(first.plan.call, batch=len(orders)), first.memory)
     drawer = models.drawer(first.options.model, first.options.task, plan)
     pictures = drawer.draw_together([order.options for order in orders], first.given, partial(_all_step, jobs))
     for job, drawn in zip(jobs, pictures, strict=True):
