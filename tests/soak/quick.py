@@ -65,7 +65,7 @@ def quick_server(limits: Limits = Limits()) -> Iterator[Running]:  # noqa: B008 
 
         one_plan = Models({"demo": "demo"}).plan("demo", CallSize(128, 128))
 
-        def plan(models: Models, name: str, call: CallSize) -> Any:
+        def plan(models: Models, name: str, call: CallSize, memory: int | None = None) -> Any:
             if call.height * call.width > 1_000_000:
                 raise BudgetError("it does not fit: the least that would do is 1 GiB.")
             return replace(one_plan, call=call)

@@ -149,7 +149,7 @@ def test_settings_of_all_models(on_paper: None):
 def test_pictures_are_drawn_at_once_as_long_as_that_saves_time(models: Models, monkeypatch: pytest.MonkeyPatch):
     seconds = {1: 4.0, 2: 6.0, 4: 11.0, 8: 21.5}
 
-    def plan(name: str, call: CallSize) -> Any:
+    def plan(name: str, call: CallSize, memory: int | None) -> Any:
         return SimpleNamespace(prediction=SimpleNamespace(seconds=seconds[call.batch]))
 
     monkeypatch.setattr(models, "plan", plan)
@@ -158,3 +158,12 @@ def test_pictures_are_drawn_at_once_as_long_as_that_saves_time(models: Models, m
     assert models.worth_together("a", SMALL) == 8
     seconds[2] = 7.9
     assert models.worth_together("a", SMALL) == 1
+
+
+def test_a_request_may_keep_to_less_memory_than_there_is(models: Models, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(vars(models), "_budget", Budget(2 << 30, reserves=True))
+    whole = models.plan("a", CallSize(512, 512))
+    less = models.plan("a", CallSize(512, 512), 320 << 20)
+    assert less.prediction.peak < whole.prediction.peak
+    assert less.budget_bytes == 320 << 20
+    assert models.plan("a", CallSize(512, 512), 4 << 30).budget_bytes == 2 << 30  # never more than the server's

@@ -184,7 +184,7 @@ def test_32_clients_at_once_get_their_own_seeds_pictures(running: Running):
 def test_pictures_drawn_at_once_are_those_drawn_alone_but_for_rounding(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(running.service.models, "worth_together", lambda name, call: 4)
+    monkeypatch.setattr(running.service.models, "worth_together", lambda name, call, memory: 4)
     answers: dict[int, httpx2.Response] = {}
 
     def ask(seed: int, **more: Any) -> None:
