@@ -252,7 +252,7 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         if deep is not None and deep.value is not None:
             return deep.value
         x = x if self.mid_block is None else self.mid_block(x, temb, *text)
-        return x if residual is None else x + residual
+        return x if residual is None else repeat_rows(x, len(residual)) + residual
 
     def _up(self, maps: list[Tensor], temb: Tensor, text: tuple[Any, ...], deep: DeepFeature | None) -> Tensor:
         """The last of `maps`, joined by the others, the skip connections, from the last to the first.

@@ -44,7 +44,7 @@ class Model(Protocol):
 
 
 Control = Callable[["Run", Tensor, int], Mapping[str, Any]]
-"""(run, the UNet's input (B, C, h, w), doubled under guidance, step) -> further keyword inputs of the UNet."""
+"""(run, what the UNet sees (B, C, h, w), doubled under guidance, step) -> further keyword inputs of the UNet."""
 
 UNetCall = Callable[["Run", Tensor, int, Mapping[str, Any]], Tensor]
 """(run, the UNet's input (B, C, h, w), step, its keyword inputs) -> its prediction (B, C, h, w)."""
@@ -141,10 +141,11 @@ class Run:
             self._text_memory = TextMemory(conditioning.embeds)
         given = self.task.unet_input(self, x, i)
         ours = is_ours(self.model.unet)
-        if guidance.doubles and (self.controls or not ours):  # ours takes one sample for both texts
-            given = torch.cat([given, given])
+        both = torch.cat([given, given]) if guidance.doubles and (self.controls or not ours) else given
         with remembering(self._text_memory if ours else None):
-            prediction = self.call(self, given, i, self._inputs(conditioning, given, i))
+            inputs = self._inputs(conditioning, both, i)
+            # ours takes one sample for both texts, also where controls, which saw both, add something for each
+            prediction = self.call(self, given if ours else both, i, inputs)
         return guidance.combine(prediction) if guidance.doubles else prediction
 
     def denoise(self, step_done: Callable[[], object] = lambda: None) -> Tensor:
@@ -183,7 +184,8 @@ class Run:
                 raise BudgetError(f"memory ran out in step {i + 1}, and no settings take less: {reason}")
 
     def _inputs(self, conditioning: Conditioning, given: Tensor, i: int) -> dict[str, Any]:
-        """The UNet's keyword inputs; those that are None are left out, for UNets that take none."""
+        """The UNet's keyword inputs, those of controls for `given`; what is None is left out, for UNets that take
+        none."""
         inputs: dict[str, Any] = {
             "encoder_hidden_states": conditioning.embeds,
             "timestep_cond": self.guidance_embedding,

@@ -154,6 +154,34 @@ def test_a_control_adds_inputs_of_the_unet(make: Make, unet: UNet2DConditionMode
     assert not torch.equal(make(controls=[residuals(0.1)]).denoise(), plain)
 
 
+def test_both_texts_share_a_sample_beside_a_control(make: Make, unet: UNet2DConditionModel) -> None:
+    """What a ControlNet adds differs by text, and comes in where the UNet has repeated its sample."""
+    rows: list[int] = []
+    shapes = [(2, 16, 8, 8), (2, 16, 8, 8), (2, 16, 4, 4), (2, 32, 4, 4)]
+    given: dict[str, Any] = {
+        "down_block_additional_residuals": [torch.linspace(-1, 1, 2).view(2, 1, 1, 1).expand(s) for s in shapes],
+        "mid_block_additional_residual": torch.full(shapes[-1], 0.5),
+    }
+
+    def call(shared: bool) -> Any:
+        def run_unet(run: Run, sample: torch.Tensor, i: int, inputs: Any) -> torch.Tensor:
+            rows.append(len(sample))
+            predicted.append(unet(sample if shared else torch.cat([sample, sample]), run.times[i], **inputs).sample)
+            return predicted[-1]
+
+        return run_unet
+
+    predicted: list[torch.Tensor] = []
+    for shared in (True, False):
+        run = make(controls=[lambda *_: given])
+        run.model.unet = unet
+        run.call = call(shared)
+        with torch.no_grad():
+            run.predict(torch.linspace(-1, 1, 256).view(1, 4, 8, 8), 0)
+    assert rows == [1, 1]
+    assert (predicted[0] - predicted[1]).abs().max() < 1e-5 * predicted[1].abs().max()  # sums in another order
+
+
 class Inpainting(Task):
     """A second task, as a model of nine channels has it: a mask and a masked picture beside the latents."""
 
