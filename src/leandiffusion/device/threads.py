@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..core.fork import is_forked, renew_in_child
+
+T = TypeVar("T")
 
 
 class _Threads:
@@ -55,14 +61,27 @@ def in_forked_child() -> None:
 def compute_alone() -> None:
     """Have the calling thread compute without helpers from now on, where torch computes with OpenMP.
 
-    Otherwise it would get helpers of its own. With more threads than processors GCC's OpenMP lets those that wait sleep
-    at once instead of spinning, so that each operation of whoever computes beside would first wake its helpers: the
-    demo model's steps took half as long again
+    Otherwise it would get helpers of its own, which stay as long as it does. With more threads than processors GCC's
+    OpenMP lets those that wait sleep at once instead of spinning, so that each operation of whoever computes beside
+    would first wake its helpers: the demo model's steps took half as long again
     (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
     """
     torch.get_num_threads()  # a thread's first question sets its number
     if (set_number := getattr(_library(), "omp_set_num_threads", None)) is not None:
         set_number(1)
+
+
+def compute_aside(work: Callable[[threading.Event], T]) -> T:
+    """`work(interrupted)` in a thread that ends with it, and its helpers too: so that a thread which computes once, and
+    leaves the rest to another, does not slow that down (see `compute_alone`). The event is set where the caller was
+    interrupted, who waits until the work is over."""
+    interrupted = threading.Event()
+    with ThreadPoolExecutor(1, "leandiffusion-aside") as pool:
+        try:
+            return pool.submit(copy_context().run, work, interrupted).result()
+        except BaseException:
+            interrupted.set()
+            raise
 
 
 @cache

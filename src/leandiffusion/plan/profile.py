@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import functools
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -204,32 +205,55 @@ def _identity(device: torch.device) -> dict[str, str]:
 def _measure(
     device: torch.device, dtypes: Sequence[str], identity: Mapping[str, str], known: DeviceProfile | None
 ) -> DeviceProfile:
-    """Measure the dtypes, and what all have in common unless it is known."""
-    import torch
+    """Measure the dtypes, and what all have in common unless it is known. Ctrl-C ends it at the next point."""
     from tqdm.auto import tqdm
 
-    from .floor import measure_floor
-    from .rates import measure_dtype, measure_moves, measure_overhead, steps_of
+    from ..device.threads import compute_aside
+    from .rates import steps_of
 
     points = steps_of(device, len(dtypes)) + 1
     with tqdm(total=points, delay=2, leave=False, disable=None, desc=f"Measuring {device}", unit="") as bar:
-        if known is None:
-            moves = {name: measure_moves(device, bar.update, fresh=name == "fresh") for name in ("kept", "fresh")}
-            overhead = measure_overhead(device, bar.update)
-            known = DeviceProfile(identity, "", {}, {}, moves, overhead, {}, *measure_floor(device))
-            bar.update()
-        for name in dtypes:
-            try:
-                measured = measure_dtype(device, getattr(torch, name), bar.update)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # "not implemented for 'Half'": an old processor, or an old torch
-                continue
-            known = replace(
-                known,
-                products={**known.products, name: measured.products},
-                reorder={**known.reorder, name: measured.reorder},
-                fetch={**known.fetch, name: measured.fetch},
-                busy=max(known.busy, measured.busy),
-            )
+
+        def measured(interrupted: threading.Event) -> DeviceProfile:
+            def step() -> None:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+                bar.update()
+
+            return _measured(device, dtypes, identity, known, step)
+
+        return compute_aside(measured)
+
+
+def _measured(
+    device: torch.device,
+    dtypes: Sequence[str],
+    identity: Mapping[str, str],
+    known: DeviceProfile | None,
+    step: Callable[[], None],
+) -> DeviceProfile:
+    import torch
+
+    from .floor import measure_floor
+    from .rates import measure_dtype, measure_moves, measure_overhead
+
+    if known is None:
+        moves = {name: measure_moves(device, step, fresh=name == "fresh") for name in ("kept", "fresh")}
+        overhead = measure_overhead(device, step)
+        known = DeviceProfile(identity, "", {}, {}, moves, overhead, {}, *measure_floor(device))
+        step()
+    for name in dtypes:
+        try:
+            measured = measure_dtype(device, getattr(torch, name), step)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # "not implemented for 'Half'": an old processor, or an old torch
+            continue
+        known = replace(
+            known,
+            products={**known.products, name: measured.products},
+            reorder={**known.reorder, name: measured.reorder},
+            fetch={**known.fetch, name: measured.fetch},
+            busy=max(known.busy, measured.busy),
+        )
     return replace(known, date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from leandiffusion.device.threads import compute_aside
 from leandiffusion.offload.prefetch import ThreadPrefetcher
 
 pytestmark = pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch was built without OpenMP")
@@ -29,3 +33,29 @@ def test_a_prefetcher_has_no_helpers() -> None:
     prefetcher.close()
     assert seen == [1, 1]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_computing_aside_leaves_no_thread() -> None:
+    """With as many threads as were asked for; what it raises comes out, and the work hears of that."""
+    before, seen = threading.active_count(), []
+    assert compute_aside(lambda _: torch.get_num_threads()) == 2
+    with pytest.raises(ZeroDivisionError):
+        compute_aside(lambda interrupted: seen.append(interrupted) or 1 / 0)
+    assert seen[0].is_set()
+    assert threading.active_count() == before
+
+
+def test_an_interrupted_caller_waits_until_work_that_is_not_wanted_ends() -> None:
+    def work(interrupted: threading.Event) -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        time.sleep(0.2)  # until the caller waits
+        signal.pthread_kill(main, signal.SIGINT)
+        assert interrupted.wait(30)
+        ended.append(True)
+
+    ended: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        compute_aside(work)
+    assert ended == [True]
