@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 from leandiffusion.cli.app import app
 
 ROOT = Path(__file__).parents[3]
+ALONE = {"n": 2}
+"""No request of several pictures is drawn with others, so that none waits for the plan of that."""
 
 
 class Process:
@@ -97,7 +99,7 @@ def processes() -> Iterator[list[Process]]:
 def test_sigterm_lets_what_was_accepted_be_answered(processes: list[Process]):
     process = Process("--drain", "60")
     processes.append(process)
-    asked = [process.ask(**{**QUICK, "num_inference_steps": 30, "seed": seed}) for seed in range(3)]
+    asked = [process.ask(**{**QUICK, **ALONE, "num_inference_steps": 30, "seed": seed}) for seed in range(3)]
     until_jobs(process.url, 3)
     process.process.send_signal(signal.SIGTERM)
     for each in asked:
@@ -110,7 +112,7 @@ def test_sigterm_lets_what_was_accepted_be_answered(processes: list[Process]):
 def test_what_is_not_done_in_time_is_told_so(processes: list[Process]):
     process = Process("--drain", "0.2")
     processes.append(process)
-    asked = [process.ask(**LONG), process.ask(**LONG), process.ask(**{**LONG, "stream": True})]
+    asked = [process.ask(**LONG, **ALONE, stream=stream) for stream in (False, False, True)]
     until_jobs(process.url, 3)
     process.process.send_signal(signal.SIGTERM)
     for each in asked[:2]:
