@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import json
+import signal
+import subprocess
 import sys
-
-from leandiffusion.server.service import Service
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .contract import explore
 from .endure import endure
-from .quick import Running, on_paper, quick_server
+from .quick import quick_server
 
 MOST_GROWTH = 0.02
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """`leandiffusion serve` in a process of its own; where it is reached."""
+    command = [sys.executable, "-m", "leandiffusion", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = (json.loads(line) for line in process.stderr)
+        url = next(line["url"] for line in lines if line["event"] == "serving").removesuffix("/v1")
+        reading = threading.Thread(target=lambda: deque(lines, 0), daemon=True)  # a full pipe would stop it
+        reading.start()
+        try:
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            reading.join(10)
 
 
 def main() -> int:
@@ -24,10 +47,8 @@ def main() -> int:
     with quick_server() as running:
         found = explore(running.url, asked.cases, asked.seed)
     print(found)
-    with on_paper():
-        running = Running(Service({"demo": "demo"}))
-        endured = endure(running.url, asked.requests, seed=asked.seed)
-        running.end()
+    with served() as url:
+        endured = endure(url, asked.requests, seed=asked.seed)
     print(endured)
     bad = [each for each in endured.ended if each not in ("answered", "left")]
     return 1 if found.wrong or bad or endured.growth > MOST_GROWTH else 0

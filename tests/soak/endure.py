@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
-
-from leandiffusion.measure.memory import rss
 
 ASKED = {"prompt": "a red circle", "size": "64x64", "guidance_scale": 1}
 WARM_UP = 0.2
@@ -43,10 +42,18 @@ def endure(url: str, count: int, clients: int = 8, leaving: float = 0.1, seed: i
     first = int(count * WARM_UP)
     with ThreadPoolExecutor(clients) as pool:
         report.ended.update(pool.map(lambda item: _ask(url, *item), enumerate(plan[:first])))
-        report.before = rss() or 1
+        report.before = _memory(url)
         report.ended.update(pool.map(lambda item: _ask(url, *item), enumerate(plan[first:], first)))
-    report.after = rss() or 1
+    report.after = _memory(url)
     return report
+
+
+def _memory(url: str) -> int:
+    """Bytes that the server's process has, as it tells."""
+    told = httpx2.get(f"{url}/metrics", timeout=60).text
+    found = re.search(r'^leandiffusion_memory_bytes{what="now"} (\S+)$', told, re.MULTILINE)
+    assert found is not None, told
+    return int(float(found[1]))
 
 
 def _ask(url: str, number: int, leaves: bool) -> str:
