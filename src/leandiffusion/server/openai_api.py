@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ..drawing.options import DrawingOptions
 from .encoding import drawn_as
 from .fields import document, read_json
-from .openai_fields import QUALITY, Edit, Generation, Pictures, Streamed, Variation
+from .openai_fields import NO_TOKENS, QUALITY, Edit, Generation, Pictures, Streamed, Variation
 from .orders import Order, prepare
 from .service import Service
 from .streaming import streamed
@@ -30,12 +30,6 @@ log = logging.getLogger(__name__)
 
 NAMES = {"steps": "num_inference_steps", "width": "size", "height": "size"}
 """Fields that have other names here than our options have."""
-
-NO_TOKENS = {
-    "input_tokens": 0, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}, "output_tokens": 0,
-    "total_tokens": 0,
-}  # fmt: skip
-"""Nothing is charged here, and the clients expect the field."""
 
 VARIATION_STRENGTH = 0.6
 

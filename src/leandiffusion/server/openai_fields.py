@@ -59,6 +59,12 @@ Memory = Annotated[
     Field(max_length=20, description="Memory to draw within, such as '2GiB', where it is less than the server's."),
 ]
 
+NO_TOKENS = {
+    "input_tokens": 0, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}, "output_tokens": 0,
+    "total_tokens": 0,
+}  # fmt: skip
+"""Nothing is charged here, and the clients expect the field."""
+
 QUALITY = {"low": 0.5, "medium": 1.0, "standard": 1.0, "high": 1.5, "hd": 1.5}
 """Steps, in multiples of the model's own."""
 

@@ -17,7 +17,7 @@ from .errors import Cancelled
 from .jobs import Job, State
 from .metrics import Metrics
 from .models import Models, Settings
-from .orders import Finished, Order
+from .orders import Order
 from .queue import JobQueue
 
 T = TypeVar("T")
@@ -86,6 +86,3 @@ async def _cancel_when_gone(request: Request, job: Job) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
     job.cancel(Cancelled("the client left."))
-
-
-__all__ = ["Finished", "Limits", "Service"]

@@ -10,20 +10,18 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from ..core.units import format_seconds
 from .encoding import drawn_as, encoded
-from .errors import ApiError, Cancelled, TimedOut
+from .errors import Cancelled, TimedOut
 from .jobs import ENDED, Job
+from .openai_fields import NO_TOKENS, Streamed
 from .orders import Finished, Order, Partial
 from .service import Service
-
-if TYPE_CHECKING:
-    from .openai_fields import Streamed
 
 HEARTBEAT = 5.0  # seconds
 
@@ -86,14 +84,9 @@ def _event(event: Finished | Partial, fields: Streamed, order: Order, kind: str)
     if isinstance(event, Partial):
         named = {"type": f"{kind}.partial_image", "partial_image_index": event.number}
         return {**named, "b64_json": encoded(image, *how), **body}
-    from .openai_api import NO_TOKENS
-
     named = {"type": f"{kind}.completed", "seed": event.drawn.record.recipe.seed, "usage": NO_TOKENS}
     return {**named, "b64_json": drawn_as(event.drawn, *how), **body}
 
 
 def _as_text(body: dict[str, Any]) -> str:
     return f"event: {body['type']}\ndata: {json.dumps(body)}\n\n"
-
-
-__all__ = ["ApiError", "streamed"]

@@ -165,6 +165,7 @@ def test_what_the_model_warns_of_comes_with_the_answer(running: Running, client:
 
 
 def test_32_clients_at_once_get_their_own_seeds_pictures(running: Running):
+    """But for rounding: where the plan says that it pays, those that wait are drawn several at once."""
     seeds = range(100, 132)
     one = {**QUICK, "num_inference_steps": 1, "guidance_scale": 1}
 
@@ -178,7 +179,8 @@ def test_32_clients_at_once_get_their_own_seeds_pictures(running: Running):
         pictures = dict(zip(seeds, clients.map(ask, seeds), strict=True))
     assert len(set(pictures.values())) == 32
     for seed in (100, 115, 131):
-        assert pictures[seed] == alone(running, seed, num_inference_steps=1, guidance_scale=1).tobytes()
+        expected = alone(running, seed, num_inference_steps=1, guidance_scale=1).tobytes()
+        assert max(abs(a - b) for a, b in zip(pictures[seed], expected, strict=True)) <= 2
 
 
 def test_pictures_drawn_at_once_are_those_drawn_alone_but_for_rounding(
