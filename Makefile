@@ -4,7 +4,7 @@
 # make fuzz     open 20,000 damaged headers, configs, tokenizers and pictures; a quarter of an hour
 # make soak     thousands of requests to a server, right and wrong, a thousand that are drawn, batches that are killed; half an hour
 # make browser  install Debian's Chromium and what drives it, for the tests of the server's page
-# make check    ruff, pyright, import-linter, types of devices named in device/ only, and that generated files are fresh
+# make check    ruff, pyright, import-linter, hadolint, types of devices named in device/ only, generated files are fresh
 # make generated  draw what follows from the techniques' declarations: price list, options of generate, pipelines' methods
 # make docs     build the site into site/
 # make bench    measure this CPU with the full-size SD1.5 network, beside diffusers and OpenVINO; half an hour
@@ -70,6 +70,7 @@ check: $(DEV)
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.device_names
 	$(BIN)/python -m tools.generated --check
+	$(BIN)/hadolint Dockerfile
 
 generated: $(RUN)
 	@$(BIN)/python -m tools.generated
