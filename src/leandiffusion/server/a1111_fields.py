@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from ..drawing.values import MAX_SEED
 from .errors import ApiError
 from .fields import Fields
-from .openai_fields import MOST_SEED, MOST_SIDE, Prompt, Steps, Text
+from .openai_fields import MOST_SIDE, Prompt, Steps, Text
 
 MOST_PICTURES = 16
 _OFF = (None, False)
@@ -58,7 +59,7 @@ class TextToPicture(Fields):
 
     prompt: Prompt = ""
     negative_prompt: Annotated[Text, Field(description="What to keep out of the picture.")] = ""
-    seed: Annotated[int, Field(ge=-1, le=MOST_SEED, description="-1 for any; each picture has the next.")] = -1
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED, description="-1 for any; each picture has the next.")] = -1
     sampler_name: Annotated[str | None, Field(max_length=64, description="Of /sdapi/v1/samplers.")] = None
     sampler_index: Annotated[str | None, Field(max_length=64, description="An older name of sampler_name.")] = None
     scheduler: Annotated[str | None, Field(max_length=64, description="A schedule type: Automatic or Karras.")] = None
@@ -87,7 +88,7 @@ class TextToPicture(Fields):
             raise ApiError(
                 f"batch_size: {self.count} pictures are asked for, and {MOST_PICTURES} are most.", param="batch_size"
             )
-        if self.seed + self.count - 1 > MOST_SEED:
+        if self.seed + self.count - 1 > MAX_SEED:
             raise ApiError("seed: the last picture's would be beyond 2**63 - 1.", param="seed")
         for name in ("prompt", "negative_prompt"):
             if found := _IN_PROMPT.search(getattr(self, name)):

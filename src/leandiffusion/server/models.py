@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..drawing.opening import Drawer
     from ..plan.budget import Budget
     from ..plan.plan import Plan
-    from ..plan.predict import Predictor
+    from ..plan.predict import Prediction, Predictor
     from ..plan.sketch import Blueprint
     from ..run.size import CallSize
 
@@ -28,10 +28,6 @@ log = logging.getLogger(__name__)
 
 STEPS = 50
 """Of the calls that are planned. More or fewer take the same memory."""
-
-TOGETHER = (2, 4, 8)
-PAYS = 0.95
-"""Of the time of a picture, at most, for which twice as many are drawn at once."""
 
 _MOST_PLANS, _MOST_PREDICTORS = 256, 8
 
@@ -244,6 +240,17 @@ class Models:
         release()
         log.info("closed", extra={"model": name})
         self._evicted(name)
+
+
+def seconds_for(prediction: Prediction, steps: int) -> float:
+    """What a call of so many steps takes, as a plan of STEPS predicts."""
+    each = prediction.stages.items()
+    return sum(stage.seconds * (steps / STEPS if name == "denoise" else 1) for name, stage in each)
+
+
+TOGETHER = (2, 4, 8)
+PAYS = 0.95
+"""Of the time of a picture, at most, for which twice as many are drawn at once."""
 
 
 def _keep_newest(kept: OrderedDict[Any, Any], most: int) -> None:

@@ -10,11 +10,12 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ..core.errors import ConfigError
 from ..core.units import parse_bytes
+from ..drawing.values import MAX_SEED
 from .errors import ApiError
 from .fields import Fields
 from .uploads import Upload
 
-MOST_SIDE, MOST_PICTURES, MOST_STEPS, MOST_SEED = 4096, 10, 1000, 2**63 - 1
+MOST_SIDE, MOST_PICTURES, MOST_STEPS = 4096, 10, 1000
 LONGEST_PROMPT = 32_000  # characters, as in OpenAI's contract
 _SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
 
@@ -37,7 +38,7 @@ GuidanceScale = Annotated[
     Field(ge=0, le=100, description="How strictly the prompt is followed, 0 to 100; up to 1 there is no guidance."),
 ]
 Seed = Annotated[
-    int | None, Field(ge=0, le=MOST_SEED, description="The same seed gives the same picture; 0 to 2**63 - 1.")
+    int | None, Field(ge=0, le=MAX_SEED, description="The same seed gives the same picture; 0 to 2**63 - 1.")
 ]
 Scheduler = Annotated[
     str | None,
@@ -128,7 +129,7 @@ class Pictures(Fields):
             raise _refused("output_compression", "it belongs to output_format jpeg and webp: PNG loses nothing.")
         if self.quality != "auto" and self.num_inference_steps is not None:
             raise _refused("quality", "it chooses the number of steps, and num_inference_steps too: give one of them.")
-        if self.seed is not None and self.seed + self.n - 1 > MOST_SEED:
+        if self.seed is not None and self.seed + self.n - 1 > MAX_SEED:
             raise _refused("seed", f"with n={self.n} the last picture's seed would be beyond 2**63 - 1.")
         _ = self.pixels, self.memory_bytes  # they are checked by looking
         return self

@@ -15,7 +15,7 @@ from ..drawing.options import DrawingOptions, ResolvedOptions, resolve
 from ..drawing.wrong import OptionError
 from .errors import ApiError
 from .jobs import Job, Stopped
-from .models import STEPS, Models
+from .models import STEPS, Models, seconds_for
 from .uploads import Upload, check_picture
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ class Order:
     def as_job(self, job_id: str, models: Models, hear: Any = None) -> Job:
         """The job that draws it."""
         pixels = math.prod(self.size) / 1e6
-        stages = self.plan.prediction.stages
-        besides = sum(stage.seconds for name, stage in stages.items() if name != "denoise")
-        each = besides + stages["denoise"].seconds * self.steps / STEPS
+        each = seconds_for(self.plan.prediction, self.steps)
         return Job(
             job_id, self.options.model, lambda job: draw(self, models, job), steps=self.count * self.steps,
             units=pixels * self.steps * self.count, predicted=each * self.count, hear=hear, key=self.key,

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from .errors import ApiError
 from .fields import Fields, document, read_json
-from .models import STEPS
+from .models import STEPS, seconds_for
 from .openai_fields import Memory, ModelName, Pictures, Size, Steps, bytes_of
 from .service import Service
 
@@ -68,7 +68,6 @@ def described(plan: Plan, steps: int) -> dict[str, Any]:
 
 
 def _settings(settings: Settings, steps: int) -> dict[str, Any]:
-    prediction, share = settings.prediction, steps / STEPS
-    stages = prediction.stages.items()
-    seconds = sum(stage.seconds * (share if name == "denoise" else 1) for name, stage in stages)
-    return {"settings": str(settings), "peak_bytes": prediction.peak, "seconds": round(seconds, 2)}
+    prediction = settings.prediction
+    seconds = round(seconds_for(prediction, steps), 2)
+    return {"settings": str(settings), "peak_bytes": prediction.peak, "seconds": seconds}
