@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,42 +11,24 @@ import typer
 from .. import __version__
 from .arguments import (
     Allow,
-    ControlGuidanceEnd,
-    ControlGuidanceStart,
-    ControlImage,
-    ControlNet,
     Device,
     Dtype,
-    Embedding,
     Enable,
-    GuessMode,
-    GuidanceScale,
-    Lora,
-    Mask,
     Memory,
-    Model,
-    Negative,
     Out,
-    PaddingMaskCrop,
-    Picture,
     PlanFile,
     PlannedControlNet,
     Previewed,
     PreviewVae,
-    PromptSyntax,
-    Resize,
-    Scheduler,
     Seed,
     Size,
-    Steps,
-    Strength,
-    Vae,
     Verbose,
 )
 from .batch import EXAMPLES as BATCH_EXAMPLES
 from .batch import batch
 from .bench import app as bench
 from .flags import with_flags
+from .picture_options import with_picture_options
 from .report import in_one_line, print_whatever_comes
 from .serving import EXAMPLES as SERVE_EXAMPLES
 from .serving import serve
@@ -102,33 +85,12 @@ leandiffusion generate "an astronaut on mars" --model ./sdxl --enable sequential
 
 
 @app.command(epilog=GENERATE_EXAMPLES)
+@with_picture_options
 @with_flags
 def generate(
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw.")] = None,
-    model: Model = None,
-    vae: Vae = None,
-    lora: Lora = [],  # noqa: B006 - typer's way to say: none
-    negative: Negative = None,
-    image: Picture = None,
-    mask: Mask = None,
-    strength: Strength = None,
-    resize: Resize = None,
-    padding_mask_crop: PaddingMaskCrop = None,
-    controlnet: ControlNet = [],  # noqa: B006 - typer's way to say: none
-    control_image: ControlImage = [],  # noqa: B006
-    guess_mode: GuessMode = False,
-    control_guidance_start: ControlGuidanceStart = None,
-    control_guidance_end: ControlGuidanceEnd = None,
-    prompt_syntax: PromptSyntax = None,
-    embedding: Embedding = [],  # noqa: B006 - typer's way to say: none
-    steps: Steps = None,
-    guidance: GuidanceScale = None,
-    scheduler: Scheduler = None,
-    size: Size = None,
-    seed: Seed = None,
+    options: Any = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures; each has the next seed.")] = 1,
-    dtype: Dtype = None,
-    device: Device = None,
     like: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="Take everything not said here from this picture's record.")
     ] = None,
@@ -146,39 +108,11 @@ def generate(
 ) -> None:
     """Draw pictures from a prompt, and save each with the record to draw it again."""
     with in_one_line(verbose):
-        from ..drawing.options import DrawingOptions
         from ..drawing.techniques import TechniqueOptions
         from . import generate as command
         from .preview import PreviewOptions
 
-        width, height = size or (None, None)
-        options = DrawingOptions(
-            prompt=prompt,
-            model=model,
-            vae=vae,
-            lora=tuple(lora) or None,
-            negative_prompt=negative,
-            image=image,
-            mask=mask,
-            strength=strength,
-            resize=resize,
-            padding_mask_crop=padding_mask_crop,
-            controlnet=tuple(controlnet) or None,
-            control_image=tuple(control_image) or None,
-            guess_mode=guess_mode or None,
-            control_guidance_start=control_guidance_start,
-            control_guidance_end=control_guidance_end,
-            prompt_syntax=prompt_syntax,
-            embeddings=tuple(embedding) or None,
-            steps=steps,
-            guidance_scale=guidance,
-            scheduler=scheduler,
-            width=width,
-            height=height,
-            seed=seed,
-            dtype=dtype,
-            device=device,
-        )
+        options = replace(options, prompt=prompt)
         technique_options = TechniqueOptions((*flags, *enable), memory=memory, allow=allow, plan=plan)
         if preview is None and preview_vae is not None:
             raise typer.BadParameter("it belongs to --preview, and there is none.", param_hint="--preview-vae")

@@ -7,37 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .arguments import (
-    Allow,
-    ControlGuidanceEnd,
-    ControlGuidanceStart,
-    ControlImage,
-    ControlNet,
-    Device,
-    Dtype,
-    Embedding,
-    Enable,
-    GuessMode,
-    GuidanceScale,
-    Lora,
-    Mask,
-    Memory,
-    Model,
-    Negative,
-    PaddingMaskCrop,
-    Picture,
-    PlanFile,
-    PromptSyntax,
-    Resize,
-    Scheduler,
-    Seed,
-    Size,
-    Steps,
-    Strength,
-    Vae,
-    Verbose,
-)
+from .arguments import Allow, Enable, Memory, PlanFile, Verbose
 from .flags import with_flags
+from .picture_options import with_picture_options
 from .report import in_one_line
 
 EXAMPLES = """
@@ -54,6 +26,7 @@ height, scheduler, model, lora, image, strength and so on. What it leaves out is
 """
 
 
+@with_picture_options
 @with_flags
 def batch(
     source: Annotated[
@@ -74,29 +47,7 @@ def batch(
             min=1, help="Pipelines on the cluster.", show_default="one for each GPU, without any for each machine"
         ),
     ] = None,
-    model: Model = None,
-    vae: Vae = None,
-    lora: Lora = [],  # noqa: B006 - typer's way to say: none
-    negative: Negative = None,
-    image: Picture = None,
-    mask: Mask = None,
-    strength: Strength = None,
-    resize: Resize = None,
-    padding_mask_crop: PaddingMaskCrop = None,
-    controlnet: ControlNet = [],  # noqa: B006
-    control_image: ControlImage = [],  # noqa: B006
-    guess_mode: GuessMode = False,
-    control_guidance_start: ControlGuidanceStart = None,
-    control_guidance_end: ControlGuidanceEnd = None,
-    prompt_syntax: PromptSyntax = None,
-    embedding: Embedding = [],  # noqa: B006
-    steps: Steps = None,
-    guidance: GuidanceScale = None,
-    scheduler: Scheduler = None,
-    size: Size = None,
-    seed: Seed = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    options: Any = None,
     memory: Memory = None,
     allow: Allow = "exact",
     plan: PlanFile = None,
@@ -106,21 +57,11 @@ def batch(
 ) -> None:
     """Draw a list of pictures into a folder, each once; given again, it goes on where it stopped."""
     with in_one_line(verbose):
-        from ..drawing.options import DrawingOptions
         from ..drawing.techniques import TechniqueOptions
         from . import batching as command
 
-        width, height = size or (None, None)
-        defaults = DrawingOptions(
-            model=model, vae=vae, lora=tuple(lora) or None, negative_prompt=negative, image=image, mask=mask,
-            strength=strength, resize=resize, padding_mask_crop=padding_mask_crop, controlnet=tuple(controlnet) or None,
-            control_image=tuple(control_image) or None, guess_mode=guess_mode or None,
-            control_guidance_start=control_guidance_start, control_guidance_end=control_guidance_end,
-            prompt_syntax=prompt_syntax, embeddings=tuple(embedding) or None, steps=steps, guidance_scale=guidance,
-            scheduler=scheduler, width=width, height=height, seed=seed, dtype=dtype, device=device,
-        )  # fmt: skip
         techniques = TechniqueOptions((*flags, *enable), memory=memory, allow=allow, plan=plan)
         if actors is not None and ray is None:
             raise typer.BadParameter("it belongs to --ray, and there is none.", param_hint="--actors")
         cluster = None if ray is None else command.Cluster(ray, actors)
-        command.run(source, out, defaults, techniques, cluster)
+        command.run(source, out, options, techniques, cluster)
