@@ -63,8 +63,7 @@ def compute_alone() -> None:
 
     Otherwise it would get helpers of its own, which stay as long as it does. With more threads than processors GCC's
     OpenMP lets those that wait sleep at once instead of spinning, so that each operation of whoever computes beside
-    would first wake its helpers: the demo model's steps took half as long again
-    (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
+    would first wake its helpers (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
     """
     torch.get_num_threads()  # a thread's first question sets its number
     if (set_number := getattr(_library(), "omp_set_num_threads", None)) is not None:
