@@ -10,7 +10,6 @@ machine disturb less. Ratios, theirs over ours, are taken within a round. The pi
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from tools.script_record import RESULTS, spread, write_record
 from tqdm.auto import tqdm
 
 from leandiffusion import demo
+from leandiffusion.core.libraries import environment_of_others
 from leandiffusion.measure.quality import psnr
 
 OURS, THEIRS = "leandiffusion demo", "diffusers"
@@ -52,7 +52,7 @@ def command(name: str, out: Path) -> list[str]:
 
 def environment(threads: int | None, folder: Path) -> dict[str, str]:
     """Variables of both: modules are compiled once, as those of installed packages are."""
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    own = {name: value for name, value in environment_of_others().items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**own, "PYTHONPYCACHEPREFIX": str(folder), **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from tools.script_record import RESULTS, spread, write_record
 from tqdm.auto import tqdm
 
 from leandiffusion.bench.run.models import find_model
+from leandiffusion.core.libraries import environment_of_others
 
 WORK = (("demo", 384, 2, 8), ("shape:sd15", 128, 1, 3), ("shape:sd15", 256, 1, 3))
 """Model, size, batch and steps."""
@@ -51,7 +51,7 @@ def draw(variant: str, checkpoint: str, *numbers: int) -> dict[str, float]:
     """What a process told."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, checkpoint, *map(str, numbers)],
-        env={**os.environ, **VARIANTS[variant]}, capture_output=True, text=True,
+        env={**environment_of_others(), **VARIANTS[variant]}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         sys.exit(f"{variant} failed:\n{done.stderr}")
@@ -65,8 +65,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu-from-disk.json")
     asked = parser.parse_args()
     checkpoints = {model: find_model(model, asked.work)["checkpoint"] for model, *_ in WORK}
-    for name in {name for variables in VARIANTS.values() for name in variables}:
-        os.environ.pop(name, None)  # which making a model may have set
     rows: list[dict[str, Any]] = [
         {"model": work[0], "size": work[1], "batch": work[2], "steps": work[3], "variant": variant, "rounds": []}
         for work in WORK for variant in VARIANTS

@@ -37,6 +37,11 @@ def leave_libraries_alone() -> None:
         os.environ.pop(_set.pop(), None)
 
 
+def environment_of_others() -> dict[str, str]:
+    """The environment without what `set_up_libraries` set, for processes that are started: each sets its own."""
+    return {name: value for name, value in os.environ.items() if name not in _set}
+
+
 def pages() -> str:
     """'huge' where torch asks for huge pages and Linux has them, else 'small'."""
     try:

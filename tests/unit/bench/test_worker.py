@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.bench.loop import starting_noise
-from leandiffusion.bench.run import worker
+from leandiffusion.bench.run import process, worker
 from leandiffusion.bench.run.declared import declared_rows
 from leandiffusion.bench.run.process import run_task
 from leandiffusion.bench.suites import suites
 from leandiffusion.bench.workload import GUIDANCE, PROMPT, Job, Row, Workload
+from leandiffusion.core import libraries
 from leandiffusion.demo import model_folder
 from leandiffusion.schedulers import build
 
@@ -97,6 +99,34 @@ def test_a_real_process_answers_and_keeps_the_peak_of_its_own() -> None:
     assert max(peaks.values()) < 2 << 30
     assert {"load", "warm-up", "text", "denoise", "decode"} == set(peaks)
     assert all(len(sample) == 3 for sample in answer["result"]["timeline"])
+
+
+LIBRARIES = """
+import json, os, sys
+from leandiffusion.bench.run import worker
+asked = worker._read(json.loads(sys.argv[1]))
+print(*(os.environ.get(name) for name in ("THP_MEM_ALLOC_ENABLE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")))
+"""
+
+
+@pytest.mark.parametrize(("peer", "found"), [("diffusers", "None None"), (None, "1 256")])
+def test_a_peers_process_has_the_libraries_as_its_users_have_them(peer: str | None, found: str) -> None:
+    """Though this process, from which it is started, has ours."""
+    asked = json.dumps(job(Row("plain", "plain", "float32", peer=peer)))
+    started: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("THP_MEM_ALLOC_ENABLE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+            patch.delenv(name, raising=False)
+        patch.setattr(libraries, "_set", set())
+        libraries.set_up_libraries()
+        patch.setattr(process.subprocess, "Popen", lambda *args, **how: started.append(how) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_task("draw")
+        libraries.leave_libraries_alone()
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARIES, asked], env=started[0]["env"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")

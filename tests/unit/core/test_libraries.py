@@ -21,6 +21,7 @@ def test_the_users_environment_stays(monkeypatch: pytest.MonkeyPatch, name: str)
     monkeypatch.delenv(name)
     libraries.set_up_libraries()
     assert os.environ[name] != "7"
+    assert name not in libraries.environment_of_others()
     libraries.leave_libraries_alone()
     assert name not in os.environ
 

@@ -11,6 +11,8 @@ import tempfile
 from contextlib import suppress
 from typing import Any
 
+from ...core.libraries import environment_of_others
+
 LINES_OF_TROUBLE = 3
 SECONDS_TO_CLEAN_UP = 5.0
 
@@ -24,6 +26,7 @@ def run_task(task: str, **arguments: Any) -> dict[str, Any]:
         process = subprocess.Popen(
             [sys.executable, "-m", "leandiffusion.bench.run.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
+            env=environment_of_others(),
         )  # fmt: skip
         try:
             out, _ = process.communicate(json.dumps({"do": task, **arguments}))
