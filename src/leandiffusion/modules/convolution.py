@@ -13,7 +13,7 @@ from ..device.capabilities import fewer_bits
 from ..device.host import is_host
 from ..weights.packed import is_packed, packed_weight, unpack
 from ..weights.stored import plain
-from . import winograd
+from . import im2col, winograd
 
 FEWEST_CHANNELS = 96
 FEWEST_TILES = 64
@@ -21,6 +21,13 @@ FEWEST_TILES = 64
 
 FEWEST_NUMBERS = 1 << 14
 """Of a weight that is worth packing."""
+
+MOST_OUTPUTS = 128
+"""Pixels of small maps, all of a batch together, up to which one matrix product is faster than a direct convolution
+with plain weights."""
+
+LARGE_WEIGHT, MOST_OUTPUTS_OF_LARGE = 32 << 20, 512
+"""Bytes of a weight from which on it is as fast up to so many, and saves twice the weight."""
 
 MOST_THREADS = 16
 
@@ -32,8 +39,8 @@ class Conv2d(nn.Conv2d):
     """A convolution of UNet and VAE. On a CPU it is computed in the way that is fastest for what it is given.
 
     3x3 ones of large float32 maps go by Winograd's algorithm: the same numbers to float32's rounding. With `packs` the
-    others keep their weights in oneDNN's order from their first use on (`weights.packed`). Everything else is torch's
-    own.
+    others keep their weights in oneDNN's order from their first use on (`weights.packed`). Without, those of small
+    float32 maps are one matrix product. Everything else is torch's own.
     """
 
     packs: bool = False
@@ -53,10 +60,13 @@ class Conv2d(nn.Conv2d):
             return winograd.convolve(x, weight, bias, double=double)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest") if double else x
         packed = packed_weight(self, tuple(x.shape)) if free and weight is self.weight and may_pack(self) else None
-        if packed is None:
-            return self._conv_forward(x, weight, self.bias)
-        geometry = self.padding, self.stride, self.dilation, self.groups
-        return torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *geometry, "none", [], "")
+        if packed is not None:
+            geometry = self.padding, self.stride, self.dilation, self.groups
+            return torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *geometry, "none", [], "")
+        if free and x.dtype == torch.float32 and _is_small(x, self) and not is_packed(weight):
+            bias = None if self.bias is None else plain(self.bias)
+            return im2col.convolve(x, weight, bias, stride=self.stride[0])
+        return self._conv_forward(x, weight, self.bias)
 
 
 def _is_large(x: Tensor, conv: nn.Conv2d, *, double: bool) -> bool:
@@ -64,6 +74,13 @@ def _is_large(x: Tensor, conv: nn.Conv2d, *, double: bool) -> bool:
     keeps_size = conv.kernel_size == (3, 3) and conv.padding == conv.stride == conv.dilation == (1, 1)
     enough = min(conv.weight.shape[:2]) >= FEWEST_CHANNELS
     return bool(keeps_size) and enough and winograd.tiles_of(x.shape, double=double) >= FEWEST_TILES
+
+
+def _is_small(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether im2col is for such a convolution, and pays for a map of this size."""
+    square = conv.kernel_size == (3, 3) and conv.padding == conv.dilation == (1, 1) and conv.stride[0] == conv.stride[1]
+    most = MOST_OUTPUTS if conv.weight.nbytes < LARGE_WEIGHT else MOST_OUTPUTS_OF_LARGE
+    return square and im2col.outputs_of(x, stride=conv.stride[0]) <= most
 
 
 def _is_free(x: Tensor, weight: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Convolutions by Winograd's algorithm, against torch's in float64, and which ones are computed so."""
+"""Convolutions by Winograd's algorithm and by im2col, against torch's in float64, and which ones are computed so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from leandiffusion.modules import convolution, winograd
+from leandiffusion.modules import convolution, im2col, winograd
 from leandiffusion.modules.blocks import Upsample2D
 from leandiffusion.modules.convolution import Conv2d
 from leandiffusion.techniques.hooks import set_global
@@ -77,6 +77,23 @@ def test_a_border_holds_nothing_but_zeros() -> None:
     assert torch.allclose(y, counts, atol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(1, 3), C=st.integers(1, 9), channels=st.integers(1, 9), H=st.integers(1, 9), W=st.integers(1, 9),
+    stride=st.integers(1, 3), with_bias=st.booleans(), maps_last=st.booleans(), weights_last=st.booleans(),
+)  # fmt: skip
+def test_im2col_of_any_size(
+    B: int, C: int, channels: int, H: int, W: int, stride: int, with_bias: bool, maps_last: bool, weights_last: bool
+) -> None:
+    x, weight, bias = tensors(C, channels, B, H, W)
+    x = x.contiguous(memory_format=torch.channels_last) if maps_last else x
+    weight = weight.contiguous(memory_format=torch.channels_last) if weights_last else weight
+    reference = F.conv2d(x.double(), weight.double(), bias.double() if with_bias else None, stride=stride, padding=1)
+    y = im2col.convolve(x, weight, bias if with_bias else None, stride=stride)
+    assert error(y, reference) < ROUNDING
+    assert im2col.outputs_of(x, stride=stride) == y.numel() // channels
+
+
 # -- which ones ------------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +133,43 @@ def test_upsampling_makes_no_enlarged_map(used: list[Any]) -> None:
     up, x = Upsample2D(CHANNELS).requires_grad_(False), picture(side=16)
     assert error(up(x), expected(x, up.conv.weight, up.conv.bias, double=True)) < ROUNDING
     assert used[0] is x
+
+
+@pytest.mark.parametrize(
+    ("what", "products"),
+    [
+        ("small", 1),
+        ("three pictures", 0),
+        ("a large weight", 1),
+        ("stride 2", 1),
+        ("half", 0),
+        ("packed", 0),
+        ("1x1", 0),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_small_float32_maps_with_plain_weights_are_one_product(
+    what: str, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    convolve = im2col.convolve
+    monkeypatch.setattr(im2col, "convolve", lambda *a, **k: calls.append(a) or convolve(*a, **k))
+    dtype = torch.bfloat16 if what == "half" else torch.float32
+    conv, x = layer(dtype), picture(dtype, side=8)
+    if what in ("three pictures", "a large weight"):
+        x = x.repeat(3, 1, 1, 1)
+    if what == "a large weight":
+        monkeypatch.setattr(convolution, "LARGE_WEIGHT", conv.weight.nbytes)
+    if what == "stride 2":
+        conv.stride, x = (2, 2), picture(side=22)
+    if what == "packed":
+        conv.packs = True
+    if what == "1x1":
+        conv = Conv2d(CHANNELS, CHANNELS, 1, padding=0).requires_grad_(False)
+    weight = conv.weight.detach().clone()
+    reference = F.conv2d(x.double(), weight.double(), conv.bias.double(), stride=conv.stride, padding=conv.padding)
+    assert error(conv(x), reference) < (ROUNDING if dtype == torch.float32 else 2**-7)
+    assert len(calls) == products
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from leandiffusion.core.malloc import freed_at_once
 from leandiffusion.core.shapes import alike, is_channels_last, is_traced, traced_by, traced_once
 from leandiffusion.device.host import is_host
 from leandiffusion.measure.work import allocated_bytes
+from leandiffusion.modules import im2col
 from leandiffusion.modules.blocks import GroupNorm
 from leandiffusion.modules.convolution import Conv2d, can_pack
 from leandiffusion.plan.rules import RULES
@@ -97,6 +98,10 @@ WORK: dict[str, Callable[[Make], Any]] = {
     "empty like": lambda t: torch.empty_like(t(2, 3, 4).permute(2, 0, 1)),
     "Winograd": lambda t: _layer(t)(t(1, 96, 33, 34)),
     "Winograd of channels-last, enlarged": lambda t: _layer(t)(t(1, 96, 16, 18, form=LAST), double=True),
+    "im2col": lambda t: _layer(t)(t(1, 96, 5, 6, form=LAST)),
+    "im2col by channels-last weights": lambda t: im2col.convolve(
+        t(2, 8, 5, 4), t(6, 8, 3, 3, form=LAST), None, stride=2
+    ),
 }
 
 
