@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -24,6 +25,10 @@ class Arena(Protocol):
 
     def reset(self) -> None:
         """Take back everything."""
+        ...
+
+    def turn_to(self, network: str) -> None:
+        """Give memory to units of that network from here on. Everything was given back."""
         ...
 
 
@@ -68,6 +73,25 @@ class Ring:
     def reset(self) -> None:
         self._out.clear()
 
+    def turn_to(self, network: str) -> None:
+        return None
+
+
+class RingOfEach(Ring):
+    """A ring for every network, of which one at a time is in memory: while the VAE decodes, slots for the UNet's
+    largest layer would be more than all that it needs."""
+
+    def __init__(self, sizes: Mapping[str, int], device: torch.device) -> None:
+        """`sizes`: bytes of the rings by `Unit.network`."""
+        super().__init__(0, device)
+        self._sizes = sizes
+
+    def turn_to(self, network: str) -> None:
+        size, device = self._sizes[network], self._memory.device
+        if size != self.nbytes:
+            self._memory = torch.empty(0, dtype=torch.uint8, device=device)  # first, so that never both are there
+            self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+
 
 class OneAtATime:
     """Fresh memory for one unit, given back to the system when the unit leaves: for whole components."""
@@ -88,3 +112,6 @@ class OneAtATime:
 
     def reset(self) -> None:
         self._out = False
+
+    def turn_to(self, network: str) -> None:
+        return None

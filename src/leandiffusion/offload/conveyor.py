@@ -53,6 +53,7 @@ class Conveyor:
         self._read, self._arena, self._prefetcher = read, arena, prefetcher
         self._follower = dict(zip(units, [*units[1:], *units[:1]], strict=True)) if ahead else {}
         self._last: Unit | None = None
+        self._network = ""  # whose units the arena gives memory to
         self._current: Load | None = None
         self._loads: dict[Unit, Load] = {}  # in the arena, oldest first
         self._used: list[Mark] = []  # until which memory that is free again may be in use; the next fill waits for them
@@ -71,6 +72,7 @@ class Conveyor:
             if current is None or current.unit is not unit:
                 self._leave()
                 self._learn(unit)
+                self._turn_to(unit.network)
             load = self._loads.get(unit) or self._start(unit, self._make_room(unit))
             self._current = load  # before anything uses it: from here on leaving notes until when it was used
             self._finish(load)
@@ -115,6 +117,12 @@ class Conveyor:
         if load is not None:
             load.left = [self._prefetcher.mark(place) for place in load.places]
             self._current = None  # not before: whoever interrupts this finds it as it was
+
+    def _turn_to(self, network: str) -> None:
+        if network != self._network:
+            self._evict_all()
+            self._arena.turn_to(network)
+            self._network = network
 
     def _learn(self, unit: Unit) -> None:
         if self._last is not None and self._follower:
@@ -175,11 +183,12 @@ class Conveyor:
         self._arena.give()
 
     def _look_ahead(self, current: Load) -> None:
-        """Start what follows, as far as it fits without taking memory from the current unit or from what follows."""
+        """Start what follows in the network, as far as it fits without taking memory from the current unit or from what
+        follows."""
         wanted = current.unit
         for _ in range(AHEAD):
             wanted = self._follower.get(wanted)
-            if wanted is None or wanted is current.unit:
+            if wanted is None or wanted is current.unit or wanted.network != self._network:
                 return
             if wanted in self._loads:
                 continue

@@ -25,11 +25,11 @@ from ..weights.residence import (
     wait_no_longer,
 )
 from ..weights.stored import StoredTensor
-from .arena import Arena, OneAtATime, Ring
+from .arena import Arena, OneAtATime, RingOfEach
 from .conveyor import Conveyor
 from .host import Homes, HostStore
 from .prefetch import Prefetcher, prefetcher_for
-from .units import Table, Unit, Weight, cut, spread
+from .units import Table, Unit, Weight, cut, ring_sizes, spread
 
 SLOTS = 2
 """Slots of the ring, each as large as the largest unit. Most units are far smaller, so that many lie ready ahead."""
@@ -285,6 +285,4 @@ def _put_down(network: nn.Module, progress: Callable[[int], Any] = lambda count:
 def _arena(policy: Policy, travelling: list[Unit]) -> Arena:
     if policy.granularity == "component":
         return OneAtATime(policy.device)
-    largest = max((unit.nbytes for unit in travelling), default=0)
-    total = sum(unit.nbytes for unit in travelling)
-    return Ring(min(policy.slots * largest, total), policy.device)
+    return RingOfEach(ring_sizes(travelling, policy.slots), policy.device)

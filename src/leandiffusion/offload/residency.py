@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from .engine import Policy
-from .units import Unit, cut, spread, weight_bytes
+from .units import Unit, cut, ring_sizes, spread, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,9 @@ def residency(networks: Mapping[str, nn.Module], policy: Policy) -> Residency:
     below = 0 if policy.from_disk else sum(fetched.values()) + sum(weight_bytes(each) for each in pieces.looked_up)
     if policy.granularity == "component":
         return Residency(kept, fetched, fetched, stays=True, below=below)
-    ring = policy.slots * max((unit.nbytes for unit in travelling), default=0)
-    arrivals = {name: len(units) for name, units in by_network.items()}
-    on_device = kept + min(ring, sum(fetched.values()))
-    return Residency(on_device, {}, fetched, arrivals=arrivals, ahead=policy.slots > 1, below=below)
+    sizes, arrivals = ring_sizes(travelling, policy.slots), {name: len(units) for name, units in by_network.items()}
+    rings = {name: sizes[units[0].network] for name, units in by_network.items() if units}
+    return Residency(kept, rings, fetched, arrivals=arrivals, ahead=policy.slots > 1, below=below)
 
 
 def _belongs(unit: Unit, network: str) -> bool:

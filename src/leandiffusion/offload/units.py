@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
@@ -111,6 +111,12 @@ class Unit:
     weights: list[Weight] = field(default_factory=list)
     packed: Tensor | None = None
     _modules: list[ref[nn.Module]] = field(default_factory=list)
+
+    @property
+    def network(self) -> str:
+        """The network that it is part of; those that run in turns in every step count as one."""
+        name = self.name.partition(".")[0]
+        return IN_TURNS[0] if name in IN_TURNS else name
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -242,6 +248,14 @@ class _Cutter:
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of the module's parameters and buffers, wherever they lie."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def ring_sizes(units: Iterable[Unit], slots: int) -> dict[str, int]:
+    """Bytes, by network, of a ring with that many slots for the network's largest unit; no more than all take."""
+    sizes: dict[str, list[int]] = {}
+    for unit in units:
+        sizes.setdefault(unit.network, []).append(unit.nbytes)
+    return {network: min(slots * max(each), sum(each)) for network, each in sizes.items()}
 
 
 def spread(units: list[Unit], fraction: float) -> set[Unit]:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leandiffusion.offload.arena import OneAtATime, Ring
+from leandiffusion.offload.arena import OneAtATime, Ring, RingOfEach
 from leandiffusion.offload.units import ALIGNMENT
 
 CPU = torch.device("cpu")
@@ -80,3 +80,20 @@ def test_one_at_a_time_gives_fresh_memory(way: str) -> None:
     second = arena.take(10)
     assert second is not None
     assert second.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+
+
+def test_a_ring_for_each_network_has_memory_while_its_units_come() -> None:
+    ring = RingOfEach({"unet": 2 * SIZE, "vae": SIZE}, CPU)
+    assert ring.nbytes == 0
+    for network, nbytes in (("unet", 2 * SIZE), ("vae", SIZE), ("unet", 2 * SIZE)):
+        ring.turn_to(network)
+        assert ring.nbytes == nbytes
+        assert ring.take(nbytes) is not None
+        ring.reset()
+    memory = ring.take(1)
+    assert memory is not None
+    ring.reset()
+    ring.turn_to("unet")  # it is there
+    again = ring.take(1)
+    assert again is not None
+    assert again.data_ptr() == memory.data_ptr()

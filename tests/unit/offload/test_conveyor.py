@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leandiffusion.offload.arena import OneAtATime, Ring
+from leandiffusion.offload.arena import OneAtATime, Ring, RingOfEach
 from leandiffusion.offload.conveyor import Conveyor
 from leandiffusion.offload.prefetch import ThreadPrefetcher
-from leandiffusion.offload.units import Unit, cut
+from leandiffusion.offload.units import Unit, cut, ring_sizes
 
 CPU = torch.device("cpu")
 
@@ -122,6 +122,29 @@ def test_what_follows_is_read_ahead() -> None:
     assert line.read == [unit.name for unit in line.units]
     line.run()
     assert len(line.read) == len(line.units)  # everything fits, so nothing is read twice
+
+
+@pytest.mark.parametrize("prefetcher", [Eager(), ThreadPrefetcher()], ids=["eager", "thread"])
+def test_every_network_has_a_ring_of_its_own(prefetcher: Any) -> None:
+    """And nothing is read ahead for which there is no memory yet."""
+    nets = {name: nn.Sequential(*(nn.Linear(n, n) for n in sizes)) for name, sizes in (("a", (8, 4, 8)), ("b", (2, 2)))}
+    units, read = cut(nets, "leaf").units, []
+    arena = RingOfEach(ring_sizes(units, 2), CPU)
+
+    def note(unit: Unit, memory: Tensor) -> None:
+        read.append(unit.network)
+        unit.read_into(memory)
+
+    conveyor, held = Conveyor(units, note, arena, prefetcher), []
+    for _ in range(2):
+        for unit in units:
+            load = conveyor.arrive(unit)
+            assert all(torch.equal(weight.view(load.memory, begin), weight.master) for weight, begin in unit.places)
+            held.append(arena.nbytes)
+            assert read[-1] == unit.network
+    largest = [max(unit.nbytes for unit in units if unit.network == name) for name in "ab"]
+    assert held == [2 * largest[0]] * 3 + [2 * largest[1]] * 2 + [2 * largest[0]] * 3 + [2 * largest[1]] * 2
+    conveyor.close()
 
 
 def test_another_order_is_learnt() -> None:
