@@ -42,7 +42,8 @@ _ROOMS = {
     "pipelines.stable_diffusion_xl_inpaint": ["StableDiffusionXLInpaintPipeline"],
     "schedulers": [
         "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-        "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+        "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler", "HeunDiscreteScheduler",
         "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
         "PNDMScheduler", "TCDScheduler", "UniPCMultistepScheduler",
     ],

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 NAMES = sorted(schedulers)
 SHAPE = (2, 4, 4, 4)
 DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+DEIS, SINGLESTEP, EDM = "DEISMultistepScheduler", "DPMSolverSinglestepScheduler", "EDMEulerScheduler"
 
 # Public names of diffusers that are not here, or are of another type, and why.
 METHODS_OF_THE_SOLVER = {  # the parts of a step; here they are private, since a step's state is
@@ -33,7 +34,8 @@ METHODS_OF_THE_SOLVER = {  # the parts of a step; here they are private, since a
     "multistep_dpm_solver_third_order_update", "multistep_uni_c_bh_update", "multistep_uni_p_bh_update",
     "model_outputs", "lower_order_nums", "last_sample", "timestep_list", "cur_model_output", "cur_sample",
     "dt", "prev_derivative", "deis_first_order_update", "multistep_deis_second_order_update",
-    "multistep_deis_third_order_update",
+    "multistep_deis_third_order_update", "singlestep_dpm_solver_second_order_update",
+    "singlestep_dpm_solver_third_order_update", "singlestep_dpm_solver_update", "noise_sampler", "mid_point_sigma",
 }  # fmt: skip
 NOT_OURS = {"push_to_hub", "register_for_auto_class", "get_config_dict", "extract_init_dict"}  # of its own machinery
 FLOW = {"stretch_shift_to_terminal", "time_shift"}  # flow matching is refused
@@ -89,7 +91,7 @@ def test_fresh_schedulers_step_through_training(name: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 30, 1500])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {EDM}))
 def test_trained_betas_of_any_length(name: str, count: int, tmp_path: Path) -> None:
     betas = np.linspace(0.001, 0.02, count)
     if count == 1 and name.startswith(("Heun", "LMS")):  # there the search for a sigma's timestep needs two
@@ -118,12 +120,15 @@ def test_every_config_makes_every_scheduler(source: str, written: str) -> None:
         if written == "with all settings":
             config.pop("_use_default_values")
         for target in NAMES:
-            if {source, target} == {"DEISMultistepScheduler", DPM} and written == "with all settings":
-                here = schedulers.get(DPM).from_config(
-                    schedulers.get("DEISMultistepScheduler").from_config(config).config
-                )
+            if {source, target} in ({DEIS, DPM}, {DEIS, SINGLESTEP}) and written == "with all settings":
+                solver = source if target == DEIS else target
+                here = schedulers.get(solver).from_config(schedulers.get(DEIS).from_config(config).config)
                 assert here.config.algorithm_type == "dpmsolver++"
                 continue  # there this raises: an algorithm 'deis' has no final sigma of zero
+            if target == EDM and config.get("sigma_min", 0) is None:
+                here = schedulers.get(EDM).from_config(config)
+                assert (here.config.sigma_min, here.config.sigma_max) == (0.002, 80.0)
+                continue  # there this raises: it computes with None
             there, here = getattr(diffusers, target).from_config(config), schedulers.get(target).from_config(config)
             assert {key: here.config[key] for key in here.config_keys()} == {
                 key: there.config[key] for key in here.config_keys()
@@ -225,11 +230,11 @@ def test_unused_keywords_are_returned_when_asked_for(name: str, tmp_path: Path) 
     theirs, ours = both(name)
     ours.save_pretrained(tmp_path)
     for cls in (type(theirs), type(ours)):
-        built, unused = cls.from_pretrained(tmp_path, return_unused_kwargs=True, zeta=1, beta_end=0.03)
+        built, unused = cls.from_pretrained(tmp_path, return_unused_kwargs=True, zeta=1, num_train_timesteps=900)
         assert isinstance(built, cls)
         assert unused["zeta"] == 1
-        assert "beta_end" not in unused
-        assert built.config.beta_end == 0.03
+        assert "num_train_timesteps" not in unused
+        assert built.config.num_train_timesteps == 900
     assert "_use_default_values" not in type(ours).from_pretrained(tmp_path).config
     with pytest.raises(ConfigError, match="push_to_hub"):
         ours.save_pretrained(tmp_path, push_to_hub=True)

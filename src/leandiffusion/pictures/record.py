@@ -30,6 +30,7 @@ _A1111_SAMPLERS = {
     "EulerDiscreteScheduler": "Euler",
     "EulerAncestralDiscreteScheduler": "Euler a",
     "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "DPMSolverSDEScheduler": "DPM++ SDE",
     "KDPM2DiscreteScheduler": "DPM2",
     "KDPM2AncestralDiscreteScheduler": "DPM2 a",
     "UniPCMultistepScheduler": "UniPC",
@@ -133,7 +134,7 @@ class PictureRecord:
 
     def _a1111_sampler(self) -> str:
         name = _A1111_SAMPLERS.get(self.sampler, self.sampler.removesuffix("Scheduler").removesuffix("Discrete"))
-        return f"{name} SDE" if "-sde" in (self.recipe.scheduler or "") else name
+        return f"{name} SDE" if name == "DPM++ 2M" and "-sde" in (self.recipe.scheduler or "") else name
 
     def png_info(self) -> PngImagePlugin.PngInfo:
         """Both texts as PNG chunks, for Pillow's `save(..., pnginfo=)`."""

@@ -18,7 +18,10 @@ if TYPE_CHECKING:  # for editors; at run time every registered class is found by
     from .ddim import DDIMScheduler as DDIMScheduler
     from .ddpm import DDPMScheduler as DDPMScheduler
     from .deis import DEISMultistepScheduler as DEISMultistepScheduler
+    from .dpm_sde import DPMSolverSDEScheduler as DPMSolverSDEScheduler
+    from .dpm_singlestep import DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler
     from .dpm_solver import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+    from .edm_euler import EDMEulerScheduler as EDMEulerScheduler
     from .euler import EulerDiscreteScheduler as EulerDiscreteScheduler
     from .euler_ancestral import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
     from .heun import HeunDiscreteScheduler as HeunDiscreteScheduler

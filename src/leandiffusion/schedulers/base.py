@@ -48,9 +48,14 @@ class Scheduler(SchedulerSettings):
     """Names that the command line takes, each with the settings that it implies."""
 
     def __init__(self) -> None:
-        config = self.config
         self._note_defaults()
         self._check()
+        self.num_inference_steps: int | None = None
+        self._lay_out_training()
+
+    def _lay_out_training(self) -> None:
+        """Set the tables of the noise that the model was trained with, and its timesteps as the schedule so far."""
+        config = self.config
         self.betas = make_betas(
             config.beta_schedule, config.beta_start, config.beta_end, config.num_train_timesteps, config.trained_betas
         )
@@ -58,13 +63,13 @@ class Scheduler(SchedulerSettings):
             self.betas = rescale_zero_terminal_snr(self.betas)
         self.alphas = 1.0 - self.betas
         self._set_alphas_cumprod(torch.cumprod(self.alphas, dim=0))
-        self.num_inference_steps: int | None = None
         self._place(np.arange(config.num_train_timesteps)[::-1], None, torch.int64)
 
     def _check(self) -> None:
         """Refuse settings that this class does not support."""
         check_choice("prediction_type", self.config.prediction_type, self.prediction_types)
-        check_choice("timestep_spacing", self.config.timestep_spacing, SPACINGS)
+        if "timestep_spacing" in self._own:
+            check_choice("timestep_spacing", self.config.timestep_spacing, SPACINGS)
 
     def _set_alphas_cumprod(self, abar: torch.Tensor) -> None:
         if not bool(((abar >= 0) & (abar < 1)).all()) or not bool((abar[:-1] > 0).all()):

@@ -199,7 +199,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         m0 = self._converted(output, x, i)
         self._outputs = (*self._outputs, m0)[-self.config.solver_order :]
         order = self._order(i)
-        w = self._weights(i, order)
+        w = self._weights(i, i + 1, order)
 
         prev = w.x * x + w.d0 * m0
         for weight, D in zip((w.d1, w.d2), self._differences(i, order), strict=False):
@@ -211,12 +211,12 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         self._step_index = i + 1
         return step_result(prev, None, sample, return_dict)
 
-    def _weights(self, i: int, order: int) -> Weights:
-        """The weights of step `i` by the algorithm of that `order`."""
+    def _weights(self, s: int, t: int, order: int) -> Weights:
+        """The weights of a step of that `order` from `sigmas[s]` to `sigmas[t]`."""
         algorithm = self.config.algorithm_type
         midpoint = order == 2 and self.config.solver_type == "midpoint"
-        alpha_t, sigma_t, lambda_t = self._alpha_sigma_lambda(i + 1)
-        alpha_s, sigma_s, lambda_s = self._alpha_sigma_lambda(i)
+        alpha_t, sigma_t, lambda_t = self._alpha_sigma_lambda(t)
+        alpha_s, sigma_s, lambda_s = self._alpha_sigma_lambda(s)
         h = lambda_t - lambda_s
         if h == 0:  # the last sigma again, as final_sigmas_type='sigma_min' has it for some schedules: nothing to do
             return Weights(1.0, 0.0, 0.0, 0.0)
@@ -225,17 +225,17 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
             d1 = -0.5 * a * e if midpoint else a * (e / h + 1)
             return Weights(sigma_t / sigma_s, -a * e, d1, -a * ((e + h) / h**2 - 0.5) if order == 3 else 0.0)
         if algorithm == "dpmsolver":
-            s, e = sigma_t, math.expm1(h)
-            d1 = -0.5 * s * e if midpoint else -s * (e / h - 1)
-            return Weights(alpha_t / alpha_s, -s * e, d1, -s * ((e - h) / h**2 - 0.5))
+            b, e = sigma_t, math.expm1(h)
+            d1 = -0.5 * b * e if midpoint else -b * (e / h - 1)
+            return Weights(alpha_t / alpha_s, -b * e, d1, -b * ((e - h) / h**2 - 0.5))
         if algorithm == "sde-dpmsolver++":
             a, e = alpha_t, -math.expm1(-2 * h)
             d1 = 0.5 * a * e if midpoint else a * (1 - e / (2 * h))
             d2 = a * ((e - 2 * h) / (2 * h) ** 2 - 0.5) if order == 3 else 0.0
             return Weights(sigma_t / sigma_s * math.exp(-h), a * e, d1, d2, sigma_t * math.sqrt(e))
-        s, e = sigma_t, math.expm1(h)
-        d1 = -s * e if midpoint else -2 * s * (e / h - 1)
-        return Weights(alpha_t / alpha_s, -2 * s * e, d1, 0.0, s * math.sqrt(math.expm1(2 * h)))
+        b, e = sigma_t, math.expm1(h)
+        d1 = -b * e if midpoint else -2 * b * (e / h - 1)
+        return Weights(alpha_t / alpha_s, -2 * b * e, d1, 0.0, b * math.sqrt(math.expm1(2 * h)))
 
     def _differences(self, i: int, order: int) -> tuple[torch.Tensor, ...]:
         """(D1, D2) as far as `order` needs them: arXiv 2206.00927, algorithms 2 and 3, with past steps as the nodes."""

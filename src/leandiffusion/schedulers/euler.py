@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,52 @@ from .settings import schedulers
 from .sigma import UNSCALED, SigmaScheduler
 
 
-class EulerDiscreteScheduler(SigmaScheduler):
+class Churn(NamedTuple):
+    """Noise to add before a step whose sigma lies between `low` and `high`; S_churn, S_tmin, S_tmax, S_noise there."""
+
+    amount: float
+    low: float
+    high: float
+    noise: float
+    generator: Generators
+
+
+class EulerSteps(SigmaScheduler):
+    """Base of what steps as Euler does, however x_0 follows from the model's output (`_denoised`)."""
+
+    def _step(
+        self,
+        prediction: torch.Tensor,
+        timestep: torch.Tensor | float,
+        sample: torch.Tensor,
+        churn: Churn,
+        x0: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x at the next sigma, x_0), from `x0` if it is given."""
+        if not self._scaled:
+            warnings.warn(UNSCALED, stacklevel=3)
+        i = self._current_index(timestep)
+        sigma, sigma_next = self._sigmas[i], self._sigmas[i + 1]
+        most = math.sqrt(2) - 1
+        gamma = min(churn.amount / (len(self._sigmas) - 1), most) if churn.low <= sigma <= churn.high else 0.0
+        sigma_hat = sigma * (gamma + 1)
+
+        x, output = full_precision(sample, prediction)
+        if gamma > 0:
+            like = prediction
+            noise = randn(like.shape, generator=churn.generator, device=like.device, dtype=like.dtype)
+            x = x + churn.noise * math.sqrt(sigma_hat**2 - sigma**2) * noise
+        x0 = self._denoised(output, x, sigma, sigma_hat) if x0 is None else x0.to(x.dtype)
+        d = (x - x0) / sigma_hat
+        self._step_index = i + 1
+        return x + (sigma_next - sigma_hat) * d, x0
+
+    def _denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: float, sigma_hat: float) -> torch.Tensor:
+        """x_0 from the model's output for the noise `sigma`, where x was raised to `sigma_hat`."""
+        raise NotImplementedError
+
+
+class EulerDiscreteScheduler(EulerSteps):
     """Euler, optionally with churned noise. Settings and defaults as in diffusers' class."""
 
     short_names: ClassVar[dict[str, dict[str, Any]]] = {"euler": {}, "euler-karras": {"use_karras_sigmas": True}}
@@ -120,23 +165,13 @@ class EulerDiscreteScheduler(SigmaScheduler):
         return_dict: bool = True,
     ) -> Any:
         """x at the next sigma from x (B, C, H, W), after raising its noise by gamma where `s_churn` asks for it."""
-        if not self._scaled:
-            warnings.warn(UNSCALED, stacklevel=2)
-        i = self._current_index(timestep)
-        sigma, sigma_next = self._sigmas[i], self._sigmas[i + 1]
-        gamma = min(s_churn / (len(self._sigmas) - 1), math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0.0
-        sigma_hat = sigma * (gamma + 1)
+        churn = Churn(s_churn, s_tmin, s_tmax, s_noise, generator)
+        prev, x0 = self._step(model_output, timestep, sample, churn)
+        return step_result(prev, x0, sample, return_dict)
 
-        x, output = full_precision(sample, model_output)
-        if gamma > 0:
-            like = model_output
-            noise = randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-            x = x + s_noise * math.sqrt(sigma_hat**2 - sigma**2) * noise
+    def _denoised(self, output: torch.Tensor, x: torch.Tensor, sigma: float, sigma_hat: float) -> torch.Tensor:
         # A v-prediction is defined at the sigma that the model was called with.
-        x0 = self._predict_denoised(output, x, sigma_hat if self.config.prediction_type == "epsilon" else sigma)
-        d = (x - x0) / sigma_hat
-        self._step_index = i + 1
-        return step_result(x + (sigma_next - sigma_hat) * d, x0, sample, return_dict)
+        return self._predict_denoised(output, x, sigma_hat if self.config.prediction_type == "epsilon" else sigma)
 
 
 schedulers.add("EulerDiscreteScheduler", EulerDiscreteScheduler)

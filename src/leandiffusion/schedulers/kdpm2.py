@@ -63,11 +63,11 @@ class MidpointScheduler(SigmaScheduler):
         ends = torch.from_numpy(np.append(sigmas, 0.0).astype(np.float32))
         middles = self._middles(ends)
         self.sigmas = doubled(ends)
-        self._sigmas = (*_alternating(ends[:-1], middles).tolist(), 0.0)
+        self._sigmas = (*alternating(ends[:-1], middles).tolist(), 0.0)
         between = self._timesteps_of(middles.numpy()[:-1], np.float32).astype(t.dtype)
         self.num_inference_steps = steps
         exact = t.dtype == np.float64 and has_float64(torch.device(device or "cpu"))
-        calls = _alternating(torch.from_numpy(t), torch.from_numpy(np.append(between, 0).astype(t.dtype)))
+        calls = alternating(torch.from_numpy(t), torch.from_numpy(np.append(between, 0).astype(t.dtype)))
         self._place(calls.numpy(), device, torch.float64 if exact else torch.float32)
 
     def _middles(self, ends: torch.Tensor) -> torch.Tensor:
@@ -133,7 +133,7 @@ def doubled(values: torch.Tensor) -> torch.Tensor:
     return torch.cat([values[:1], values[1:].repeat_interleave(2), values[-1:]])
 
 
-def _alternating(ends: torch.Tensor, middles: torch.Tensor) -> torch.Tensor:
+def alternating(ends: torch.Tensor, middles: torch.Tensor) -> torch.Tensor:
     """(n,), (n,) -> (2n - 1,): an end, the middle after it, the next end, and so on."""
     return torch.stack([ends, middles], dim=1).flatten()[:-1]
 

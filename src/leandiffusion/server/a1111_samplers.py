@@ -17,6 +17,7 @@ _NAMES = {
     "dpm2-a": "DPM2 a",
     "dpm++": "DPM++ 2M",
     "dpm++-sde": "DPM++ 2M SDE",
+    "dpm-sde": "DPM++ SDE",
     "ddim": "DDIM",
     "pndm": "PLMS",
     "unipc": "UniPC",

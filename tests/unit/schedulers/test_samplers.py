@@ -1,5 +1,6 @@
 """What every scheduler must do, joined by being registered: arrive, repeat, keep calls apart, read no device."""
 
+import math
 import threading
 import warnings
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from leandiffusion.core.errors import ConfigError
-from leandiffusion.schedulers import DDPMScheduler, LMSDiscreteScheduler, Scheduler, schedulers
+from leandiffusion.schedulers import DDPMScheduler, EDMEulerScheduler, LMSDiscreteScheduler, Scheduler, schedulers
+from leandiffusion.schedulers.brownian import BrownianPath
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SHAPE = (2, 4, 4, 4)
@@ -33,9 +35,12 @@ def run(scheduler: Any, seed: int = 0, timesteps: torch.Tensor | None = None) ->
 ABOVE_NO_NOISE = {"DEISMultistepScheduler", "LCMScheduler", "TCDScheduler"}  # where these end, or noise anew
 
 
+OTHER_STATES = {"EDMEulerScheduler"}  # whose model predicts in another form: tested by itself below
+
+
 @pytest.mark.parametrize("steps", [1, 4, 20])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("name", sorted(set(schedulers) - ABOVE_NO_NOISE))
+@pytest.mark.parametrize("name", sorted(set(schedulers) - ABOVE_NO_NOISE - OTHER_STATES))
 def test_one_known_picture_is_reached(name: str, prediction: str, steps: int) -> None:
     """With a single possible picture c the best prediction is known, and every sampler must end at c.
 
@@ -59,6 +64,68 @@ def test_one_known_picture_is_reached(name: str, prediction: str, steps: int) ->
         output = {"epsilon": eps, "v_prediction": alpha * eps - noise * c, "sample": c.expand(SHAPE)}[prediction]
         x = scheduler.step(output, t, x).prev_sample
     assert (x - c).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("schedule", ["karras", "exponential"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_edm_reaches_the_one_known_picture(prediction: str, schedule: str, steps: int) -> None:
+    """As above, with the output for which c_skip x + c_out output = c. Tolerance 2e-4: 2^-24 of states up to 400, over
+    c_out of a half."""
+    c = torch.linspace(-1, 1, 64).reshape(1, 4, 4, 4)
+    scheduler = EDMEulerScheduler(prediction_type=prediction, sigma_schedule=schedule)
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps[0] == pytest.approx(math.log(80) / 4, rel=1e-6)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        assert scheduler.scale_model_input(x, t).std() < 2
+        variance = math.exp(4 * t) ** 2 + 0.25
+        c_skip, c_out = 0.25 / variance, math.exp(4 * t) * 0.5 / math.sqrt(variance)
+        output = (c - c_skip * x) / (c_out if prediction == "epsilon" else -c_out)
+        x = scheduler.step(output, t, x).prev_sample
+    assert (x - c).abs().max() < 2e-4
+
+
+def test_edm_at_levels_of_ones_own() -> None:
+    scheduler = EDMEulerScheduler(final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(sigmas=[40.0, 3.0, 0.5])
+    assert scheduler.sigmas.tolist() == [40.0, 3.0, 0.5, 0.5]
+    assert torch.equal(scheduler.timesteps, scheduler.sigmas[:3].log() / 4)
+    for wrong in ([], [1.0, 2.0], [3.0, 0.0], [float("inf"), 1.0]):
+        with pytest.raises(ConfigError, match="each below the one before"):
+            scheduler.set_timesteps(sigmas=wrong)
+    with pytest.raises(ConfigError, match="one of num_inference_steps or sigmas"):
+        scheduler.set_timesteps(3, sigmas=[3.0, 2.0, 1.0])
+    for settings in ({"sigma_min": 90.0}, {"sigma_min": 0.0}, {"sigma_data": 0.0}, {"rho": -1.0}):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            EDMEulerScheduler(**settings)
+
+
+def test_noise_of_a_seed_is_one_brownian_path() -> None:
+    """However it is cut: increments add up, and are of the variance that their length has. Each picture of a batch has
+    the noise that it has alone."""
+    path = BrownianPath((4, 32, 32), 0.03, 14.6, 5, torch.float32)
+    whole = path.increment(0.03, 14.6)
+    parts = [path.increment(low, high) for low, high in ((0.03, 0.4), (0.4, 7.3), (7.3, 14.6))]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-5, atol=1e-5)  # float32
+    for part, length in zip([*parts, whole], (0.37, 6.9, 7.3, 14.57), strict=True):
+        assert part.var().item() == pytest.approx(length, rel=0.1)  # of 4096 draws: deviation 2.2%
+    assert not path.increment(3.0, 3.0).any()
+
+    def drawn(x: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        scheduler = make("DPMSolverSDEScheduler")
+        scheduler.set_timesteps(3)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(scheduler.scale_model_input(x, t)), t, x, generator=generators).prev_sample
+        return x
+
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    both = drawn(x, [3, 4])
+    assert torch.equal(both[1:], drawn(x[1:], [4]))
+    assert not torch.equal(both, drawn(x, [3, 5]))
+    with pytest.raises(ConfigError, match="3 seeds of noise for a batch of 2"):
+        drawn(x, [1, 2, 3])
 
 
 @pytest.mark.parametrize("name", list(schedulers))
@@ -113,7 +180,8 @@ def test_a_clone_starts_afresh_and_computes_nothing(name: str) -> None:
     x = torch.zeros(SHAPE)
     scheduler.step(scheduler.scale_model_input(x, scheduler.timesteps[0]), scheduler.timesteps[0], x)
     twin = scheduler.clone()
-    assert twin.alphas_cumprod is scheduler.alphas_cumprod
+    for table in {"alphas_cumprod", "sigmas"} & vars(twin).keys():
+        assert vars(twin)[table] is vars(scheduler)[table]
     assert twin.config == scheduler.config
     assert torch.equal(run(twin), expected)
     twin.set_timesteps(3)
@@ -151,7 +219,7 @@ def test_impossible_step_counts(name: str, steps: Any) -> None:
 
 
 # As in diffusers; others step through training.
-NEEDS_A_SCHEDULE = ("DDIM", "DEIS", "DPMSolver", "LCM", "PNDM", "TCD", "UniPC")
+NEEDS_A_SCHEDULE = ("DDIM", "DEIS", "DPMSolverM", "DPMSolverSi", "LCM", "PNDM", "TCD", "UniPC")
 
 
 @pytest.mark.parametrize("name", [name for name in schedulers if name.startswith(NEEDS_A_SCHEDULE)])
@@ -172,7 +240,7 @@ def test_ddpm_walks_all_of_training_without_a_schedule() -> None:
 def test_steps_past_the_end_and_strange_timesteps(name: str) -> None:
     scheduler: Scheduler = make(name)
     scheduler.set_timesteps(3)
-    if name.startswith(("DEIS", "DPM", "UniPC")):  # they take it for the last, as in diffusers
+    if name.startswith(("DEIS", "DPMSolverM", "DPMSolverSi", "UniPC")):  # they take it for the last, as in diffusers
         assert scheduler.index_for_timestep(998.5) == 2
     else:
         with pytest.raises(ConfigError, match=r"timestep 998\.5 is not in the schedule"):

@@ -26,6 +26,7 @@ from leandiffusion.schedulers import (
 )
 from leandiffusion.schedulers.schedule import beta_quantiles, spaced_timesteps
 
+WITH_BETAS = {name for name in schedulers if "trained_betas" in schedulers.get(name).config_keys()}
 # What Stable Diffusion 1.5 ships.
 SD15 = {
     "_class_name": "PNDMScheduler",
@@ -148,16 +149,17 @@ def test_a_timestep_past_training_is_named() -> None:
 @pytest.mark.parametrize("name", list(schedulers))
 def test_saved_and_opened_again(name: str, tmp_path: Path) -> None:
     betas = np.linspace(0.001, 0.02, 20)
-    first = schedulers.get(name).from_config(SD15, num_train_timesteps=20, trained_betas=betas)
+    own = {"trained_betas": betas} if name in WITH_BETAS else {}
+    first = schedulers.get(name).from_config(SD15, num_train_timesteps=20, **own)
     first.save_pretrained(tmp_path / "scheduler")
     written = json.loads((tmp_path / "scheduler/scheduler_config.json").read_text())
     assert written["_class_name"] == name
     assert "_use_default_values" not in written
     again = schedulers.get(name).from_pretrained(tmp_path, subfolder="scheduler")
-    assert torch.equal(again.alphas_cumprod, first.alphas_cumprod)
+    assert name not in WITH_BETAS or torch.equal(again.alphas_cumprod, first.alphas_cumprod)
     assert again.config.skip_prk_steps is True
-    other = schedulers.get(name).from_pretrained(tmp_path / "scheduler", prediction_type="sample")
-    assert other.config.prediction_type == "sample"
+    other = schedulers.get(name).from_pretrained(tmp_path / "scheduler", prediction_type="v_prediction")
+    assert other.config.prediction_type == "v_prediction"
 
 
 def test_opening_errors(tmp_path: Path) -> None:
@@ -180,7 +182,8 @@ def test_short_names(name: str) -> None:
 
 
 def test_every_class_has_a_short_name_and_class_names_work_too() -> None:
-    assert {preset.class_name for preset in PRESETS.values()} == set(schedulers)
+    # A model trained with betas draws noise with EDM's steps; one trained as EDM names them in its own config.
+    assert {preset.class_name for preset in PRESETS.values()} == set(schedulers) - {"EDMEulerScheduler"}
     assert isinstance(build("DDIMScheduler"), DDIMScheduler)
     with pytest.raises(ConfigError, match=r"unknown scheduler 'dpm\+\+-karas'. Did you mean 'dpm\+\+-karras'\?"):
         build("dpm++-karas")
@@ -220,7 +223,7 @@ def test_generators_and_batches() -> None:
     assert randn((1, 2), dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", sorted(schedulers))
+@pytest.mark.parametrize("name", sorted(WITH_BETAS))
 @pytest.mark.parametrize("betas", [[1.0] * 8, [0.9999999] * 64, [0.1, 1.0, 0.1]], ids=["ones", "underflow", "one"])
 def test_betas_that_leave_no_signal(name: str, betas: list[float]) -> None:
     """Later steps would divide by zero."""
@@ -228,7 +231,7 @@ def test_betas_that_leave_no_signal(name: str, betas: list[float]) -> None:
         schedulers.get(name)(trained_betas=betas, num_train_timesteps=len(betas))
 
 
-@pytest.mark.parametrize("name", sorted(n for n in schedulers if "Euler" in n or "Multistep" in n or "LMS" in n))
+@pytest.mark.parametrize("name", sorted(n for n in WITH_BETAS if "Euler" in n or "Multistep" in n or "LMS" in n))
 def test_a_last_beta_of_one(name: str) -> None:
     """Sigma would be infinite."""
     with pytest.raises(ConfigError, match="finite sigma"):
