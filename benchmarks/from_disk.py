@@ -1,10 +1,10 @@
-"""What huge pages, and reading threads that compute alone, give steps whose weights come from disk.
+"""What three savings give steps whose weights come from disk: single products for small maps, huge pages, and reading
+threads that compute alone.
 
     python -m benchmarks.from_disk --work FOLDER [--rounds 2] [--out FILE.json]
 
 Each row is drawn by a process of its own, with `sequential_offload`, twice, of which the second call counts: as it is,
-with small pages, and with reading threads that have OpenMP's helpers. Rounds are interleaved. Told are seconds of a
-step, and the peak of the process.
+and with one of them left out. Rounds are interleaved. Told are seconds of a step, and the peak of the process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from leandiffusion.core.libraries import environment_of_others
 WORK = (("demo", 384, 2, 8), ("shape:sd15", 128, 1, 3), ("shape:sd15", 256, 1, 3))
 """Model, size, batch and steps."""
 
-VARIANTS = {"as it is": {}, "small pages": {"THP_MEM_ALLOC_ENABLE": "0"}, "readers with helpers": {"HELPERS": "1"}}
+VARIANTS = {
+    "as it is": {}, "direct convolutions": {"DIRECT": "1"}, "small pages": {"THP_MEM_ALLOC_ENABLE": "0"},
+    "readers with helpers": {"HELPERS": "1"},
+}  # fmt: skip
 """Variables of the environment."""
 
 PROGRAM = """
@@ -34,10 +37,13 @@ import json, os, sys
 import torch
 import leandiffusion
 from leandiffusion.measure.memory import peak_rss
+from leandiffusion.modules import convolution
 from leandiffusion.offload import prefetch
 checkpoint, size, batch, steps = sys.argv[1], *map(int, sys.argv[2:])
 if os.environ.get("HELPERS"):
     prefetch.compute_alone = lambda: None
+if os.environ.get("DIRECT"):
+    convolution.MOST_OUTPUTS = convolution.MOST_OUTPUTS_OF_LARGE = 0
 open_ = leandiffusion.StableDiffusionPipeline.from_pretrained
 pipe = open_(checkpoint, torch_dtype=torch.float32, offload="sequential")
 pipe.set_progress_bar_config(disable=True)
