@@ -55,6 +55,9 @@ class Planning:
     _stack: Stack
     _kept: Kept | None = None
     _drawn_as_planned: bool = False
+    _planned_numbers: int = 0
+    """What the networks held when the budget was last planned for; a LoRA that is loaded later adds to it."""
+
     _own_dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
     plan: Plan | None = None
     """The plan that was applied last; None when techniques were chosen by hand."""
@@ -140,14 +143,15 @@ class Planning:
 
         Where that does not fit, the first call says whether what it asks for does.
         """
-        self._kept = Kept(memory, allow, device)
+        self._kept, self._planned_numbers = Kept(memory, allow, device), self._numbers()
         with suppress(BudgetError):
             self.apply(self.plan_for(memory, allow=allow, device=device))
 
     def _plan_request(
         self: Any, request: Request, shape: tuple[int, int, int, int], *, guided: bool, tokens: int, pictures: int
     ) -> None:
-        """Where a budget is to be kept, plan anew if this call takes more than what was planned for."""
+        """Where a budget is to be kept, plan anew if this call takes more than what was planned for, or the networks
+        hold more."""
         kept, plan = self._kept, self.plan
         if kept is None:
             return
@@ -156,7 +160,9 @@ class Planning:
         controls = len(self._stack.subject.controls)
         call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided, chunks, pictures, controls)
         drawn, self._drawn_as_planned = self._drawn_as_planned, True
-        if plan is not None and (plan.call == call or (drawn and _covers(plan.call, call))):
+        numbers = self._numbers()
+        holds = plan is not None and numbers <= self._planned_numbers
+        if holds and (plan.call == call or (drawn and _covers(plan.call, call))):
             return  # before the first call another plan is free: nothing was read yet
         made = self.plan_for(
             kept.memory, height=call.height, width=call.width, batch=call.batch, guidance=call.guidance,
@@ -166,9 +172,15 @@ class Planning:
         try:
             with self._stack.between_steps():
                 self.apply(made)
+            self._planned_numbers = numbers
         except ConfigError:  # other calls run these networks: this one goes as they do
             if plan is None:
                 raise
+
+    def _numbers(self: Any) -> int:
+        """Parameters and buffers of all networks, adapters included."""
+        networks = self._stack.subject.networks.values()
+        return sum(tensor.numel() for each in networks for tensor in (*each.parameters(), *each.buffers()))
 
     def _with_room(self: Any, work: Callable[[], T]) -> T:
         """What `work` returns; where a plan is on and memory runs out, tried again with the next lower one."""

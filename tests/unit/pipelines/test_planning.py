@@ -13,6 +13,7 @@ from tests.unit.plan.profiles import CPU, a_profile
 
 from leandiffusion import ConfigError, DiffusionPipeline, StableDiffusionPipeline
 from leandiffusion.core.errors import BudgetError
+from leandiffusion.demo import model_folder
 from leandiffusion.pipelines import planning
 from leandiffusion.plan.budget import Budget
 from leandiffusion.plan.plan import Plan
@@ -92,6 +93,24 @@ def test_a_larger_call_is_planned_anew_and_a_smaller_one_is_not(folders: dict[st
     with pytest.raises(BudgetError, match="does not fit in"):
         draw(pipe, height=512, width=512, num_images_per_prompt=4)
     draw(pipe)  # and is usable afterwards
+
+
+def test_a_lora_that_comes_later_is_planned_for() -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(model_folder(), memory="2GiB")
+    pipe.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"num_inference_steps": 1, "height": 64, "width": 64, "output_type": "latent"}
+    pipe("a red circle", **call)
+    before = pipe.plan
+    pipe.load_lora_weights("night")
+    assert pipe.plan is before
+    pipe("a red circle", **call)
+    after = pipe.plan
+    assert after is not before
+    assert after.prediction.peak - before.prediction.peak >= sum(factor.nbytes for factor in pipe.unet.buffers()) > 0
+    pipe("a red circle", **call)
+    pipe.unload_lora_weights()
+    pipe("a red circle", **call)
+    assert pipe.plan is after
 
 
 def test_the_first_call_says_whether_it_fits_not_the_models_own_size(folders: dict[str, Path], draw: Draw) -> None:
