@@ -138,6 +138,13 @@ class Planning:
             self.to(device)
         self.plan = plan
 
+    def share_settings(self: Any, other: Any) -> None:
+        """From now on techniques are on for both: what is planned for, or switched on, here is there too, and the other
+        way round. `other` is one whose networks these are, as `from_pipe` makes of it. ConfigError for others."""
+        if self._stack.subject.networks != other._stack.subject.networks:
+            raise ConfigError("settings are shared by pipelines of the same networks: make one by from_pipe.")
+        self._stack, self._shared_with = other._stack, other  # which a stack does not keep alive
+
     def _keep_within(self: Any, memory: Any, allow: str, device: torch.device) -> None:
         """Plan and apply, now for a picture of the model's own size and again for each call that is larger.
 

@@ -193,13 +193,13 @@ class Models:
         opened = self._open.get(name) or self._opened(name)
         self._open[name] = opened
         self._open.move_to_end(name)
-        pipe = opened.pipe
-        if pipe.plan is None or pipe.plan.techniques != plan.techniques:
-            pipe.apply(plan)
-        pipe.plan = plan
         if task not in opened.drawers:
-            opened.drawers[task] = self._drawer_for(task, pipe)
-        return opened.drawers[task]
+            opened.drawers[task] = self._drawer_for(task, opened.pipe)
+        drawer = opened.drawers[task]
+        if {entry.technique for entry in drawer.pipe.techniques} != {*plan.techniques}:
+            drawer.pipe.apply(plan)  # also where the last drawing fell back to another
+        drawer.pipe.plan = plan
+        return drawer
 
     def _opened(self, name: str) -> Open:
         """The model with its weights in its files still: a plan says where they go."""
@@ -221,6 +221,7 @@ class Models:
         cls = classes()[pipeline_for(task, type(pipe))]
         other = pipe if type(pipe) is cls else cls.from_pipe(pipe)
         other.set_progress_bar_config(disable=True)
+        other.share_settings(pipe)
         return Drawer(other)
 
     def _make_room(self, name: str, plan: Plan) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import io
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from leandiffusion.core.errors import BudgetError
 from leandiffusion.drawing.options import DrawingOptions
 from leandiffusion.plan import make
 from leandiffusion.plan.budget import Budget
+from leandiffusion.plan.plan import Plan
 from leandiffusion.run.size import CallSize
 from leandiffusion.server.errors import ApiError
 from leandiffusion.server.jobs import Job
 from leandiffusion.server.models import Models, Settings
 from leandiffusion.server.orders import Order, draw, prepare
+from leandiffusion.server.uploads import Upload
 
 NAMES = dict.fromkeys(("a", "b", "c"), "demo")
 SMALL = CallSize(64, 64)
@@ -95,6 +100,53 @@ def test_calls_of_another_size_are_drawn_as_planned_for_them(models: Models, mon
         assert drawer.pipe.plan is plans[side]
         on = {entry.name for entry in drawer.pipe.techniques}
         assert on >= {technique.name for technique in plans[side].techniques}
+
+
+def redrawn(models: Models, plan: Plan | None = None) -> Any:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(file, "PNG")
+    options = DrawingOptions(prompt="a red circle", model="a", steps=2, seed=1, width=64, height=64, strength=1.0)
+    order = prepare(models, options, {"image": Upload(file.getvalue(), "image/png")}, names={})
+    order = order if plan is None else replace(order, plan=plan)
+    job = order.as_job("a", models)
+    job.begin()
+    return job.work(job)[0], order.plan
+
+
+def test_pictures_are_drawn_on_as_planned_too(models: Models, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(vars(models), "_budget", Budget(320 << 20, reserves=True))
+    drawn(models, "a")
+    picture, plan = redrawn(models)
+    assert plan.call.pictures == 1
+    assert picture.record.plan == {"budget": plan.budget, "settings": str(plan.settings)}
+    assert picture.record.predicted == plan.prediction.figures
+    assert {*picture.record.techniques} >= {technique.name for technique in plan.techniques}
+    assert "picture" in picture.record.seconds
+
+
+def test_memory_that_runs_out_over_a_picture_is_met_with_the_next_lower_plan(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+):
+    plan = models.plan("a", CallSize(512, 512, pictures=1))  # which has lower ones
+    first, _ = redrawn(models, plan)
+    unet, failures = models._open["a"].pipe.unet, [torch.OutOfMemoryError("out of memory")]
+    forward = type(unet).forward
+
+    def once_too_little(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return forward(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="memory ran out: going on with"):
+        patch.setattr(type(unet), "forward", once_too_little)
+        again, _ = redrawn(models, plan)
+    assert again.image.tobytes() == first.image.tobytes()
+    lower = plan.next_lower()
+    assert lower is not None
+    assert again.record.plan["settings"] == str(lower.settings) != str(plan.settings)
+    assert "vae_tiling" in again.record.techniques
+    for record in (drawn(models, "a").record, redrawn(models, plan)[0].record):  # drawn as planned again
+        assert "vae_tiling" not in record.techniques
 
 
 def test_plans_are_kept_but_not_without_end(models: Models, monkeypatch: pytest.MonkeyPatch):
