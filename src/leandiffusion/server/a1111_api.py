@@ -45,7 +45,7 @@ class Contract:
 
     async def draw(self, request: Request, fields: TextToPicture, uploads: Mapping[str, Upload]) -> JSONResponse:
         """Draw, and answer; with what was finished where it was interrupted."""
-        order = await self.service.aside(partial(self._order, fields, uploads))
+        order = await self.service.admit(partial(self._order, fields, uploads))
         finished: list[Finished] = []
         job = self.service.submit(request, order, lambda event: finished.append(event))
         self.jobs[job.id] = job

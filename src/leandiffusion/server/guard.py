@@ -1,4 +1,4 @@
-"""Who may ask: host and origin of the request, API key, size of the body. Before anything of it is read."""
+"""Who may ask: host and origin of the request, API key, size of its body and of all that are in hand."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ OPEN = ("/healthz", "/", "/page.css", "/page.js")
 """Paths that need no key: a browser shows the page, which then asks for it."""
 
 
+TOGETHER = 4
+"""Of the longest bodies, so many may be in hand at once."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """`hosts` are names by which the server may be called, besides localhost and addresses; `origins` pages of other
-    sites that may call it, such as 'https://example.org'."""
+    sites that may call it, such as 'https://example.org'. `most_bytes` is the longest body of a request; TOGETHER times
+    as many bytes may be in hand at once, of requests that are being read or wait for their answer."""
 
     api_key: str | None = None
     hosts: tuple[str, ...] = ()
@@ -37,6 +42,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self.app, self.rules = app, rules
+        self._in_hand = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what may pass; answer the rest with an error."""
@@ -47,7 +53,23 @@ class Guard:
         elif (error := self._why_not(scope)) is not None:
             await JSONResponse(error.to_json(), error.status, error.headers)(scope, receive, send)
         else:
-            await self.app(scope, self._counted(receive), send)
+            body = _Body(self, receive)
+            try:
+                await self.app(scope, body.receive, send)
+            finally:
+                self._in_hand -= body.length
+
+    def take(self, length: int, more: int) -> None:
+        """So many more bytes of a body of which `length` bytes were there. ApiError where they are too many."""
+        self._in_hand += more
+        if length + more > self.rules.most_bytes:
+            raise self._too_long()
+        if self._in_hand > TOGETHER * self.rules.most_bytes:
+            raise ApiError(
+                f"the requests that are being served hold {format_bytes(TOGETHER * self.rules.most_bytes)}, as much as "
+                "they may: send it again in 5 s, with smaller pictures.", status=429, code="too_much_at_once",
+                headers={"Retry-After": "5", "Connection": "close"},
+            )  # fmt: skip
 
     def _why_not(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
@@ -100,19 +122,20 @@ class Guard:
             code="body_too_large", headers={"Connection": "close"},
         )  # fmt: skip
 
-    def _counted(self, receive: Receive) -> Receive:
-        """For bodies that do not say how long they are."""
-        seen = 0
 
-        async def receiving() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.rules.most_bytes:
-                raise self._too_long()
-            return message
+class _Body:
+    """A request's body, counted while it comes: bodies need not say how long they are."""
 
-        return receiving
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self._guard, self._receive, self.length = guard, receive, 0
+
+    async def receive(self) -> Message:
+        """The next message of the request."""
+        message = await self._receive()
+        before, more = self.length, len(message.get("body", b""))
+        self.length += more
+        self._guard.take(before, more)
+        return message
 
 
 def _name_of(host: str) -> str:

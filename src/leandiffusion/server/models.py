@@ -73,8 +73,11 @@ class Models:
         self.sources, self.settings, self._evicted = dict(sources), settings, evicted
         self._open: OrderedDict[str, Open] = OrderedDict()  # the one used last comes last
         self._blueprints: dict[str, Blueprint] = {}
-        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()  # those made first are forgotten first
         self._predictors: OrderedDict[Any, Predictor] = OrderedDict()
+        self._together: dict[Any, int] = {}
+        self._trying: threading.Thread | None = None
+        self.reading = threading.Lock()  # of pictures that clients send: each takes memory
         self._planning = threading.Lock()
         self._floor_bytes: int | None = None
 
@@ -101,6 +104,8 @@ class Models:
         from ..pipelines.from_folder import packaged
         from ..plan.sketch import Blueprint
 
+        if (known := self._blueprints.get(name)) is not None:
+            return known
         with self._planning:
             if name not in self._blueprints:
                 made = Blueprint.of_checkpoint(packaged(self.sources[name]), self._dtype, self._device)
@@ -108,18 +113,19 @@ class Models:
             return self._blueprints[name]
 
     def plan(self, name: str, call: CallSize, memory: int | None = None) -> Plan:
-        """The fastest settings for such a call within the budget, or within `memory` bytes of it. BudgetError, with the
-        least that would do, where none fit."""
+        """The fastest settings for such a call within the budget, or within `memory` bytes of it. What is known is told
+        at once, whatever is being planned meanwhile. BudgetError, with the least that would do, where none fit."""
         from ..plan.make import make_plan
 
+        key = name, call, memory
+        if (known := self._plans.get(key)) is not None:
+            return known
         blueprint = self.blueprint(name)
         with self._planning:
-            key = name, call, memory
             if key not in self._plans:
                 predictor = self._predictor(name, blueprint, call)
                 self._plans[key] = make_plan(predictor, self._within(memory), self.settings.allow)
                 _keep_newest(self._plans, _MOST_PLANS)
-            self._plans.move_to_end(key)
             return self._plans[key]
 
     def _predictor(self, name: str, blueprint: Blueprint, call: CallSize) -> Predictor:
@@ -140,6 +146,22 @@ class Models:
         if memory is None or (own.device is not None and own.device <= memory):
             return own
         return replace(own, device=memory, given=True)
+
+    def together(self, name: str, call: CallSize, memory: int | None = None) -> int:
+        """`worth_together` as far as it is known. Where it is not, one picture, and a thread finds out: planning takes
+        seconds, and whoever asks goes on."""
+        key = name, call, memory
+        if key not in self._together and (self._trying is None or not self._trying.is_alive()):
+            self._trying = threading.Thread(target=self._try_together, args=key, name="planning", daemon=True)
+            self._trying.start()
+        return self._together.get(key, 1)
+
+    def _try_together(self, *key: Any) -> None:
+        found = self.worth_together(*key)
+        if len(self._together) >= _MOST_PLANS:
+            self._together.clear()
+        self._together[key] = found
+        log.info("together", extra={"model": key[0], "pictures": found})
 
     def worth_together(self, name: str, call: CallSize, memory: int | None = None) -> int:
         """How many pictures of such calls are best drawn at once: as long as twice as many take less time for each."""

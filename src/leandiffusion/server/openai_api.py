@@ -79,7 +79,7 @@ async def _answer(
     service: Service, request: Request, fields: Pictures, prompt: str, uploads: Mapping[str, Upload], kind: str,
     strength: float | None = None,
 ) -> Response:  # fmt: skip
-    order = await service.aside(partial(_order, service, fields, prompt, uploads, strength))
+    order = await service.admit(partial(_order, service, fields, prompt, uploads, strength))
     who = fields.safety_identifier or fields.user
     if who is not None:
         log.info("asked", extra={"id": request.state.id, "user": who})

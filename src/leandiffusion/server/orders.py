@@ -92,8 +92,9 @@ def prepare(
 
     `options.model` is a name of `models`, `uploads` are the 'image' and the 'mask'; `names` gives the fields' names
     where the contract has others than our options; steps are multiplied by `share` where none are asked for. Where
-    there is a crowd, it is found out whether such pictures are better drawn several at once. `memory` is what to draw
-    within, where it is less than the server's budget.
+    there is a crowd, such pictures are drawn several at once if that is known to be better (`Models.together`).
+    `memory` is what to draw within, where it is less than the server's budget. Any thread may ask: those that come
+    with pictures take turns in reading them.
     ApiError for what is wrong, BudgetError for what does not fit.
     """
     name, source = models.source(options.model)
@@ -104,8 +105,9 @@ def prepare(
         resolved = resolve(replace(options, model=source, **pictures))
         blueprint = models.blueprint(name)
         width, height = resolved.width or blueprint.side, resolved.height or blueprint.side
-        given = Given.read(resolved, {field: upload.data for field, upload in uploads.items()})
-    given, (width, height) = _at_size(given, resolved, width, height)
+        with models.reading:
+            given = Given.read(resolved, {field: upload.data for field, upload in uploads.items()})
+            given, (width, height) = _at_size(given, resolved, width, height)
     steps = resolved.steps or STEPS
     resolved = replace(
         resolved, model=name, width=width, height=height,
@@ -115,7 +117,7 @@ def prepare(
     call = _call(resolved, blueprint)
     plan = models.plan(name, call, memory)
     order = Order(resolved, given, plan, _steps_run(resolved), count, shown, memory=memory)
-    return replace(order, together=models.worth_together(name, call, memory)) if crowded and order.key else order
+    return replace(order, together=models.together(name, call, memory)) if crowded and order.key else order
 
 
 def _at_size(given: Given, options: ResolvedOptions, width: int, height: int) -> tuple[Given, tuple[int, int]]:

@@ -34,7 +34,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/plans", openapi_extra=document(Planned), operation_id="plan")
     async def plan(request: Request) -> JSONResponse:
         """The fastest settings for such a picture, what they take, and why not others. Nothing is read or drawn."""
-        return JSONResponse(await service.aside(_plan, service, Planned.checked(await read_json(request))))
+        return JSONResponse(await service.admit(_plan, service, Planned.checked(await read_json(request))))
 
     return router
 

@@ -22,6 +22,9 @@ from .queue import JobQueue
 
 T = TypeVar("T")
 
+ADMITTING = 16
+"""Requests that are looked at at once. They take turns in planning."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -45,14 +48,21 @@ class Service:
         self.metrics = Metrics(lambda: self.queue.length, lambda: len(self.models.opened))
         self.models = Models(self.sources, self.settings, lambda name: self.metrics.evictions.labels(name).inc())
         self.queue = JobQueue(self.limits.queue, self._ended)
-        self._one_at_a_time: anyio.CapacityLimiter | None = None
+        self._limits: dict[int, anyio.CapacityLimiter] = {}
 
     async def aside(self, work: Callable[..., T], *args: Any) -> T:
-        """`work(*args)` in a thread, so that others are answered meanwhile. One at a time: reading a large picture
-        takes memory, and planning the processor."""
-        if self._one_at_a_time is None:  # made in the loop that it belongs to
-            self._one_at_a_time = anyio.CapacityLimiter(1)
-        return await anyio.to_thread.run_sync(lambda: work(*args), limiter=self._one_at_a_time)
+        """`work(*args)` on pictures in a thread, so that others are answered meanwhile. One at a time: a large one
+        takes memory."""
+        return await self._in_thread(1, work, *args)
+
+    async def admit(self, work: Callable[..., T], *args: Any) -> T:
+        """`work(*args)` in a thread: what it takes until a request is a job, or refused. Several at a time, since
+        a size that is new is planned for seconds."""
+        return await self._in_thread(ADMITTING, work, *args)
+
+    async def _in_thread(self, most: int, work: Callable[..., T], *args: Any) -> T:
+        limiter = self._limits.setdefault(most, anyio.CapacityLimiter(most))  # of the loop that it is made in
+        return await anyio.to_thread.run_sync(lambda: work(*args), limiter=limiter)
 
     def submit(self, request: Request, order: Order, hear: Callable[[Any], None] | None = None) -> Job:
         """The order as a job of the queue. Raises what `JobQueue.submit` does."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import httpx2
 import pytest
@@ -10,7 +12,9 @@ from tests.soak.quick import Running
 from tests.unit.server.conftest import QUICK, client_of
 
 from leandiffusion.core.errors import ConfigError
-from leandiffusion.server.guard import Rules
+from leandiffusion.server import guard
+from leandiffusion.server.errors import ApiError
+from leandiffusion.server.guard import Guard, Rules
 from leandiffusion.server.serve import check_exposed, named_models
 from leandiffusion.server.service import Service
 
@@ -73,6 +77,48 @@ def test_a_body_that_is_too_long_is_not_read(guarded: Running):
         answer = client.post("/v1/images/edits", files={"image": b" " * 20_000}, headers={"content-type": ""})
         assert answer.status_code == 413
         assert client.post("/v1/images/generations", json={**QUICK, "n": 0}).status_code == 400
+
+
+def test_all_bodies_at_once_are_bounded_and_their_room_is_free_again():
+    taken, refused = asyncio.run(flood(5))
+    assert (taken, refused) == (4, 1)  # of 10,000 bytes each
+
+
+async def flood(count: int) -> tuple[int, int]:
+    """So many whole bodies while none is answered; how many were taken, and refused. Afterwards there is room."""
+    answered = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await answered.wait()
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b" " * 10_000, "more_body": False}
+
+    before = Guard(app, RULES)
+    scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
+    asked = [asyncio.create_task(before(scope, receive, None)) for _ in range(count)]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    answered.set()
+    ended = await asyncio.gather(*asked, return_exceptions=True)
+    errors = [each for each in ended if each is not None]
+    assert all(isinstance(each, ApiError) and each.code == "too_much_at_once" for each in errors)
+    await before(scope, receive, None)  # type: ignore[arg-type]
+    return count - len(errors), len(errors)
+
+
+def test_a_client_that_sends_too_much_at_once_is_told_so(on_paper: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(guard, "TOGETHER", 0.5)
+    made = Running(Service({"demo": "demo"}), Rules(most_bytes=10_000))
+    try:
+        with client_of(made) as client:
+            for _ in range(2):
+                answer = client.post("/v1/images/generations", json={**QUICK, "prompt": "x" * 6000})
+                assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_much_at_once")
+                assert answer.headers["retry-after"] == "5"
+            assert client.post("/v1/images/generations", json={**QUICK, "n": 0}).status_code == 400
+    finally:
+        made.end()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "pictures.lan", "localhost.evil.example"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -137,8 +138,8 @@ def test_memory_that_runs_out_over_a_picture_is_met_with_the_next_lower_plan(
             raise failures.pop()
         return forward(*args, **options)
 
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="memory ran out: going on with"):
-        patch.setattr(type(unet), "forward", once_too_little)
+    monkeypatch.setattr(type(unet), "forward", once_too_little)
+    with pytest.warns(UserWarning, match="memory ran out: going on with"):
         again, _ = redrawn(models, plan)
     assert again.image.tobytes() == first.image.tobytes()
     lower = plan.next_lower()
@@ -210,6 +211,26 @@ def test_pictures_are_drawn_at_once_as_long_as_that_saves_time(models: Models, m
     assert models.worth_together("a", SMALL) == 8
     seconds[2] = 7.9
     assert models.worth_together("a", SMALL) == 1
+
+
+def test_nobody_waits_for_finding_out_what_is_worth_drawing_together(models: Models, monkeypatch: pytest.MonkeyPatch):
+    known = models.plan("a", SMALL)
+    let, made = threading.Event(), make.make_plan
+
+    def slow(*args: Any) -> Any:
+        assert let.wait(60)
+        return made(*args)
+
+    monkeypatch.setattr(make, "make_plan", slow)
+    assert models.together("a", SMALL) == 1
+    assert models.plan("a", SMALL) is known  # while another is being made
+    assert models.together("a", CallSize(72, 64)) == 1  # one thing at a time is found out
+    let.set()
+    assert models._trying is not None
+    models._trying.join(60)
+    assert models.together("a", SMALL) == models.worth_together("a", SMALL)
+    assert ("a", SMALL, None) in models._together
+    assert ("a", CallSize(72, 64), None) not in models._together
 
 
 def test_a_request_may_keep_to_less_memory_than_there_is(models: Models, monkeypatch: pytest.MonkeyPatch):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +22,7 @@ from tests.unit.server.conftest import LONG, QUICK, client_of
 
 import leandiffusion
 from leandiffusion.pictures.record import JSON_KEY, PictureRecord
+from leandiffusion.plan import make
 from leandiffusion.run.size import CallSize
 
 EXTRAS = {"num_inference_steps": 2, "guidance_scale": 2.5}
@@ -178,15 +181,17 @@ def test_32_clients_at_once_get_their_own_seeds_pictures(running: Running):
     with ThreadPoolExecutor(32) as clients:
         pictures = dict(zip(seeds, clients.map(ask, seeds), strict=True))
     assert len(set(pictures.values())) == 32
-    for seed in (100, 115, 131):
-        expected = alone(running, seed, num_inference_steps=1, guidance_scale=1).tobytes()
+    pipe = planned(running, leandiffusion.StableDiffusionPipeline, 64, guidance=False)
+    for seed in seeds:
+        asked = {"height": 64, "width": 64, "num_inference_steps": 1, "guidance_scale": 1}
+        expected = pipe("a red circle", generator=torch.Generator().manual_seed(seed), **asked).images[0].tobytes()
         assert max(abs(a - b) for a, b in zip(pictures[seed], expected, strict=True)) <= 2
 
 
 def test_pictures_drawn_at_once_are_those_drawn_alone_but_for_rounding(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(running.service.models, "worth_together", lambda name, call, memory: 4)
+    monkeypatch.setattr(running.service.models, "together", lambda name, call, memory: 4)
     answers: dict[int, httpx2.Response] = {}
 
     def ask(seed: int, **more: Any) -> None:
@@ -249,18 +254,62 @@ def test_a_job_is_found_by_its_requests_id_and_can_be_cancelled(running: Running
     assert client.delete("/v1/jobs/mine").status_code == 404
 
 
-def test_a_slow_reader_blocks_nobody(running: Running, client: httpx2.Client):
-    import socket
-
-    body = json.dumps({**QUICK, "n": 4, "size": "128x128"}).encode()
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_slow_reader_blocks_nobody(running: Running, client: httpx2.Client, stream: bool):
+    running.server.servers[0].sockets[0].setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
+    )  # new connections have it
+    asked = {**QUICK, "n": 10, "size": "128x128", "num_inference_steps": 1, "stream": stream}
+    body = json.dumps(asked).encode()
     lines = "POST /v1/images/generations HTTP/1.1", "Host: localhost", "Content-Type: application/json"
-    head = "\r\n".join((*lines, f"Content-Length: {len(body)}", "", ""))
-    with socket.create_connection(("127.0.0.1", running.port)) as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    head = "\r\n".join((*lines, "Connection: close", f"Content-Length: {len(body)}", "", ""))
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", running.port))
         slow.sendall(head.encode() + body)
+        while not stuck(running):
+            time.sleep(0.01)
         for seed in (1, 2):
             assert client.post("/v1/images/generations", json={**QUICK, "seed": seed}).status_code == 200
-        assert slow.recv(12) == b"HTTP/1.1 200"
+        assert stuck(running), "it was slow all the while"
+        slow.settimeout(60)
+        answer = b"".join(iter(lambda: slow.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b'"b64_json"') == 10
+
+
+def stuck(running: Running) -> bool:
+    """Whether the server has something for a client that does not take it."""
+    connections = list(running.server.server_state.connections)
+    return any(each.transport.get_write_buffer_size() > 0 for each in connections)  # type: ignore[union-attr]
+
+
+def test_others_are_answered_while_a_new_size_is_planned(
+    running: Running, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+):
+    client.post("/v1/images/generations", json=QUICK)
+    let, made = threading.Event(), make.make_plan
+
+    def slow(*args: Any) -> Any:
+        assert let.wait(60)
+        return made(*args)
+
+    monkeypatch.setattr(make, "make_plan", slow)
+    answers: list[httpx2.Response] = []
+
+    def ask() -> None:
+        with client_of(running) as other:
+            answers.append(other.post("/v1/images/generations", json={**QUICK, "size": "72x88"}))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while not running.service.models._planning.locked():
+        assert asking.is_alive()
+    assert client.post("/v1/images/generations", json=QUICK).status_code == 200
+    assert not answers
+    let.set()
+    asking.join(60)
+    assert answers[0].status_code == 200
 
 
 def test_health_and_metrics(client: httpx2.Client):
