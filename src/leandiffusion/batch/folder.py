@@ -13,6 +13,7 @@ from ..core.aside import aside, flush, has_dead_owner, is_of_this_host, publish
 from ..core.errors import ConfigError, LeanError
 from ..core.jsons import BadJSON, parse_json
 from ..pictures.files import Destination
+from ..pictures.latents import SUFFIX, write_latents
 from ..pictures.record import PictureRecord, read_record
 
 MANIFEST = "manifest.jsonl"
@@ -80,6 +81,20 @@ class Folder:
             except FileExistsError:  # another process's, as good as this one, or a broken file
                 if self.record(name) is None:
                     os.replace(place, path)
+            flush(self.path)
+            self.latents(name).unlink(missing_ok=True)
+        return path
+
+    def latents(self, name: str) -> Path:
+        """Where the denoised latents of a picture are kept that could not be decoded."""
+        return self.path / (name.removesuffix(".png") + SUFFIX)
+
+    def keep_latents(self, name: str, latents: Any, record: PictureRecord) -> Path:
+        """Write a picture's latents there. CannotWrite as `keep`."""
+        path = self.latents(name)
+        with self._writing(), aside(self.path / UNFINISHED / path.name) as place:
+            write_latents(latents, record, place)
+            os.replace(place, path)
             flush(self.path)
         return path
 

@@ -6,11 +6,12 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from ..core.errors import LeanError
 from ..core.wording import readable
-from ..drawing.opening import Drawer, open_model, opened_with
+from ..drawing.opening import Drawer, Drawn, open_model, opened_with
 from ..drawing.techniques import TechniqueOptions
 from .folder import CannotWrite, Folder
 from .jobs import Job
@@ -61,13 +62,28 @@ class Worker:
                     return Result(job, round(sum(record.seconds.values()), 3))
                 drawer = self._drawer(job)
                 self._prepare(drawer.pipe, job)
-                drawn = drawer.draw(job.options, job.read())
+                drawn = self._drawn(drawer, job)
                 self._folder.keep(place, job.name, drawn.image, drawn.record)
         except CannotWrite:
             raise
         except Exception as error:
             return Result(job, error=_told(error))
         return Result(job, round(time.perf_counter() - start, 3), flagged=drawn.flagged)
+
+    def _drawn(self, drawer: Drawer, job: Job) -> Drawn:
+        """The picture. Where it was denoised and cannot be decoded, its latents are kept in the folder."""
+        given = job.read()
+        try:
+            return drawer.draw(job.options, given)
+        except Exception as error:
+            kept = drawer.latents_of(error, job.options, given)
+            if kept is None:
+                raise
+            path = self._folder.keep_latents(job.name, *kept)
+            later = f"leandiffusion decode {quote(str(path))} --out {quote(str(path.with_name(job.name)))}"
+            raise LeanError(
+                f"decoding failed ({_told(error)}). What was denoised is kept; to go on: {later}"
+            ) from error
 
     def _drawer(self, job: Job) -> Drawer:
         """The model that draws it, opened unless it is open. What is wrong with a model is found once."""

@@ -102,12 +102,18 @@ class Drawer:
     def keep_latents(self, error: Exception, options: ResolvedOptions, given: Given, folder: Path) -> Path | None:
         """Where decoding failed with `error`: what was denoised is put on disk, for `leandiffusion decode`, under the
         path that is returned. None where the error has no latents."""
+        kept = self.latents_of(error, options, given)
+        return None if kept is None else save_latents(*kept, folder, slug(options.prompt))
+
+    def latents_of(self, error: Exception, options: ResolvedOptions, given: Given) -> tuple[Any, PictureRecord] | None:
+        """Where decoding failed with `error`: what was denoised, and what its picture would have said of itself. None
+        where the error has no latents."""
         latents = getattr(error, "latents", None)
         if latents is None:
             return None
         side = self.pipe.vae_scale_factor
         size = latents.shape[-1] * side, latents.shape[-2] * side
-        return save_latents(latents, record_of(self.pipe, options, size, {}, given), folder, slug(options.prompt))
+        return latents, record_of(self.pipe, options, size, {}, given)
 
     def _scheduler(self, name: str | None) -> Any:
         from ..schedulers import build

@@ -15,11 +15,8 @@ NAME = "latents"
 
 def save_latents(latents: Any, record: PictureRecord, folder: Path, name: str) -> Path:
     """Write a tensor (B, C, h, w) into the folder under a name that is free yet; returns its path."""
-    from safetensors.torch import save_file
-
     with aside(folder / "latents") as place:
-        save_file({NAME: latents.cpu().contiguous()}, place, metadata={JSON_KEY: record.to_json()})
-        flush(place)
+        write_latents(latents, record, place)
         number = 0
         while True:
             number += 1
@@ -29,6 +26,18 @@ def save_latents(latents: Any, record: PictureRecord, folder: Path, name: str) -
                 return path
             except FileExistsError:
                 continue
+
+
+def write_latents(latents: Any, record: PictureRecord, path: Path) -> None:
+    """Write a tensor (B, C, h, w) to that file, to the disk. OSError where it cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({NAME: latents.cpu().contiguous()}, path, metadata={JSON_KEY: record.to_json()})
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
+    flush(path)
 
 
 def read_latents(path: Path) -> tuple[Any, PictureRecord]:

@@ -46,6 +46,9 @@ class QuickDrawer:
         self.pipe = pipe
         self.draw = pipe.draw
 
+    def latents_of(self, error: Exception, *_: Any) -> None:
+        assert not hasattr(error, "latents")
+
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> QuickModels:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from leandiffusion.cli.app import app
 from leandiffusion.core import aside
 from leandiffusion.core.errors import CheckpointNotFound
 from leandiffusion.drawing.options import ResolvedOptions
+from leandiffusion.modules.vae import AutoencoderKL
 from leandiffusion.pictures.record import read_record
 
 RINGS = [{"prompt": f"ring {number}", "model": "m", "steps": 2, "size": 64} for number in range(4)]
@@ -118,6 +121,38 @@ def test_failed_rows_are_kept_with_their_error_and_tried_again(models: QuickMode
     assert run(rows).exit_code == 1
     assert [line["status"] for line in manifest()] == ["done", "failed", "done", "failed", "done"]
     assert len(models.drawn) == 3
+
+
+@pytest.mark.filterwarnings("ignore:decoding did not fit in memory")
+def test_what_cannot_be_decoded_is_kept_and_decoded_by_the_command_that_is_told(
+    write_list: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = write_list({"prompt": "a red circle", "seed": 1, "steps": 2, "size": 64})
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(AutoencoderKL, "decode", fails)
+        for _ in range(2):
+            assert run(rows).exit_code == 1
+    (line,) = manifest()
+    (kept,) = Path("out").glob("*.latents.safetensors")
+    assert line["status"] == "failed"
+    assert line["error"].startswith("decoding failed (MemoryError: no room). What was denoised is kept; to go on: ")
+    command = shlex.split(line["error"].partition("leandiffusion ")[2])
+    assert command == ["decode", str(kept), "--out", f"out/{line['file']}"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    decoded = Path("out", line["file"]).read_bytes()
+    assert run(rows).exit_code == 0
+    assert [line["status"] for line in manifest()] == ["done"]
+    assert Path("out", line["file"]).read_bytes() == decoded
+    Path("out", line["file"]).unlink()
+    assert run(rows).exit_code == 0
+    assert pictures() == {line["file"]}  # without the latents, which nobody needs any more
+    with Image.open(Path("out", line["file"])) as drawn, Image.open(io.BytesIO(decoded)) as before:
+        assert drawn.tobytes() == before.tobytes()
 
 
 def test_a_model_that_cannot_be_opened_fails_its_rows_only(
