@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..run.decoding import decode
@@ -19,23 +20,38 @@ class Preview:
     """A `callback_on_step_end` that shows the picture as it is after every `every` steps.
 
     `vae` decodes it: an AutoencoderTiny, which takes little time. `show(step, images)` gets the step, from 0, and what
-    `output_type` says, Pillow images unless given. Early pictures are mostly noise, since it is the noisy latents that
-    are decoded. What is drawn stays the same to the last bit.
+    `output_type` says, Pillow images unless given. With `longest`, latents of a longer side are averaged down to that
+    first: pictures are smaller then, a little soft, and take as little time and memory as small ones. Early pictures
+    are mostly noise, since it is the noisy latents that are decoded. What is drawn stays the same to the last bit.
     """
 
     def __init__(
-        self, vae: Any, show: Callable[[int, Any], object], *, every: int = 1, output_type: str = "pil"
-    ) -> None:
+        self, vae: Any, show: Callable[[int, Any], object], *, every: int = 1, output_type: str = "pil",
+        longest: int | None = None,
+    ) -> None:  # fmt: skip
         check_count("every", every)
-        self.vae, self.show, self.every, self.output_type = vae, show, every, output_type
+        if longest is not None:
+            check_count("longest", longest)
+        self.vae, self.show, self.every, self.output_type, self.longest = vae, show, every, output_type, longest
 
     @torch.no_grad()
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a pipeline calls after each step; changes nothing."""
         if (step + 1) % self.every == 0:
             latents = of_unit_variance(pipe.scheduler, tensors["latents"]).to(self.vae.device)
+            if self.longest is not None:
+                latents = averaged(latents, self.longest)
             self.show(step, to_output(decode(self.vae, latents), self.output_type))
         return {}
+
+
+def averaged(latents: Tensor, longest: int) -> Tensor:
+    """Latents (B, C, h, w) with neither side longer than that, each the mean of those that it stands for."""
+    height, width = latents.shape[-2:]
+    over = max(height, width) / longest
+    if over <= 1:
+        return latents
+    return F.interpolate(latents, size=(max(1, round(height / over)), max(1, round(width / over))), mode="area")
 
 
 def of_unit_variance(scheduler: Any, latents: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..device.memory import is_out_of_memory
 from ..drawing.given import Given
 from ..drawing.opening import OWN_OF_EACH
 from ..drawing.options import DrawingOptions, ResolvedOptions, resolve
@@ -21,6 +23,12 @@ from .uploads import Upload, check_picture
 if TYPE_CHECKING:
     from ..drawing.opening import Drawn
     from ..plan.plan import Plan
+
+log = logging.getLogger(__name__)
+
+PREVIEW = 32
+"""The longest side of the latents that unfinished pictures are made of: they take what a picture of 256 pixels does,
+which is less than the plan has for decoding a larger one."""
 
 _CHUNK = 75  # tokens of a weighted prompt that are read at once, each of a byte or more
 
@@ -242,6 +250,15 @@ class _Watching:
             from ..pipelines.preview import Preview
 
             number, self._number = self._number, self._number + 1
-            Preview(pipe.vae, lambda step, images: self.job.tell(Partial(self.index, number, images[0])))(
-                pipe, done - 1, None, tensors
-            )
+            height, width = (side * pipe.vae_scale_factor for side in tensors["latents"].shape[-2:])
+
+            def tell(step: int, images: Any) -> None:
+                self.job.tell(Partial(self.index, number, images[0].resize((width, height))))
+
+            try:
+                Preview(pipe.vae, tell, longest=PREVIEW)(pipe, done - 1, None, tensors)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._number = self.order.shown
+                log.warning("no more previews", extra={"job": self.job.id, "about": str(error)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,18 @@ def test_pictures_are_pillows_unless_asked_otherwise(sd1: Any, draw: Callable[..
     seen: dict[int, Any] = {}
     draw(sd1, callback_on_step_end=Preview(AutoencoderTiny(**SMALL), seen.__setitem__))
     assert [images[0].size for images in seen.values()] == [(64, 64)] * 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("sides", "fewer"), [((16, 24), (5, 8)), ((8, 8), (8, 8)), ((3, 40), (1, 8))])
+def test_large_latents_are_averaged_before_they_are_decoded(sides: tuple[int, int], fewer: tuple[int, int]) -> None:
+    vae, seen = AutoencoderTiny(**SMALL), {}
+    latents = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, *sides)  # the mean of equal ones is the same
+    pipe = SimpleNamespace(scheduler=build("ddim"))
+    Preview(vae, seen.__setitem__, output_type="pt", longest=8)(pipe, 0, None, {"latents": latents})
+    torch.testing.assert_close(seen[0], decode(vae, latents[..., : fewer[0], : fewer[1]]))
+    with pytest.raises(ConfigError, match="longest=0"):
+        Preview(vae, print, longest=0)
 
 
 def test_every_counts_from_one(sd1: Any) -> None:

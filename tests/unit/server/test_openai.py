@@ -21,6 +21,7 @@ from tests.soak.quick import Running
 from tests.unit.server.conftest import LONG, QUICK, client_of
 
 import leandiffusion
+from leandiffusion.modules.vae import AutoencoderKL
 from leandiffusion.pictures.record import JSON_KEY, PictureRecord
 from leandiffusion.plan import make
 from leandiffusion.run.size import CallSize
@@ -102,6 +103,38 @@ def test_what_is_streamed_are_partial_pictures_and_then_the_one_that_is_drawn_an
     assert [event.partial_image_index for event in events[:2]] == [0, 1]  # type: ignore[union-attr]
     assert picture_of(events[-1]).tobytes() == alone(running, 5, num_inference_steps=6).tobytes()
     assert len({event.b64_json for event in events}) == 3
+
+
+@pytest.mark.filterwarnings("ignore:decoding did not fit in memory")
+def test_partial_pictures_of_large_ones_are_decoded_from_fewer_latents_and_a_failure_of_theirs_costs_none(
+    client_of_openai: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+):
+    decode, sides = AutoencoderKL.decode, []
+
+    def seen(vae: Any, z: Any, **options: Any) -> Any:
+        if z.device.type != "meta":  # which is planning
+            sides.append(tuple(z.shape[-2:]))
+        return decode(vae, z, **options)
+
+    def asked(**more: Any) -> Any:
+        asked = {**EXTRAS, "guidance_scale": 1, "seed": 5}
+        return client_of_openai.images.generate(prompt="a red circle", size="512x384", extra_body=asked, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(AutoencoderKL, "decode", seen)
+    partial_, whole = asked(stream=True, partial_images=1)
+    assert sides == [(24, 32), (48, 64)]
+    assert picture_of(partial_).size == picture_of(whole).size == (512, 384)
+    alone = asked()
+    assert picture_of(alone.data[0]).tobytes() == picture_of(whole).tobytes()
+
+    def only_early_ones_fail(vae: Any, z: Any, **options: Any) -> Any:
+        if z.shape[-1] < 64:
+            raise MemoryError("no room")
+        return decode(vae, z, **options)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", only_early_ones_fail)
+    (only,) = asked(stream=True, partial_images=1)
+    assert picture_of(only).tobytes() == picture_of(whole).tobytes()
 
 
 def file_of(image: Image.Image, kind: str = "PNG") -> bytes:
