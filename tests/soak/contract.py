@@ -9,6 +9,10 @@ from typing import Any
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis.generation import GenerationMode
+from tqdm.auto import tqdm
+
+ENOUGH = 100
+"""Requests of an operation, right or wrong, of which some have to be answered so."""
 
 ERROR = {"message", "type", "param", "code"}
 
@@ -19,6 +23,7 @@ class Report:
 
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    progress: Any = None
 
     @property
     def cases(self) -> int:
@@ -31,7 +36,7 @@ class Report:
 
 def explore(url: str, cases: int, first: int = 0) -> Report:
     """At least so many cases, half of them made to be wrong; most of them where there is a body."""
-    report = Report()
+    report = Report(progress=tqdm(total=cases, desc="requests", mininterval=2))
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
     drawing = [each for each in operations if "requestBody" in each.definition.raw]
@@ -42,6 +47,13 @@ def explore(url: str, cases: int, first: int = 0) -> Report:
     for operation in drawing:
         for mode in GenerationMode:
             _explore_one(operation, mode, each, first, report)
+    report.progress.close()
+    report.wrong += [
+        f"{operation.label}: {kind} request was never answered by {status}: this shows nothing of it"
+        for operation in drawing
+        for status, kind in ((200, "a right"), (400, "a wrong"))
+        if each >= ENOUGH and not report.answers[operation.label, status]
+    ]
     return report
 
 
@@ -58,6 +70,7 @@ def _explore_one(operation: Any, mode: GenerationMode, cases: int, first: int, r
     def ask(case: Any) -> None:
         answer = case.call(timeout=60)
         report.answers[operation.label, answer.status_code] += 1
+        report.progress.update()
         if wrong := _wrong_with(answer):
             report.wrong.append(f"{operation.label}: {wrong}: {case.as_curl_command()[:2000]}")
 

@@ -23,7 +23,8 @@ class JobQueue:
     """Jobs for one device. At most `most` wait; whatever one of them does, the worker goes on with the next. Jobs of an
     equal key may be worked on at once.
 
-    `ended` is called with each job when its work is over, in the worker's thread.
+    `ended` is called with each job once its work is over, in the worker's thread; with one that ended before its turn,
+    in the thread that ended it.
     """
 
     def __init__(self, most: int = 32, ended: Callable[[Job], None] = lambda job: None) -> None:
@@ -58,6 +59,8 @@ class JobQueue:
         """Out of those that wait, when it ended before its turn."""
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
+        if job.started is None:
+            self._ended(job)
 
     def find(self, job_id: str) -> Job | None:
         """The job of that id that runs or waits."""

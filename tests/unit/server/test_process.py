@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.soak import served
 from tests.unit.server.conftest import LONG, QUICK
 from typer.testing import CliRunner
 
@@ -25,37 +24,15 @@ ALONE = {"n": 2}
 """No request of several pictures is drawn with others, so that none waits for the plan of that."""
 
 
-class Process:
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.server.program", "serve", "--port", "0", *arguments],
-            cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        self.lines: list[dict[str, Any]] = []
-        self._serving = threading.Event()
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
-        assert self._serving.wait(120), self.lines
-        self.url = self.line("serving")["url"].removesuffix("/v1")
+COMMAND = (sys.executable, "-m", "tests.unit.server.program", "serve")
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(json.loads(line))  # each is JSON
-            if self.lines[-1]["event"] == "serving":
-                self._serving.set()
-        self._serving.set()
+
+class Process(served.Process):
+    def __init__(self, *arguments: str) -> None:
+        super().__init__(arguments, COMMAND)
 
     def line(self, event: str) -> dict[str, Any]:
         return next(line for line in self.lines if line["event"] == event)
-
-    def end(self) -> int:
-        self.process.wait(60)
-        self._reading.join(20)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return self.process.returncode
 
     def ask(self, **fields: Any) -> Asked:
         return Asked(self.url, fields)

@@ -144,6 +144,22 @@ def test_a_waiting_job_that_is_cancelled_leaves_its_place_at_once(queue: JobQueu
     assert jobs[0].state == State.CANCELLED
 
 
+def test_each_job_is_told_to_have_ended_once_also_one_that_never_began():
+    ended: list[tuple[str, State]] = []
+    queue = JobQueue(3, lambda job: ended.append((job.id, job.state)))
+    _, gate = held(queue)
+    waiting, last = quick("waiting"), quick("last")
+    queue.submit(waiting)
+    queue.submit(last)
+    waiting.cancel(Cancelled())
+    assert ended == [("waiting", State.CANCELLED)]
+    gate.let()
+    result_of(last)
+    until(lambda: len(ended) == 3)
+    assert ended[1:] == [("held", State.DONE), ("last", State.DONE)]
+    queue.close(5)
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
