@@ -59,9 +59,13 @@ def _kind(answer: httpx2.Response) -> str:
 
 
 def end_under_load(clients: int = 32, after: float = 2.0, drain: float = 1.0, command: Sequence[str] = SERVE) -> Report:
-    """Start a server, and end it while so many clients ask; the log says which requests it had accepted."""
+    """Start a server, and end it while so many clients ask, some seconds after its first answer; the log says which
+    requests it had accepted."""
     process, report = Process(("--drain", str(drain), "--queue", str(clients)), command), Report()
     asking = [_Client(process.url, stream=number % 2 == 0) for number in range(clients)]
+    until = time.monotonic() + 300
+    while not any(each.ended for each in asking) and time.monotonic() < until:  # the first one has the model opened
+        time.sleep(0.05)
     time.sleep(after)
     code = process.end()
     for each in asking:

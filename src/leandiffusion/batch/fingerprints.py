@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -54,6 +56,8 @@ class Fingerprints:
 
     def _once(self, path: Path, make: Callable[[Path], str]) -> str:
         about = path.stat()
+        if stat.S_ISCHR(about.st_mode) or stat.S_ISFIFO(about.st_mode):  # which might never end
+            raise OSError(errno.EINVAL, "it is a device or a pipe, and has to be a file")
         key = (str(path), make, about.st_size, about.st_mtime_ns, about.st_ino)
         if key not in self._known:
             self._known[key] = make(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..core.errors import LeanError
+from ..core.wording import readable
 from ..drawing.given import Given, pictures_of
 from ..drawing.opening import opened_with
 from ..drawing.options import DrawingOptions, ResolvedOptions, resolve
@@ -62,12 +63,18 @@ def jobs_of(
             continue
         try:
             job = _job(row.number, row.options.filled_from(vars(defaults)), techniques, files, alike)
-        except LeanError as error:
-            wrong.append(Wrong(row.number, str(error)))
+        except Exception as error:  # of paths that no file system has, say: a row is no reason to lose the others
+            wrong.append(Wrong(row.number, told(error)))
             continue
         known = jobs.get(job.name)
         jobs[job.name] = job if known is None else replace(known, rows=(*known.rows, row.number))
     return _by_model(list(jobs.values())), wrong
+
+
+def told(error: Exception) -> str:
+    """In one line, with the error's class if it is not one of ours."""
+    text = " ".join(str(error).split())
+    return readable(text if isinstance(error, LeanError) and text else f"{type(error).__name__}: {text}")
 
 
 def _job(

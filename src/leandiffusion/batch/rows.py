@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,7 +49,8 @@ def read_rows(source: str) -> list[Row]:
     ConfigError for a file that cannot be read as a whole. What is wrong with single rows is told by them.
     """
     if source == STDIN:
-        return _read(sys.stdin, None)
+        with _told("standard input"):
+            return _read(sys.stdin, None)
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
     if suffix not in (*JSON_SUFFIXES, *CSV_SUFFIXES):
@@ -56,9 +58,15 @@ def read_rows(source: str) -> list[Row]:
         raise ConfigError(
             f"{source} ends in {suffix!r}: a list of pictures is one of {known}, or - for standard input."
         )
+    with _told(source), path.open(encoding="utf-8-sig", newline="") as file:
+        return _read(file, CSV_SUFFIXES.get(suffix))
+
+
+@contextmanager
+def _told(source: str) -> Iterator[None]:
+    """ConfigError for a list that cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return _read(file, CSV_SUFFIXES.get(suffix))
+        yield
     except OSError as error:
         raise ConfigError(f"{source}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

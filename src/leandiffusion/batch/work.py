@@ -10,11 +10,10 @@ from shlex import quote
 from typing import Any
 
 from ..core.errors import LeanError
-from ..core.wording import readable
 from ..drawing.opening import Drawer, Drawn, open_model, opened_with
 from ..drawing.techniques import TechniqueOptions
 from .folder import CannotWrite, Folder
-from .jobs import Job
+from .jobs import Job, told
 
 WAIT = 0.2
 """Seconds between two looks at a picture that another process is drawing."""
@@ -67,7 +66,7 @@ class Worker:
         except CannotWrite:
             raise
         except Exception as error:
-            return Result(job, error=_told(error))
+            return Result(job, error=told(error))
         return Result(job, round(time.perf_counter() - start, 3), flagged=drawn.flagged)
 
     def _drawn(self, drawer: Drawer, job: Job) -> Drawn:
@@ -81,9 +80,7 @@ class Worker:
                 raise
             path = self._folder.keep_latents(job.name, *kept)
             later = f"leandiffusion decode {quote(str(path))} --out {quote(str(path.with_name(job.name)))}"
-            raise LeanError(
-                f"decoding failed ({_told(error)}). What was denoised is kept; to go on: {later}"
-            ) from error
+            raise LeanError(f"decoding failed ({told(error)}). What was denoised is kept; to go on: {later}") from error
 
     def _drawer(self, job: Job) -> Drawer:
         """The model that draws it, opened unless it is open. What is wrong with a model is found once."""
@@ -112,9 +109,3 @@ class Worker:
 def missing(jobs: Iterable[Job], folder: Folder) -> list[Job]:
     """The jobs whose pictures are not there whole."""
     return [job for job in jobs if folder.record(job.name) is None]
-
-
-def _told(error: Exception) -> str:
-    """In one line, with the error's class if it is not one of ours."""
-    text = " ".join(str(error).split())
-    return readable(text if isinstance(error, LeanError) and text else f"{type(error).__name__}: {text}")

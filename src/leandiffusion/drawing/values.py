@@ -41,13 +41,20 @@ def normal(name: str, kind: str, value: Any) -> Any:
     if not fits(value):
         raise OptionError(name, "it is {value}, and has to be {words}.", value=show(value), words=words)
     if kind.startswith("float"):
-        value = float(value)
+        value = _as_float(name, value)
     elif kind.startswith("tuple"):
         value = tuple(value)
     check = _CHECKS.get(name)
     if check is not None:
         check(name, value)
     return DTYPES.get(value.lower(), value.lower()) if name == "dtype" else value
+
+
+def _as_float(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        raise OptionError(name, "{value} is far out of range.", value=show(value)) from None
 
 
 def parse_size(name: str, text: str) -> tuple[int, int]:

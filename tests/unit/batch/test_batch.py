@@ -123,6 +123,25 @@ def test_failed_rows_are_kept_with_their_error_and_tried_again(models: QuickMode
     assert len(models.drawn) == 3
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image": "a\0b"}, {"lora": "a\0b"}, {"embeddings": "\0"}, {"image": "x" * 5000}, {"lora": "x" * 5000},
+        {"image": "/"}, {"embeddings": "~nobody-of-that-name/x"}, {"image": "\n\x1b[2J"},
+    ],
+)  # fmt: skip
+def test_a_path_that_cannot_be_costs_its_row_alone(
+    models: QuickModels, write_list: Write, wrong: dict[str, str]
+) -> None:
+    result = run(write_list(RINGS[0], {**RINGS[1], **wrong}, RINGS[2]))
+    assert result.exit_code == 1, result.output
+    assert [line["status"] for line in manifest()] == ["done", "failed", "done"]
+    error = manifest()[1]["error"]
+    assert error
+    assert len(error) < 500
+    assert "\x1b" not in result.output
+
+
 @pytest.mark.filterwarnings("ignore:decoding did not fit in memory")
 def test_what_cannot_be_decoded_is_kept_and_decoded_by_the_command_that_is_told(
     write_list: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

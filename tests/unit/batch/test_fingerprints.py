@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,14 @@ def test_a_file_that_is_not_there_is_told_by_its_option() -> None:
         name(replace(BASE, image="none.png"))
     with pytest.raises(OptionError, match=r"^lora: none.safetensors does not exist"):
         name(replace(BASE, lora=("none.safetensors",)))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no such device")
+def test_a_device_or_a_pipe_is_not_read_for_ever(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", str(tmp_path / "pipe")):
+        with pytest.raises(OSError, match="a device or a pipe"):
+            Fingerprints().whole(path)
 
 
 def test_seeds_follow_from_what_is_asked() -> None:

@@ -81,6 +81,17 @@ def test_csv(tmp_path: Path) -> None:
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO('{"prompt": "a"}\n'))
     assert [row.options and row.options.prompt for row in read_rows("-")] == ["a"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "\xff"}\n'), "utf-8"))
+    with pytest.raises(ConfigError, match="standard input is not text in UTF-8"):
+        read_rows("-")
+
+
+def test_a_number_of_hundreds_of_digits(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text(f"prompt,guidance\na,{'9' * 400}\nb,7\n")
+    first, second = read_rows(str(file))
+    assert "far out of range" in str(first.error)
+    assert second.options is not None
 
 
 @pytest.mark.parametrize(

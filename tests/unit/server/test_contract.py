@@ -30,5 +30,5 @@ def test_many_requests_are_all_answered_though_some_leave(running: Running):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to drain on")
 def test_sigterm_under_load_leaves_nobody_without_an_answer():
-    report = end_under_load(clients=12, after=1.0, drain=0.5, command=COMMAND)
+    report = end_under_load(clients=12, after=0.5, drain=0.5, command=COMMAND)
     assert not report.wrong, str(report)
