@@ -168,8 +168,8 @@ class Planning:
         call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided, chunks, pictures, controls)
         drawn, self._drawn_as_planned = self._drawn_as_planned, True
         numbers = self._numbers()
-        holds = plan is not None and numbers <= self._planned_numbers
-        if holds and (plan.call == call or (drawn and _covers(plan.call, call))):
+        same = plan is not None and (plan.call == call or (drawn and _covers(plan.call, call)))
+        if same and numbers <= self._planned_numbers:
             return  # before the first call another plan is free: nothing was read yet
         made = self.plan_for(
             kept.memory, height=call.height, width=call.width, batch=call.batch, guidance=call.guidance,
