@@ -4,7 +4,8 @@ r"""Prompts with weights, in the notation that AUTOMATIC1111's web UI made commo
     \( \) \[ \]  the brackets       BREAK        what follows begins a new chunk
 
 Brackets nest, and their weights multiply; one that is never closed reaches to the end. What that program does beyond
-weights (another prompt from a certain step on, several prompts joined by AND, `<lora:…>`) is refused by name.
+weights (several prompts joined by AND, `<lora:…>`) is refused by name; `editing` reads prompts that change from step to
+step, and leaves one without such changes for each step.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _MARKS = re.compile(
 )
 
 _SCHEDULED = (
-    "it changes the prompt from step to step, which is not supported: write the square brackets as \\[ and \\] if they "
-    "belong to the text, or change prompt_embeds in a callback_on_step_end"
+    "it changes the prompt from step to step, which a call of the pipeline does and the encoding of one text cannot: "
+    "leave it to the call, or write the square brackets as \\[ and \\] if they belong to the text"
 )
 _JOINED = "several prompts joined by AND are not supported: write 'and' in lower case"
 _TAGS = "what stands in <…:…> is no text: load LoRA weights with load_lora_weights or --lora, and leave it out here"

@@ -27,12 +27,13 @@ Notice = Callable[[list[str]], object]
 
 @dataclass(frozen=True)
 class Reading:
-    """How the texts of a call are read: their `syntax`, who is told of them before they are encoded, and who calls the
-    text encoders."""
+    """How the texts of a call are read: their `syntax`, who is told of them before they are encoded, who calls the
+    text encoders, and how many tokens embeddings have at least."""
 
     syntax: str = PLAIN
     notice: Notice = lambda texts: None
     encoding: Encode = encode_text
+    least: int = 0
 
     def tell(self, texts: list[str]) -> None:
         """Tell of the words in these texts."""
@@ -49,7 +50,7 @@ class Reading:
         known = 0 if given is None else given.shape[1]
         if self.syntax == PLAIN or known > own * chunks:
             return known or own
-        return own * chunks
+        return max(own * chunks, self.least)
 
     def encode(
         self, text_encoder: Any, tokenizer: Any, texts: list[str], length: int, name: str, *,
@@ -72,6 +73,19 @@ class Reading:
         hidden, first = self.encoding(text_encoder, tokens.ids.flatten(0, 1), **how)
         hidden = weighted(hidden, tokens.weights.flatten(0, 1))
         return hidden.reshape(batch, -1, hidden.shape[-1]), first[::count]
+
+
+def each_once(encoding: Encode) -> Encode:
+    """`encoding`, which is asked only once for the same ids of the same encoder: for the texts of one call."""
+    made: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def encode(text_encoder: Any, ids: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        key = (id(text_encoder), tuple(ids.shape), tuple(ids.flatten().tolist()), *sorted(how.items()))
+        if key not in made:
+            made[key] = encoding(text_encoder, ids, **how)
+        return made[key]
+
+    return encode
 
 
 def _whole_chunks(length: int, most: int, name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -17,19 +18,21 @@ from ..core.malloc import trim
 from ..core.notices import warn
 from ..device.host import is_host
 from ..device.streams import synchronize
+from ..families import editing
 from ..families.conditioner import Conditioner, for_each_picture, require
 from ..families.emphasis import PLAIN, check_syntax
 from ..families.encode import encode_text
 from ..families.prompt_cache import PromptCache
-from ..families.prompts import Reading
+from ..families.prompts import Reading, each_once
 from ..measure.clock import StageClock, Watch
 from ..run import inputs
 from ..run.callback import Callback
+from ..run.conditioning import Tensors
 from ..run.decoding import decode_raw, keeping, to_unit
 from ..run.encoding import Encoded, encode
 from ..run.guidance import Guidance
 from ..run.run import Control, Run
-from ..run.schedule import set_timesteps
+from ..run.schedule import order_of, set_timesteps, steps_of
 from ..run.tasks.base import Task
 from ..weights.residence import read_weights
 from .absent import Absent
@@ -147,11 +150,7 @@ class DiffusionPipeline(
         with self._begin(request, task, controls) as (call, run):
             besides_text = call._conditions_besides_text(request, run)
             with clock.stage("encode"):
-                encoded = self._with_room(lambda: call.encode_prompt(
-                    **request.prompt_arguments, device=self.device, num_images_per_prompt=request.images_per_prompt,
-                    do_classifier_free_guidance=call.do_classifier_free_guidance, clip_skip=request.clip_skip,
-                ))  # fmt: skip
-                run.condition_on(self.conditioner.tensors(*encoded, *besides_text))
+                self._condition(call, request, run, besides_text)
             self._trim()
             if task.has_pictures:
                 with clock.stage("picture"):
@@ -171,6 +170,34 @@ class DiffusionPipeline(
             images = to_output(images, request.output_type)
         self.last_times = clock.seconds
         return images, flagged
+
+    def _condition(self, call: Any, request: Request, run: Run, besides_text: tuple[Tensor, ...]) -> None:
+        """Encode the request's texts, each once, and have the run go on with them."""
+        script = self._script(request, run.length)
+        if len(script) > 1:
+            length = self._length(request, call.do_classifier_free_guidance, run.length)
+            call._call_reading = replace(self._reading(), encoding=each_once(self._reading().encoding), least=length)
+        texts: dict[int, Tensors] = {}
+        for arguments in script:
+            if id(arguments) not in texts:
+                encoded = self._with_room(lambda arguments=arguments: call.encode_prompt(
+                    **arguments, device=self.device, num_images_per_prompt=request.images_per_prompt,
+                    do_classifier_free_guidance=call.do_classifier_free_guidance, clip_skip=request.clip_skip,
+                ))  # fmt: skip
+                texts[id(arguments)] = self.conditioner.tensors(*encoded, *besides_text)
+        if len(script) == 1:
+            run.condition_on(texts[id(script[0])])
+        else:
+            run.follow([texts[id(arguments)] for arguments in script])
+
+    def _script(self, request: Request, steps: int) -> list[dict[str, Any]]:
+        """The request's prompts in each of so many steps, the same object where they are the same; one for all steps
+        where nothing changes."""
+        arguments = request.prompt_arguments
+        if self.prompt_syntax == PLAIN or not editing.any_changes(arguments):
+            return [arguments]
+        script = editing.by_step(arguments, steps)
+        return script if any(row is not script[0] for row in script) else script[:1]
 
     @contextmanager
     def _begin(self, request: Request, task: Task, controls: Sequence[Control]) -> Iterator[tuple[Any, Run]]:
@@ -195,9 +222,8 @@ class DiffusionPipeline(
             timesteps = task.timesteps(call.scheduler, laid_out)
             call._num_timesteps = len(timesteps)
             guided = call.do_classifier_free_guidance
-            self._plan_request(
-                request, shape, guided=guided, tokens=self._length(request, guided), pictures=task.encodes(shape[1])
-            )
+            tokens = self._length(request, guided, steps_of(len(timesteps), order_of(call.scheduler)))
+            self._plan_request(request, shape, guided=guided, tokens=tokens, pictures=task.encodes(shape[1]))
             self._with_room(lambda: self._read_weights(request))
             function = request.callback_on_step_end
             run = Run(
@@ -249,16 +275,20 @@ class DiffusionPipeline(
         """What this family's conditioner takes, of the arguments that say what to draw."""
         raise NotImplementedError
 
-    def _length(self, request: Request, guided: bool) -> int:
-        """Tokens of the text that the call is conditioned on. What is wrong with a weighted prompt shows here."""
+    def _length(self, request: Request, guided: bool, steps: int) -> int:
+        """Tokens of the texts that the call is conditioned on in so many steps. What is wrong with a weighted prompt
+        shows here."""
         if request.prompt_embeds is not None:
             return request.prompt_embeds.shape[1]
         if self.prompt_syntax == PLAIN:
             return 1  # no more than an encoder reads at once
-        prompt = self._prompt_of(request.prompt_arguments)
-        return self.conditioner.of(self).length(prompt, guided=guided, reading=self._reading())
+        conditioner, reading = self.conditioner.of(self), self._reading()
+        prompts = {id(arguments): self._prompt_of(arguments) for arguments in self._script(request, steps)}
+        return max(conditioner.length(prompt, guided=guided, reading=reading) for prompt in prompts.values())
 
     def _reading(self) -> Reading:
+        if (own := vars(self).get("_call_reading")) is not None:
+            return own
         encoding = encode_text if self.prompt_cache is None else self.prompt_cache.encode
         return Reading(self.prompt_syntax, self._give_notice, encoding)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,8 +16,9 @@ from ..modules.text_memory import TextMemory, remembering
 from .callback import Callback
 from .conditioning import Conditioning, Tensors
 from .guidance import Guidance, embed_guidance, embedding_width, is_ours
-from .schedule import accepted_by
+from .schedule import accepted_by, order_of, steps_of
 from .tasks.base import Task
+from .text import Text
 
 
 class Model(Protocol):
@@ -87,16 +87,16 @@ class Run:
     call: UNetCall = call_unet
     make_room: Callable[[Run], bool] | None = None
     tensors: dict[str, Tensor | None] = field(default_factory=dict)
-    conditioning: Conditioning = field(init=False)
     times: tuple[Tensor, ...] = field(init=False)
     guidance_embedding: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.times = self.timesteps.unbind()
-        self.order: int = getattr(self.scheduler, "order", 1)
+        self.order = order_of(self.scheduler)
         self.guidance_embedding = self._embed_guidance()
         self._stepped: Any = None
         self._accepted: dict[str, Any] = {}
+        self._script: tuple[Text, ...] = ()
 
     @property
     def scheduler(self) -> Any:
@@ -115,18 +115,39 @@ class Run:
     @property
     def length(self) -> int:
         """Steps as users count them; a scheduler of a higher order calls the UNet several times in each."""
-        return math.ceil(len(self.times) / self.order)
+        return steps_of(len(self.times), self.order)
 
     @property
     def text_memory(self) -> TextMemory | None:
         """What layers made of the text; None for a UNet that remembers nothing (`is_ours`)."""
-        return self._text_memory if is_ours(self.model.unet) else None
+        return self._text.memory if is_ours(self.model.unet) else None
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What the UNet is conditioned on besides time, as it is now."""
+        return self._text.conditioning
 
     def condition_on(self, tensors: Tensors) -> None:
-        """Go on with these tensors, all that the family's conditioning is made of."""
+        """Go on with these tensors, all that the family's conditioning is made of, and to the end."""
         self.tensors = dict(tensors)
-        self.conditioning = self.conditioning_of(self.tensors)
-        self._text_memory = TextMemory(self.conditioning.embeds)
+        self._text, self._script = Text(self.tensors, self.conditioning_of(self.tensors)), ()
+
+    def follow(self, script: Sequence[Tensors]) -> None:
+        """Go on with these tensors, one mapping for each step as users count them, the same one where the text is the
+        same: what layers make of a text is kept as long as it comes again. A callback that changes one ends this."""
+        texts = {id(tensors): Text(tensors, self.conditioning_of(tensors)) for tensors in script}
+        self._script = tuple(texts[id(tensors)] for tensors in script)
+        self.tensors, self._text = dict(script[0]), self._script[0]
+
+    def _turn_page(self, i: int) -> None:
+        """Go on with the text of step i, where a script says what it is."""
+        step = i // self.order
+        if not self._script or self._script[step] is self._text:
+            return
+        if self.make_room is not None or self._text not in self._script[step:]:  # a budget plans for one text's
+            self._text.forget()
+        self._text = self._script[step]
+        self.tensors |= self._text.tensors
 
     def predict(self, x: Tensor, i: int) -> Tensor:
         """The guided prediction for latents x (B, c, h, w) at step i -> (B, c, h, w).
@@ -137,12 +158,11 @@ class Run:
         _check_rows(conditioning.embeds, len(x) * (1 + doubled))
         if doubled and not guidance.doubles:
             conditioning = conditioning.conditional
-        if self._text_memory.text is not conditioning.embeds:
-            self._text_memory = TextMemory(conditioning.embeds)
+        memory = self._text.memory_of(conditioning.embeds)
         given = self.task.unet_input(self, x, i)
         ours = is_ours(self.model.unet)
         both = torch.cat([given, given]) if guidance.doubles and (self.controls or not ours) else given
-        with remembering(self._text_memory if ours else None):
+        with remembering(memory if ours else None):
             inputs = self._inputs(conditioning, both, i)
             # ours takes one sample for both texts, also where controls, which saw both, add something for each
             prediction = self.call(self, given if ours else both, i, inputs)
@@ -158,6 +178,7 @@ class Run:
         for i in range(len(self.times)):
             if self.model.interrupt:
                 break
+            self._turn_page(i)
             prediction = self._predict(x, i)
             predicted &= torch.isfinite(prediction).all()  # a scheduler that clips would hide infinity
             x = self.task.after_step(self, self._step(prediction, x, i), i)
@@ -179,7 +200,7 @@ class Run:
                 if self.make_room is None or not is_out_of_memory(error):
                     raise
                 reason = str(error)
-            self._text_memory = TextMemory(self.conditioning.embeds)
+            self._forget()
             if not self.make_room(self):  # only here: in the handler above the failed attempt's tensors are still held
                 raise BudgetError(f"memory ran out in step {i + 1}, and no settings take less: {reason}")
 
@@ -207,8 +228,12 @@ class Run:
         x = changed.pop("latents", x)
         if any(tensor is not self.tensors[name] for name, tensor in changed.items()):
             self.condition_on(self.tensors | changed)
-        self._text_memory = TextMemory(self.conditioning.embeds)  # it may have written to weights or to the text
+        self._forget()  # it may have written to weights or to the text
         return x
+
+    def _forget(self) -> None:
+        for text in (self._text, *self._script):
+            text.forget()
 
     def _embed_guidance(self) -> Tensor | None:
         """The guidance scale as a distilled UNet takes it, (B, D); None for others."""

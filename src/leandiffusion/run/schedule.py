@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,16 @@ def set_timesteps(
     if not kept:
         raise ConfigError(f"denoising_end={end} leaves none of the {len(scheduler.timesteps)} steps: raise it.")
     return scheduler.timesteps[:kept]
+
+
+def order_of(scheduler: Any) -> int:
+    """How often the scheduler has the UNet called in a step as users count them."""
+    return getattr(scheduler, "order", 1)
+
+
+def steps_of(calls: int, order: int) -> int:
+    """How many steps so many calls of the UNet are; the last, or the first, may have fewer."""
+    return math.ceil(calls / order)
 
 
 def accepted_by(step: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_classes_of_another_kind(folder: Path, name: str, cls: str) -> None:
 
 
 def test_unknown_classes(folder: Path) -> None:
-    for name, cls in (("unet", "UNet3DConditionModel"), ("scheduler", "EDMEulerScheduler")):
+    for name, cls in (("unet", "UNet3DConditionModel"), ("scheduler", "FlowMatchEulerDiscreteScheduler")):
         change_index(folder, **{name: ["diffusers", cls]})
         with pytest.raises(ConfigError, match=f"component '{name}': '{cls}' is not supported.*Supported.*{name}=…"):
             open_folder(folder)

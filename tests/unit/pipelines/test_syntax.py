@@ -49,7 +49,7 @@ def test_what_is_wrong_shows_before_weights_are_read(folders: Any) -> None:
 
     pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"])
     pipe.prompt_syntax = "weighted"
-    for wrong, error in (("[a|b]", NotSupported), ("(a:1..2)", ConfigError)):
+    for wrong, error in (("[a|b:0.5]", ConfigError), ("a AND b", NotSupported), ("(a:1..2)", ConfigError)):
         for texts in ({"prompt": wrong}, {"prompt": "a", "negative_prompt": wrong}):
             with pytest.raises(error):
                 pipe(**texts, num_inference_steps=1)
