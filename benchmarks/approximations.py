@@ -1,11 +1,13 @@
 """What the approximate techniques gain and cost on the packaged model: time, decibels, and pictures that are right.
 
-    python -m benchmarks.approximations [--pictures 128] [--steps 50] [--batch 8] [--threads 1] [--out FILE.json]
+    python -m benchmarks.approximations [--pictures 128] [--steps 50] [--batch 8] [--threads 1] [--only WORD]
+        [--out FILE.json]
 
 Prompts that the model was not trained with are drawn with every combination of settings, in batches; combinations take
 turns at each batch, and ratios are taken within it. Seconds are those of the processor, so that other programs on the
 machine disturb little. PSNR against exact pictures is of the error over all of them; what is right is judged by
-`tools.demo_world`. A finished batch is on disk before the next begins.
+`tools.demo_world`. `--only` draws combinations whose titles have that word, and the exact one. A finished batch is on
+disk before the next begins.
 """
 
 from __future__ import annotations
@@ -44,7 +46,11 @@ def combinations() -> dict[str, Settings]:
         f"interval {n} and stop {STOPS[0]}": {"deep_cache": {"interval": n}, "guidance_interval": {"stop": STOPS[0]}}
         for n in BOTH
     }
-    return {EXACT: {}, **guided, **cached, **both}
+    rounded: dict[str, Settings] = {
+        "int8": {"int8": {}},
+        f"int8 and interval {INTERVALS[1]}": {"int8": {}, "deep_cache": {"interval": INTERVALS[1]}},
+    }
+    return {EXACT: {}, **guided, **cached, **both, **rounded}
 
 
 @dataclass
@@ -98,16 +104,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu-approximations.json")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     pipe = StableDiffusionPipeline.from_pretrained("demo", dtype=torch.float32, device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    wanted, found = prompts(asked.pictures), {title: Found() for title in combinations()}
+    chosen = {title: each for title, each in combinations().items() if title == EXACT or asked.only in title}
+    wanted, found = prompts(asked.pictures), {title: Found() for title in chosen}
     draw(pipe, {}, wanted[: asked.batch], 0, 2)  # reads the weights
     for seed in tqdm(range(0, len(wanted), asked.batch), desc="batches"):
         some = wanted[seed : seed + asked.batch]
-        for title, settings in combinations().items():
+        for title, settings in chosen.items():
             pictures, seconds = draw(pipe, settings, some, seed, asked.steps)
             found[title].add(pictures, some, seconds)
         figures = {title: each.against(found[EXACT]) for title, each in found.items()}

@@ -35,6 +35,10 @@ FLAGS: dict[str, Flag] = {
         name="--vae-tiling",
         help="Decode in strips, without seams.",
     ),
+    "int8": Flag(
+        name="--int8",
+        help="Compute the UNet in eight bits, on the CPU: another picture.",
+    ),
     "model_offload": Flag(
         name="--offload",
         help="Keep weights in host memory, for a CPU on disk, until a network, or a layer, needs them.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import platform
 import shutil
 import sys
 from importlib.util import find_spec
@@ -15,6 +17,7 @@ from .kinds import kind_of
 from .memory import free_memory
 from .names import device_names
 
+X86 = ("x86_64", "amd64")
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -63,6 +66,34 @@ def fast_bfloat16() -> bool:
 def fast_float16() -> bool:
     """Whether this CPU has instructions for float16."""
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+@functools.cache
+def fast_int8() -> bool:
+    """Whether this CPU has instructions that multiply bytes and add the products up in 32 bits: VNNI or AMX."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def int8_inputs() -> int:
+    """The largest number, of unsigned bytes, that inputs may become for oneDNN to compute right on this CPU.
+
+    Without such instructions it adds two products with signed bytes in 16 bits, which hold 2 * 127 * 127 and not
+    2 * 255 * 127. Weights in seven bits would do as well, but were measured to cost more of the picture: inputs are
+    rounded anew at each step, weights are wrong by the same at all.
+    """
+    return 255 if fast_int8() else 127
+
+
+def why_no_int8(device: torch.device) -> list[str]:
+    """Why layers cannot compute in eight bits there; empty when they can."""
+    if not is_host(device):
+        return [f"it is oneDNN's, for CPUs, and the networks are on {device}"]
+    if not torch.backends.mkldnn.is_available():
+        return ["this build of torch has no oneDNN: install the one from PyPI or download.pytorch.org"]
+    if platform.machine().lower() not in X86:
+        return [f"oneDNN's kernels for eight bits are for x86, and this is {platform.machine()}"]
+    return []
 
 
 def has_float64(device: torch.device) -> bool:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device.capabilities import fewer_bits
+from ..device.capabilities import X86, fast_int8, fewer_bits
 from ..device.host import is_host
+from ..weights.int8 import is_int8
 from ..weights.packed import is_packed, packed_weight, unpack
 from ..weights.stored import plain
 from . import im2col, winograd
@@ -31,7 +32,6 @@ LARGE_WEIGHT, MOST_OUTPUTS_OF_LARGE = 32 << 20, 512
 
 MOST_THREADS = 16
 
-_X86 = ("x86_64", "amd64")
 _FULL = ("none", "ieee")  # torch's names for float32 that is computed in float32
 
 
@@ -40,7 +40,8 @@ class Conv2d(nn.Conv2d):
 
     3x3 ones of large float32 maps go by Winograd's algorithm: the same numbers to float32's rounding. With `packs` the
     others keep their weights in oneDNN's order from their first use on (`weights.packed`). Without, those of small
-    float32 maps are one matrix product. Everything else is torch's own.
+    float32 maps are one matrix product. Weights in eight bits (`weights.int8`) have kernels of their own. All else
+    is torch's own.
     """
 
     packs: bool = False
@@ -50,15 +51,20 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, double: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, C_out, H', W'). With `double`, x is first enlarged to (2H, 2W) by nearest neighbour."""
-        weight = self.weight if is_packed(self.weight) else plain(self.weight)
+        weight = self.weight if is_packed(self.weight) or is_int8(self.weight) else plain(self.weight)
         free = _is_free(x, weight)
-        if free and x.dtype == torch.float32 and _is_large(x, self, double=double) and pays():
+        faster = not (is_int8(weight) and fast_int8())  # than the weight's own kernels
+        if free and x.dtype == torch.float32 and faster and _is_large(x, self, double=double) and pays():
             if is_packed(weight):  # for a smaller map
                 unpack(self)
                 weight = self.weight
+            elif is_int8(weight):
+                weight = weight.rounded_weight()
             bias = None if self.bias is None else plain(self.bias)
             return winograd.convolve(x, weight, bias, double=double)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest") if double else x
+        if is_int8(weight):
+            return self._conv_forward(x, weight, self.bias)
         packed = packed_weight(self, tuple(x.shape)) if free and weight is self.weight and may_pack(self) else None
         if packed is not None:
             geometry = self.padding, self.stride, self.dilation, self.groups
@@ -90,7 +96,7 @@ def _is_free(x: Tensor, weight: Tensor) -> bool:
         x.dtype == weight.dtype
         and is_host(x.device)
         and type(x) is Tensor
-        and (type(weight) in (Tensor, nn.Parameter) or is_packed(weight))
+        and (type(weight) in (Tensor, nn.Parameter) or is_packed(weight) or is_int8(weight))
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
@@ -122,4 +128,4 @@ def pays() -> bool:
     A rule and not a measurement, so that a busy machine draws what an idle one draws. Torch's builds for Arm have a
     Winograd of their own; and with many threads each waits more for the others between the many small steps.
     """
-    return platform.machine().lower() in _X86 and torch.get_num_threads() <= MOST_THREADS
+    return platform.machine().lower() in X86 and torch.get_num_threads() <= MOST_THREADS

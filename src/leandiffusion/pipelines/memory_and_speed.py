@@ -9,6 +9,7 @@ from ..techniques.compile import CompileMethods
 from ..techniques.cudnn_autotune import CudnnAutotuneMethods
 from ..techniques.deep_cache import DeepCacheMethods
 from ..techniques.guidance_interval import GuidanceIntervalMethods
+from ..techniques.int8 import Int8Methods
 from ..techniques.model_offload import ModelOffloadMethods
 from ..techniques.offloading import OffloadMethods
 from ..techniques.openvino import OpenVINOMethods
@@ -29,6 +30,7 @@ class MemoryAndSpeed(
     CudnnAutotuneMethods,
     DeepCacheMethods,
     GuidanceIntervalMethods,
+    Int8Methods,
     ModelOffloadMethods,
     OffloadMethods,
     OpenVINOMethods,
