@@ -21,7 +21,12 @@ Size = Annotated[
     Any, typer.Option(parser=parse_size, metavar="WxH", help="Pixels, multiples of 8.", show_default="the model's")
 ]
 Dtype = Annotated[
-    Any, typer.Option(parser=parse_dtype, metavar="fp32|fp16|bf16", help="Of the weights; fp16 on a GPU, else fp32.")
+    Any,
+    typer.Option(
+        parser=parse_dtype,
+        metavar="fp32|fp16|bf16",
+        help="Of the weights; fp16 on a GPU, on a CPU the faster of fp32 and bf16.",
+    ),
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Such as cpu, cuda:1, mps; the GPU if there is one.")]
 Memory = Annotated[

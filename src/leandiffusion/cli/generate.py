@@ -86,7 +86,7 @@ def draw(
     `given` is what is drawn with. Latents that cannot be decoded are kept in the folder `keep_in`.
     """
     start = time.perf_counter()
-    drawer = Drawer(open_model(options, technique_options))
+    drawer = Drawer(open_model(options, technique_options, say))
     seconds = {"load": round(time.perf_counter() - start, 4)}
     on_step = None if preview is None else preview.callback(drawer.pipe)
     no_bar = True if preview is not None and preview.where == TERMINAL else None  # None: a bar only on a terminal

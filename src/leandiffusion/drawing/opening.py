@@ -13,7 +13,7 @@ from ..pictures.latents import save_latents
 from ..pictures.record import PictureRecord
 from . import controlnet, lora
 from .given import Given
-from .options import ResolvedOptions, embedding_and_word
+from .options import DEMO, ResolvedOptions, embedding_and_word
 from .record import record_of
 from .techniques import TechniqueOptions
 
@@ -39,17 +39,18 @@ def opened_with(options: ResolvedOptions) -> tuple[Any, ...]:
     return tuple(getattr(options, name) for name in OPENED_WITH)
 
 
-def open_model(options: ResolvedOptions, techniques: TechniqueOptions = TechniqueOptions()) -> Any:  # noqa: B008 - frozen
+def open_model(
+    options: ResolvedOptions,
+    techniques: TechniqueOptions = TechniqueOptions(),  # noqa: B008 - frozen
+    say: Callable[[str], object] = lambda line: None,
+) -> Any:
     """The pipeline of the chosen model for what is to be drawn, at its dtype, on its device, with the chosen
-    techniques."""
-    import torch
-
-    from ..device.capabilities import usual_dtype
+    techniques. `say` gets a line where a dtype had to be chosen by measuring."""
     from ..device.names import default_device
     from ..pipelines import open_pipeline
 
     device = options.device or str(default_device())
-    dtype = usual_dtype(torch.device(device)) if options.dtype is None else getattr(torch, options.dtype)
+    dtype = _dtype(options, techniques, device, say)
     components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
     components |= controlnet.open_nets(options, dtype, device)
     pipe = open_pipeline(options.model, dtype=dtype, task=options.task, **techniques.opening(device), **components)
@@ -58,6 +59,22 @@ def open_model(options: ResolvedOptions, techniques: TechniqueOptions = Techniqu
     for path, word in map(embedding_and_word, options.embeddings or ()):
         pipe.load_textual_inversion(path, token=word)
     return pipe
+
+
+def _dtype(options: ResolvedOptions, techniques: TechniqueOptions, device: str, say: Callable[[str], object]) -> Any:
+    """What was asked for, or the device's usual one: by measurement, unless a plan decides, or the model is the
+    packaged one, which is small and looks the same everywhere."""
+    import torch
+
+    from ..device.capabilities import usual_dtype
+
+    if options.dtype is not None:
+        return getattr(torch, options.dtype)
+    if options.model == DEMO or techniques.memory is not None or techniques.plan is not None:
+        return usual_dtype(torch.device(device))
+    from ..plan.usual import faster_dtype
+
+    return faster_dtype(torch.device(device), say)
 
 
 class Drawer:

@@ -142,7 +142,7 @@ def profile_of(
         raise ConfigError(f"device={str(device)!r}: work is timed on 'cpu' or 'cuda', or where events tell time.")
     if anew:
         _remembered.cache_clear()
-    return _remembered(place, tuple(dtypes), tuple(_identity(place).items()), anew)
+    return _remembered(place, tuple(dtypes), tuple(identity_of(place).items()), anew)
 
 
 @functools.cache
@@ -182,7 +182,7 @@ def _read(path: Any, identity: Mapping[str, str]) -> DeviceProfile | None:
     return profile if profile.taken_under == identity else None
 
 
-def _identity(device: torch.device) -> dict[str, str]:
+def identity_of(device: torch.device) -> dict[str, str]:
     """What speed depends on: a profile that was taken under something else says nothing."""
     import torch
 

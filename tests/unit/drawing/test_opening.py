@@ -17,9 +17,11 @@ from PIL import Image
 
 from leandiffusion import demo
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError
+from leandiffusion.device.capabilities import usual_dtype
 from leandiffusion.drawing.given import Given
 from leandiffusion.drawing.opening import Drawer, open_model, opened_with
 from leandiffusion.drawing.options import DrawingOptions, ResolvedOptions, resolve
+from leandiffusion.drawing.techniques import TechniqueOptions
 from leandiffusion.drawing.wrong import OptionError
 from leandiffusion.pictures.latents import read_latents
 from leandiffusion.schedulers import build
@@ -57,6 +59,7 @@ def test_the_model_is_opened_as_ordered(monkeypatch: pytest.MonkeyPatch) -> None
         return SimpleNamespace(scheduler=build("ddim"))
 
     monkeypatch.setitem(sys.modules, "leandiffusion.pipelines", SimpleNamespace(open_pipeline=open_pipeline))
+    monkeypatch.setattr("leandiffusion.plan.usual.faster_dtype", lambda device, say: usual_dtype(device))
     open_model(ResolvedOptions(model="m", dtype="bfloat16", device="cpu"))
     assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu", "offload": None, "task": None}
     for mask, task in ((None, "image-to-image"), ("mask.png", "inpainting")):
@@ -64,6 +67,23 @@ def test_the_model_is_opened_as_ordered(monkeypatch: pytest.MonkeyPatch) -> None
         assert asked["task"] == task
     on_gpu = torch.cuda.is_available()
     assert (asked["device"], asked["dtype"]) == (("cuda", torch.float16) if on_gpu else ("cpu", torch.float32))
+    lines: list[str] = []
+
+    def measured(device: torch.device, say: Any) -> torch.dtype:
+        say("measured")
+        return torch.bfloat16
+
+    monkeypatch.setattr("leandiffusion.plan.usual.faster_dtype", measured)
+    open_model(ResolvedOptions(model="m", device="cpu"), say=lines.append)
+    assert (asked["dtype"], lines) == (torch.bfloat16, ["measured"])
+    for decided in (
+        (ResolvedOptions(model="m", device="cpu", dtype="float32"), TechniqueOptions()),
+        (ResolvedOptions(device="cpu"), TechniqueOptions()),  # the packaged model
+        (ResolvedOptions(model="m", device="cpu"), TechniqueOptions(memory="2GiB")),
+    ):
+        open_model(*decided, say=lines.append)
+        assert asked["dtype"] == torch.float32
+    assert lines == ["measured"]
 
 
 def test_one_model_draws_whatever_it_was_not_opened_with() -> None:
