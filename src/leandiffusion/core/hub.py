@@ -103,9 +103,7 @@ def fetch_file(
     there = [each.removeprefix(inside) for each in names if each.startswith(inside)]
     file = inside + (usual if commit is None else choose(there))
     try:
-        return Path(
-            hf_hub_download(**hub.options, filename=file, revision=commit or revision, local_files_only=hub.offline)
-        )
+        return Path(hf_hub_download(**hub.options, filename=file, revision=revision, local_files_only=hub.offline))
     except Exception as error:  # of whichever HTTP library the installed huggingface_hub uses
         raise hub.explained(error, revision) from error
 

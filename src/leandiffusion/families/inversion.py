@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointNotFound, ConfigError, NotSupported, TensorMismatch, UnsafeFormat
+from ..core.hub import check_hub_id, fetch_file, local_path
 from ..core.wording import show
 from ..modules.text import AddedTokens, CLIPTextModel
 from ..modules.tokenizer import CLIPTokenizer
@@ -46,25 +47,47 @@ class Learned:
     suffix: str | None = None
 
 
-def find_file(path: Path, weight_name: str | None = None) -> Path:
-    """The .safetensors file that is meant: the path itself, or in that folder `weight_name`, else the usual name, else
-    the only one there. CheckpointNotFound names what there is; UnsafeFormat where there are only pickles."""
-    if not path.is_dir():
-        if path.is_file() and path.suffix not in PICKLE_SUFFIXES:
-            return path
-        if path.suffix in PICKLE_SUFFIXES:
-            raise _pickled(str(path))
-        raise CheckpointNotFound(f"{path} does not exist: give an embedding's .safetensors file, or its folder.")
-    names = sorted(each.name for each in path.iterdir())
-    safe = [name for name in names if name.endswith(".safetensors")]
-    chosen = weight_name or (USUAL if USUAL in safe else safe[0] if len(safe) == 1 else None)
-    if chosen is not None:
-        return find_file(path / chosen)
-    if safe:
-        raise CheckpointNotFound(f"{path} holds several files: say which by weight_name, of {', '.join(safe[:8])}.")
-    if any(name.endswith(PICKLE_SUFFIXES) for name in names):
+def find_file(
+    path_or_id: str | Path, weight_name: str | None = None, *, subfolder: str | None = None, **hub: Any
+) -> Path:
+    """The .safetensors file that is meant: the path itself, or in that folder or hub repository `weight_name`, else the
+    usual name, else the only one there.
+
+    `hub`: revision, cache_dir, local_files_only, token. CheckpointNotFound names what there is; UnsafeFormat where
+    there are only pickles.
+    """
+    path = local_path(path_or_id)
+    if path.suffix in PICKLE_SUFFIXES:
         raise _pickled(str(path))
-    raise CheckpointNotFound(f"{path} holds no .safetensors file.")
+    if path.is_file():
+        return path
+    if path.is_dir():
+        folder = path / (subfolder or "")
+        names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+        return find_file(folder / (weight_name or _chosen(str(folder), names)))
+    if path.suffix == ".safetensors" or len(path.parts) > 2 or path.is_absolute():
+        raise CheckpointNotFound(
+            f"{path} does not exist: give an embedding's .safetensors file, its folder, or a hub id."
+        )
+    check_hub_id(str(path_or_id))
+    if weight_name is not None and weight_name.endswith(PICKLE_SUFFIXES):
+        raise _pickled(f"{weight_name} of {path_or_id} on the hub")
+    where = f"{path_or_id} on the hub"
+    return fetch_file(
+        str(path_or_id), lambda names: weight_name or _chosen(where, names), usual=weight_name or USUAL,
+        subfolder=subfolder, **hub,
+    )  # fmt: skip
+
+
+def _chosen(where: str, names: list[str]) -> str:
+    safe = [name for name in names if name.endswith(".safetensors")]
+    if USUAL in safe or len(safe) == 1:
+        return USUAL if USUAL in safe else safe[0]
+    if safe:
+        raise CheckpointNotFound(f"{where} holds several files: say which by weight_name, of {', '.join(safe[:8])}.")
+    if any(name.endswith(PICKLE_SUFFIXES) for name in names):
+        raise _pickled(where)
+    raise CheckpointNotFound(f"{where} holds no .safetensors file.")
 
 
 def _pickled(where: str) -> UnsafeFormat:
@@ -74,16 +97,17 @@ def _pickled(where: str) -> UnsafeFormat:
 
 
 def read_inversion(
-    source: Any, token: str | Sequence[str] | None = None, weight_name: str | None = None
+    source: Any, token: str | Sequence[str] | None = None, weight_name: str | None = None, **hub: Any
 ) -> list[Learned]:
-    """The words of a file, a folder, a state dict or a tensor (n, C); several for several encoders.
+    """The words of a file, a folder or a hub id (`hub` as of `find_file`), of a state dict or a tensor (n, C); several
+    for several encoders.
 
     `token` is the word to use instead of the file's own; a list of them gives each vector its word. Raises ConfigError
     for what is no inversion, and what `find_file` and reading raise.
     """
     where, stem = "the state dict", None
     if isinstance(source, str | Path):
-        path = find_file(Path(source).expanduser(), weight_name)
+        path = find_file(source, weight_name, **hub)
         where, stem = str(path), path.stem
         file = OpenFile.at(path)
         tensors: Any = {}

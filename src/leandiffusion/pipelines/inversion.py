@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, TensorMismatch
@@ -21,10 +22,14 @@ class TextualInversion:
         text_encoder: Any = None,
         *,
         weight_name: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
         use_safetensors: bool | None = None,
     ) -> None:
-        """Let a word stand for learned vectors: a .safetensors file or its folder, a state dict, a tensor (n, C), or a
-        list of these, with as many tokens.
+        """Let a word stand for learned vectors: a .safetensors file, its folder or hub id, a state dict, a tensor
+        (n, C), or a list of these, with as many tokens.
 
         The word is `token`, else the one that the file has, else the file's name. `tokenizer` and `text_encoder` say
         for which encoder, else the vectors' width does; a file for SDXL's two encoders is for both. The token table of
@@ -41,7 +46,10 @@ class TextualInversion:
         if len(tokens) != len(sources) or (several and isinstance(token, str) and len(sources) > 1):
             raise ConfigError(f"token={token!r} for {len(sources)} textual inversions: pass a list with one for each.")
         read = zip(sources, tokens, strict=True)
-        learned = [each for source, word in read for each in read_inversion(source, word, weight_name)]
+        hub: dict[str, Any] = {
+            "subfolder": subfolder, "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only
+        }  # fmt: skip
+        learned = [each for source, word in read for each in read_inversion(source, word, weight_name, **hub)]
         chosen = self._readers(tokenizer, text_encoder)
         added: dict[str, list[Learned]] = {}
         for each in learned:

@@ -70,6 +70,7 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     cut: int = 0  # how many downloads to break off half-way
     texts: dict[str, str] = field(default_factory=dict)  # what files hold, where it matters
+    bytes: dict[str, bytes] = field(default_factory=dict)  # likewise, of files that are no text
 
     def commit(self, name: str, revision: str) -> str | None:
         for repository, branch in self.repositories:
@@ -84,6 +85,8 @@ class Hub:
     def content(self, file: str) -> bytes:
         if file == "model_index.json":
             return INDEX.encode()
+        if file in self.bytes:
+            return self.bytes[file]
         return self.texts[file].encode() if file in self.texts else f"content of {file} ".encode() * 5000
 
 
@@ -406,3 +409,28 @@ def test_a_download_that_was_cut_off_is_mentioned(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFound, match=r"1 downloads in .* are incomplete: go online once") as caught:
         find_checkpoint("some/model", cache_dir=tmp_path, local_files_only=True)
     assert len(str(caught.value)) < 500
+
+
+def test_textual_inversions_by_hub_id(hub: Hub, tmp_path: Path) -> None:
+    """The usual file, one by name, pickles refused with a line that converts them, and from the cache when offline."""
+    import torch
+    from safetensors.torch import save
+
+    from leandiffusion.families.inversion import read_inversion
+
+    vectors = torch.arange(6.0).reshape(2, 3)
+    hub.repositories["some/toy", "main"] = ["README.md", "learned_embeds.safetensors", "other.safetensors"]
+    hub.repositories["some/old", "main"] = ["learned_embeds.bin"]
+    hub.bytes["learned_embeds.safetensors"] = save({"<cat-toy>": vectors})
+    hub.bytes["other.safetensors"] = save({"<dog-toy>": vectors + 1})
+    for offline in (False, True):
+        (usual,) = read_inversion("some/toy", cache_dir=tmp_path, local_files_only=offline)
+        assert usual.word == "<cat-toy>"
+        assert torch.equal(usual.vectors, vectors)
+    (named,) = read_inversion("some/toy", "<mine>", "other.safetensors", cache_dir=tmp_path)
+    assert named.word == "<mine>"
+    assert torch.equal(named.vectors, vectors + 1)
+    with pytest.raises(UnsafeFormat, match=r"some/old on the hub.*Convert one that you trust"):
+        read_inversion("some/old", cache_dir=tmp_path)
+    with pytest.raises(CheckpointNotFound, match="some/nothing"):
+        read_inversion("some/nothing", cache_dir=tmp_path)
