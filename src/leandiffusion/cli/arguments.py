@@ -194,6 +194,23 @@ GuidanceScale = Annotated[
     ),
 ]
 
+PagScale = Annotated[
+    float | None,
+    typer.Option(
+        "--pag-scale", metavar="SCALE", help="Perturbed attention: shapes hold together better; 3 is usual. 0 is off."
+    ),
+]
+
+PagLayers = Annotated[
+    list[str],
+    typer.Option(
+        "--pag-layers",
+        metavar="NAME",
+        help="Where --pag-scale perturbs attention: part of the names of the UNet's layers; may be repeated.",
+        show_default="mid",
+    ),
+]
+
 Scheduler = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Such as ddim, euler-a, dpm++-karras.", show_default="the model's"),

@@ -22,6 +22,8 @@ from .arguments import (
     Model,
     Negative,
     PaddingMaskCrop,
+    PagLayers,
+    PagScale,
     Picture,
     PromptSyntax,
     Resize,
@@ -72,6 +74,8 @@ def _options(
     embedding: Embedding = [],  # noqa: B006
     steps: Steps = None,
     guidance: GuidanceScale = None,
+    pag_scale: PagScale = None,
+    pag_layers: PagLayers = [],  # noqa: B006
     scheduler: Scheduler = None,
     size: Size = None,
     seed: Seed = None,
@@ -87,5 +91,6 @@ def _options(
         control_image=tuple(control_image) or None, guess_mode=guess_mode or None,
         control_guidance_start=control_guidance_start, control_guidance_end=control_guidance_end,
         prompt_syntax=prompt_syntax, embeddings=tuple(embedding) or None, steps=steps, guidance_scale=guidance,
-        scheduler=scheduler, width=width, height=height, seed=seed, dtype=dtype, device=device,
+        pag_scale=pag_scale, pag_layers=tuple(pag_layers) or None, scheduler=scheduler,
+        width=width, height=height, seed=seed, dtype=dtype, device=device,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from .options import DEMO, ResolvedOptions, embedding_and_word
 from .record import record_of
 from .techniques import TechniqueOptions
 
-OPENED_WITH = ("model", "task", "dtype", "device", "vae", "lora", "embeddings", "controlnet")
+OPENED_WITH = ("model", "task", "dtype", "device", "vae", "lora", "embeddings", "controlnet", "pag_scale", "pag_layers")
 """Options that a model is opened with; all others are each picture's own."""
 
 OWN_OF_EACH = ("prompt", "negative_prompt", "seed")
@@ -58,6 +58,8 @@ def open_model(
     lora.load(pipe, options.lora)
     for path, word in map(embedding_and_word, options.embeddings or ()):
         pipe.load_textual_inversion(path, token=word)
+    if options.pag_scale:
+        pipe.enable_perturbed_attention(options.pag_scale, *([options.pag_layers] if options.pag_layers else []))
     return pipe
 
 

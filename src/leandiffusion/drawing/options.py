@@ -27,7 +27,8 @@ class DrawingOptions:
     """What is asked for, under the names that records have. None leaves the choice to the model.
 
     Sizes are pixels. `lora` and `controlnet` are PATH or PATH:SCALE, `embeddings` PATH or PATH:WORD, all other files
-    paths. `strength` and the shares of the steps are from 0 to 1.
+    paths. `strength` and the shares of the steps are from 0 to 1. `pag_scale` and `pag_layers` are of
+    perturbed attention.
     """
 
     prompt: str | None = None
@@ -55,6 +56,8 @@ class DrawingOptions:
     guess_mode: bool | None = None
     control_guidance_start: float | None = None
     control_guidance_end: float | None = None
+    pag_scale: float | None = None
+    pag_layers: tuple[str, ...] | None = None
 
     def filled_from(self, values: Mapping[str, Any]) -> Self:
         """These options, with those that are None taken from `values`."""
@@ -110,6 +113,8 @@ def resolve(options: DrawingOptions) -> ResolvedOptions:
     check_each(options)
     _check_pictures(options)
     controlnet.check(options)
+    if options.pag_layers and not options.pag_scale:
+        raise OptionError("pag_layers", "it belongs to {pag_scale}, and there is none.")
     _check_prompts(options)
     if options.model == DEMO:
         from .. import demo

@@ -18,6 +18,7 @@ MAX_STEPS = 100_000
 MAX_SIDE = 65_536
 MAX_GUIDANCE = 1e6
 MAX_PADDING = 100_000
+MAX_PAG_SCALE = 1000.0
 
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "str": (lambda value: type(value) is str, "a text"),
@@ -115,6 +116,14 @@ def _check_share(name: str, value: float) -> None:
         raise OptionError(name, "{value:g} is not a share of the steps: use 0 to 1.", value=value)
 
 
+def _check_pag_scale(name: str, value: float) -> None:
+    if not 0 <= value <= MAX_PAG_SCALE:
+        raise OptionError(
+            name, "{value:g} is not a scale of perturbed attention: use 0 to {most:g}, such as 3.", value=value,
+            most=MAX_PAG_SCALE,
+        )  # fmt: skip
+
+
 _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "seed": _within(0, MAX_SEED),
     "steps": _within(1, MAX_STEPS),
@@ -126,4 +135,5 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "padding_mask_crop": _within(0, MAX_PADDING),
     "control_guidance_start": _check_share,
     "control_guidance_end": _check_share,
+    "pag_scale": _check_pag_scale,
 }

@@ -6,6 +6,7 @@ Parameter names are those of diffusers checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..core.errors import ConfigError
 from ..device.host import is_host
 from .blocks import GradientCheckpointing, GroupNorm, in_place_allowed, is_untouched, repeat_rows
 from .convolution import Conv2d
+from .perturbed import Perturbed
 from .processors import CustomProcessor, WithProcessor, attention_layers
 from .text_memory import keys_and_values
 
@@ -59,11 +61,15 @@ class Attention(WithProcessor):
     ) -> Tensor:
         """x (B, T, C), context (B, S, C_context), mask (B, 1, S) added to the scores -> (B, T, C).
 
-        x may have fewer rows, which are then repeated. `extra` are arguments of a processor that was set.
+        x may have fewer rows, which are then repeated. `extra` are arguments of a processor that was set, and
+        `perturbed`, which says of some layers' self-attention what samples go without it.
         """
         if isinstance(self.backend, CustomProcessor):
             return self.backend.run(self, x, context, mask, extra or {})
-        return self.compute(x, context, mask, self.backend)
+        perturbed: Perturbed | None = (extra or {}).get("perturbed")
+        if perturbed is None or self not in perturbed.layers:
+            return self.compute(x, context, mask, self.backend)
+        return self.compute(x, context, mask, partial(perturbed.attend, self.backend))
 
     def compute(
         self,

@@ -21,6 +21,7 @@ from .convolution import Conv2d
 from .deep import DeepFeature
 from .features import ATTENTION_WEIGHTS, AttentionFeatures, absent
 from .freeu import FreeUMixin
+from .perturbed import Perturbed
 from .processors import CustomProcessor, attention_layers, check_arguments
 from .transformer import set_attention_slice
 from .unet_blocks import SharedSettings
@@ -192,6 +193,7 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
         deep: DeepFeature | None = None,
+        perturbed: Perturbed | None = None,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Predict for noisy latents `sample` (B, in_channels, h, w) at `timestep` (scalar or (B,)).
 
@@ -201,6 +203,7 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         it can be. SDXL wants `added_cond_kwargs` with `text_embeds` (B, P) and `time_ids` (B, 6). The
         `*_additional_residuals` are a ControlNet's, given together. `cross_attention_kwargs` are arguments of attention
         processors that were set. `deep` keeps deep features for the next forwards, or has those of an earlier one used.
+        `perturbed` says which samples go without self-attention, and in which layers.
 
         ConfigError for inputs that this network does not use: class labels, masks of its self-attention, arguments that
         no processor takes, adapter residuals, and a `timestep_cond` or added conditions without a layer for them.
@@ -215,10 +218,13 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         check_residuals(down_block_additional_residuals, mid_block_additional_residual, self.skip_count)
         if cross_attention_kwargs:
             check_arguments(self, cross_attention_kwargs)
-        text = encoder_hidden_states, text_bias(encoder_attention_mask, encoder_hidden_states), cross_attention_kwargs
+        extra = (
+            cross_attention_kwargs if perturbed is None else {**(cross_attention_kwargs or {}), "perturbed": perturbed}
+        )
+        text = encoder_hidden_states, text_bias(encoder_attention_mask, encoder_hidden_states), extra
 
         rows = max(len(sample), len(encoder_hidden_states))
-        if len(sample) < rows and not self._may_share(timestep):
+        if len(sample) < rows and not self._may_share(timestep, perturbed):
             sample = repeat_rows(sample, rows)
         temb = self.embed_time(sample, timestep, timestep_cond, added_cond_kwargs)
         x, maps = self._down(sample, temb, text, deep)
@@ -278,13 +284,16 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         """Skip connections, each taken by one resnet of the up path."""
         return sum(len(block.resnets) for block in self.up_blocks)  # type: ignore[arg-type]
 
-    def _may_share(self, timestep: Tensor | float | int) -> bool:
+    def _may_share(self, timestep: Tensor | float | int, perturbed: Perturbed | None) -> bool:
         """Whether texts that belong to one sample may share what comes before the first of them is attended to.
 
         Not where anything tells them apart earlier, nor where somebody looks on and expects a row for each.
         """
+        layers = [layer for _, layer in attention_layers(self)]
         alike = self.add_embedding is None and (not isinstance(timestep, Tensor) or timestep.numel() == 1)
-        if not alike or any(isinstance(layer.backend, CustomProcessor) for _, layer in attention_layers(self)):
+        if not alike or any(isinstance(layer.backend, CustomProcessor) for layer in layers):
+            return False
+        if perturbed is not None and perturbed.layers & {*layers[:1]}:  # the one before the text
             return False
         first = self.conv_in, *(self.down_blocks[0].modules() if len(self.down_blocks) else ())
         return not any(module._forward_hooks or module._forward_pre_hooks for module in first)

@@ -44,7 +44,8 @@ class Recipe:
     another VAE than the model's; `lora` are LoRAs as PATH or PATH:SCALE. `image` and `mask` are files that were drawn
     on, as `resize` and `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1.
     `prompt_syntax` is 'plain', or 'weighted' for prompts with weights; `embeddings` are textual inversions as PATH or
-    PATH:WORD; `controlnet` ControlNets as PATH or PATH:SCALE, and `control_image` the picture that each of them saw."""
+    PATH:WORD; `controlnet` ControlNets as PATH or PATH:SCALE, and `control_image` the picture that each of them saw.
+    `pag_scale` and `pag_layers` are perturbed attention's, of no layers where it is usual."""
 
     model: str
     prompt: str
@@ -71,6 +72,8 @@ class Recipe:
     guess_mode: bool | None = None
     control_guidance_start: float | None = None
     control_guidance_end: float | None = None
+    pag_scale: float | None = None
+    pag_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ _RANGES = {
     "padding_mask_crop": (0, 100_000),
     "control_guidance_start": (0, 1),
     "control_guidance_end": (0, 1),
+    "pag_scale": (0, 1000),
 }
 
 

@@ -44,6 +44,7 @@ from .inversion import TextualInversion
 from .lora import Lora
 from .lora_saving import LoraSaving
 from .memory_and_speed import MemoryAndSpeed
+from .perturbed import PerturbedAttentionGuidance
 from .planning import Planning
 from .request import Request
 from .running import Running
@@ -88,8 +89,9 @@ def drawing(method: Callable[P, R]) -> Callable[P, R]:
 
 
 class DiffusionPipeline(
-    Running, MemoryAndSpeed, Lora, LoraSaving, Planning, Assembly, TextualInversion, Shapes, ForScripts, Absent
-):
+    Running, MemoryAndSpeed, Lora, LoraSaving, PerturbedAttentionGuidance, Planning, Assembly, TextualInversion, Shapes,
+    ForScripts, Absent,
+):  # fmt: skip
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
     `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the
@@ -221,7 +223,7 @@ class DiffusionPipeline(
             )  # fmt: skip
             timesteps = task.timesteps(call.scheduler, laid_out)
             call._num_timesteps = len(timesteps)
-            guided = call.do_classifier_free_guidance
+            guided, perturbation = call.do_classifier_free_guidance, self._perturbation()
             tokens = self._length(request, guided, steps_of(len(timesteps), order_of(call.scheduler)))
             self._plan_request(request, shape, guided=guided, tokens=tokens, pictures=task.encodes(shape[1]))
             self._with_room(lambda: self._read_weights(request))
@@ -231,6 +233,7 @@ class DiffusionPipeline(
                 step_options={"eta": request.eta, "generator": request.generator},
                 callback=function and Callback(function, request.callback_inputs, self.callback_tensors),
                 make_room=None if self.plan is None else self._fall_back, controls=list(controls),
+                perturbation=perturbation,
             )  # fmt: skip
             self._stack.subject.prepare(run)
             yield call, run

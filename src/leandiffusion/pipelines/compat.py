@@ -120,9 +120,9 @@ class ForScripts:
     def from_pipe(cls, pipeline: Any, **changes: Any) -> Self:
         """A pipeline of this class on the components of another, ours or diffusers', except for those in `changes`.
 
-        Weights are shared, and the syntax of prompts is kept. `dtype` (or `torch_dtype`) casts them, for both.
-        ConfigError when this class needs a component that neither has. Called on DiffusionPipeline, the class is the
-        other pipeline's, or the one that the components are for.
+        Weights are shared; the syntax of prompts and perturbed attention are kept. `dtype` (or `torch_dtype`) casts
+        them, for both. ConfigError when this class needs a component that neither has. Called on DiffusionPipeline, the
+        class is the other pipeline's, or the one that the components are for.
         """
         if not cls.component_names:  # type: ignore[attr-defined]
             from . import classes
@@ -140,6 +140,7 @@ class ForScripts:
         new: Any = cls(**parts, **{name: value for name, value in settings.items() if name in made._setting_names()})
         new._opened_from, new.notice = (getattr(pipeline, name, None) for name in ("_opened_from", "notice"))
         new.prompt_syntax = getattr(pipeline, "prompt_syntax", new.prompt_syntax)
+        new.perturbed_attention = getattr(pipeline, "perturbed_attention", None)
         return new.to(dtype=dtype) if casts else new  # type: ignore[attr-defined]
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:

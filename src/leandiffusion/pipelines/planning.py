@@ -82,9 +82,9 @@ class Planning:
         of device ({'cuda': '6GiB', 'cpu': '8GiB'}); None for what is free now, less 5%. Pixels are the model's own
         unless given. `chunks`: the length of prompts in the weighted syntax, in multiples of what a text encoder
         reads at once. `pictures`: how many are encoded to begin with; one in pipelines that draw on pictures.
-        ControlNets and LoRAs count as they are loaded. `allow`: 'exact' for settings that draw the same picture,
-        'rounding' for half precision too, 'approximate' for those that draw another one. `print(plan)` shows it,
-        `apply` switches it on.
+        ControlNets, LoRAs and perturbed attention count as they are. `allow`: 'exact' for settings that draw the same
+        picture, 'rounding' for half precision too, 'approximate' for those that draw another one. `print(plan)` shows
+        it, `apply` switches it on.
 
         BudgetError when nothing fits: it says the least that would do. ConfigError for wrong arguments, and for
         networks that are not this library's.
@@ -102,7 +102,8 @@ class Planning:
         pictures = int(self.begins_with_pictures) if pictures is None else pictures
         inputs.check_count("pictures", pictures, least=0)
         guided = guidance and not blueprint.is_distilled
-        call = CallSize(height, width, batch, guided, chunks, pictures, blueprint.controls)
+        perturbed = self.perturbed_attention is not None
+        call = CallSize(height, width, batch, guided, chunks, pictures, blueprint.controls, perturbed)
         profile = profile_of(where, dtypes_for(blueprint, allow))
         networks = self._stack.subject.networks.values()
         floor = floor_here(profile, networks, has_computed=bool(self.last_times))
@@ -164,8 +165,8 @@ class Planning:
             return
         factor = self.vae_scale_factor
         chunks = math.ceil(tokens / tokens_read(self._stack.subject.networks))
-        controls = len(self._stack.subject.controls)
-        call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided, chunks, pictures, controls)
+        controls, perturbed = len(self._stack.subject.controls), self.perturbed_attention is not None
+        call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided, chunks, pictures, controls, perturbed)
         drawn, self._drawn_as_planned = self._drawn_as_planned, True
         numbers = self._numbers()
         same = plan is not None and (plan.call == call or (drawn and _covers(plan.call, call)))
@@ -223,5 +224,5 @@ class Planning:
 def _covers(planned: CallSize, call: CallSize) -> bool:
     """Whether a call of the second size takes no more than one of the first."""
     same_shape = call.height * call.width <= planned.height * planned.width
-    counts = ("batch", "guidance", "chunks", "pictures", "controls")
+    counts = ("batch", "guidance", "chunks", "pictures", "controls", "perturbed")
     return same_shape and all(getattr(call, name) <= getattr(planned, name) for name in counts)

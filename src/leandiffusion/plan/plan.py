@@ -175,4 +175,4 @@ def _call(values: Mapping[str, Any]) -> CallSize:
         raise ConfigError(f"a call of {sides[1]}x{sides[0]} pixels and {sides[2]} pictures draws nothing.")
     if wrong := [name for name, least in further.items() if counts[name] < least]:
         raise ConfigError(f"{wrong[0]}={counts[wrong[0]]}: it is {further[wrong[0]]} at least.")
-    return CallSize(*sides, guidance=bool(values["guidance"]), **counts)
+    return CallSize(*sides, guidance=bool(values["guidance"]), perturbed=bool(values.get("perturbed")), **counts)

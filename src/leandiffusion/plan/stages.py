@@ -27,6 +27,7 @@ from ..run.controls import Guide, Guides
 from ..run.decoding import decode
 from ..run.encoding import encode
 from ..run.guidance import embedding_width
+from ..run.perturbation import Perturbation, PerturbedAttention
 from ..run.run import Run
 from ..run.size import CallSize
 from ..run.tasks.text_to_image import TextToImage
@@ -188,6 +189,7 @@ def _run(networks: Mapping[str, Any], call: CallSize) -> Run:
         model=model, task=TextToImage(), conditioning_of=lambda _: Conditioning(text, inputs.get("added_cond_kwargs")),
         shape=(call.batch, unet.config.in_channels, height, width), timesteps=_empty(1, dtype=torch.float32),
         controls=[Guides([Guide(*each) for each in zip(nets, pictures, strict=True)])] if nets else [],
+        perturbation=_perturbation(unet) if call.perturbed else None,
     )  # fmt: skip
     run.condition_on({})
     memory = run.text_memory
@@ -197,6 +199,12 @@ def _run(networks: Mapping[str, Any], call: CallSize) -> Run:
                 if name.endswith("attn2"):
                     keys_and_values(layer, text)
     return run
+
+
+def _perturbation(unet: Any) -> Perturbation:
+    """At the layers where it is usual; at all in a network that has none there. It is about equal for memory."""
+    usual = any(name.startswith("mid") for name, _ in attention_layers(unet))
+    return Perturbation(PerturbedAttention(layers=("mid" if usual else "attn1",)))
 
 
 def _latents(run: Run) -> list[Tensor]:

@@ -16,6 +16,7 @@ from ..modules.text_memory import TextMemory, remembering
 from .callback import Callback
 from .conditioning import Conditioning, Tensors
 from .guidance import Guidance, embed_guidance, embedding_width, is_ours
+from .perturbation import Perturbation
 from .schedule import accepted_by, order_of, steps_of
 from .tasks.base import Task
 from .text import Text
@@ -67,7 +68,7 @@ class Run:
 
     `shape` (B, C, h, w) and `timesteps` (N,) are the latents' and the schedule's; `conditioning_of` makes the family's
     conditioning of `tensors`, which callbacks may change; `step_options` (eta, generator) reach those schedulers whose
-    `step` takes them; `controls` add inputs to each call of the UNet.
+    `step` takes them; `controls` add inputs to each call of the UNet, `perturbation` samples.
 
     Techniques may replace `guides`, which says of each call of the UNet whether guidance, where it is on, applies
     there, and `call`, which calls the UNet. What they put there lasts as long as the run, and must not hold the run.
@@ -83,6 +84,7 @@ class Run:
     step_options: Mapping[str, Any] = field(default_factory=dict)
     callback: Callback | None = None
     controls: list[Control] = field(default_factory=list)
+    perturbation: Perturbation | None = None
     guides: Callable[[int], bool] = always
     call: UNetCall = call_unet
     make_room: Callable[[Run], bool] | None = None
@@ -165,8 +167,13 @@ class Run:
         with remembering(memory if ours else None):
             inputs = self._inputs(conditioning, both, i)
             # ours takes one sample for both texts, also where controls, which saw both, add something for each
-            prediction = self.call(self, given if ours else both, i, inputs)
+            prediction = self._call(given if ours else both, i, inputs)
         return guidance.combine(prediction) if guidance.doubles else prediction
+
+    def _call(self, given: Tensor, i: int, inputs: Mapping[str, Any]) -> Tensor:
+        if self.perturbation is None:
+            return self.call(self, given, i, inputs)
+        return self.perturbation.predict(self.call, self, given, i, inputs)
 
     def denoise(self, step_done: Callable[[], object] = lambda: None) -> Tensor:
         """Run the steps -> latents (B, c, h, w). `step_done` is called after each step as users count them.

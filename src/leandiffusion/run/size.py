@@ -10,7 +10,8 @@ class CallSize:
     """Pixels and pictures of a call; with `guidance` each step makes a conditional and an unconditional prediction.
 
     `chunks`: how long the texts are, in multiples of what a text encoder reads at once. `pictures`: how many the VAE
-    encodes at a time before the first step, `controls`: how many ControlNets each step calls.
+    encodes at a time before the first step, `controls`: how many ControlNets each step calls. `perturbed`: each step
+    makes a further prediction, for perturbed-attention guidance.
     """
 
     height: int
@@ -20,3 +21,9 @@ class CallSize:
     chunks: int = 1
     pictures: int = 0
     controls: int = 0
+    perturbed: bool = False
+
+    @property
+    def predictions(self) -> int:
+        """That a step makes for each picture."""
+        return 1 + self.guidance + self.perturbed

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.flag import Flag
 from ..modules.text_memory import TextMemory, current_memory, remembering
+from ..run.rows import taken
 from ..run.run import Run, UNetCall
 from ..run.size import CallSize
 from . import techniques
@@ -64,13 +65,14 @@ class UNetSlicing(Technique):
 
     @classmethod
     def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
-        rows = call.batch * (1 + call.guidance)
+        rows = call.batch * call.predictions
         return [cls(size) for size in (1, 2, 4, 8, 16) if size < rows]
 
     def unet_calls(self, call: CallSize) -> UNetCalls:
         calls: dict[CallSize, float] = {}
-        for pictures, texts in _parts(call.batch, 1 + call.guidance, self.size):
-            part = replace(call, batch=len(pictures), guidance=len(texts) > 1)
+        for pictures, texts in _parts(call.batch, call.predictions, self.size):
+            alone = {"guidance": False, "perturbed": False} if len(texts) == 1 else {}
+            part = replace(call, batch=len(pictures), **alone)
             calls[part] = calls.get(part, 0) + 1
         return calls
 
@@ -113,7 +115,7 @@ class InParts:
         result: Tensor | None = None
         for number, (some, texts) in enumerate(parts):
             rows = [pictures * text + picture for text in texts for picture in some]
-            own = _taken(inputs, predictions, rows)
+            own = taken(inputs, predictions, rows)
             kept = self._memories[number] = self._memories[number] or _memory_of(memory, own)
             own = own if kept is None else {**own, "encoder_hidden_states": kept.text}
             with remembering(kept):
@@ -139,21 +141,3 @@ def _parts(pictures: int, texts: int, size: int) -> Iterator[tuple[range, range]
     step = size // texts
     for first in range(0, pictures, step):
         yield range(first, min(first + step, pictures)), range(texts)
-
-
-def _taken(values: Any, count: int, rows: list[int]) -> Any:
-    """The same nest of inputs with those rows of each tensor that has `count`; of one with fewer, those of its
-    pictures."""
-    if isinstance(values, Tensor):
-        return _rows(values, count, rows)
-    if isinstance(values, Mapping):
-        return {name: _taken(value, count, rows) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return type(values)(_taken(value, count, rows) for value in values)
-    return values
-
-
-def _rows(tensor: Tensor, count: int, rows: list[int]) -> Tensor:
-    if not tensor.dim() or not len(tensor) or count % len(tensor):
-        return tensor
-    return tensor[[row % len(tensor) for row in rows]]

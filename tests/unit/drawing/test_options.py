@@ -39,6 +39,8 @@ from leandiffusion.pictures.record import Recipe
         ("guess_mode", "yes", "true or false"),
         ("guess_mode", True, "it belongs to controlnet"),
         ("control_guidance_end", 1.5, "not a share"),
+        ("pag_scale", -1, "use 0 to 1000"),
+        ("pag_layers", ["mid"], "it belongs to pag_scale"),
         ("lora", "x.safetensors", "a list of texts"),
         ("lora", ["nowhere.safetensors"], "nowhere.safetensors"),
         ("embeddings", ["nowhere.pt:<s>"], "nowhere.pt"),
