@@ -32,7 +32,6 @@ CLOSE = {"atol": 1e-5, "rtol": 0}
 NOT_THERE = {
     "enable_lora_hotswap", "set_lora_device", "lora_state_dict", "load_lora_into_unet", "load_lora_into_text_encoder",
     "write_lora_layers", "pack_weights",
-    "load_ip_adapter", "set_ip_adapter_scale", "encode_image", "prepare_ip_adapter_image_embeds",
     "enable_group_offload", "push_to_hub", "from_config", "extract_init_dict", "register_for_auto_class",
 }  # fmt: skip
 NOTHING_TO_UNDO = {

@@ -28,6 +28,7 @@ _CLASSES = {
     "CLIPTextModel": "modules.text",
     "CLIPTextModelWithProjection": "modules.text",
     "CLIPTokenizer": "modules.tokenizer",
+    "CLIPVisionModelWithProjection": "modules.vision",
     "StableDiffusionSafetyChecker": "modules.safety",
     "CLIPImageProcessor": "modules.clip_image_processor",
 }
@@ -46,13 +47,16 @@ _KINDS = {
     "tokenizer": ("CLIPTokenizer",),
     "safety_checker": ("StableDiffusionSafetyChecker",),
     "feature_extractor": ("CLIPImageProcessor",),
+    "image_encoder": ("CLIPVisionModelWithProjection",),
 }
 
 UNNEEDED: Mapping[str, tuple[str, ...]] = {
     "AutoencoderKL": ("encoder.", "quant_conv."),
     "AutoencoderTiny": ("encoder.",),
+    "CLIPVisionModelWithProjection": ("",),
 }
-"""What text to image does not need of its networks: prefixes of parameter names, by class."""
+"""What stays on disk of networks and is read whenever it is used, which is once in a drawing at most: prefixes of
+parameter names, by class."""
 
 
 @dataclass(frozen=True)

@@ -8,61 +8,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, MalformedFile, TensorMismatch
 from ..core.jsons import BadJSON, parse_json
 from ..core.wording import show
-from ..weights.header import TensorEntry, read_header
+from ..weights.header import read_header
 from ..weights.opened import OpenFile, stamp_of
-from ..weights.stored import StoredTensor
+from ..weights.source import Source
 from .names import OTHER_FAMILIES, place_of
 
 METADATA = "lora_adapter_metadata"
 """Under which diffusers writes PEFT's settings into a file's metadata, as JSON."""
 
 CHECKPOINTS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A tensor that can be had at any dtype: in a file, or in memory."""
-
-    entry: TensorEntry | None = None
-    file: OpenFile | None = None
-    tensor: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(self.tensor.shape) if self.tensor is not None else self.entry.shape  # type: ignore[union-attr]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its dtype."""
-        return self.tensor.dtype if self.tensor is not None else self.entry.dtype  # type: ignore[union-attr]
-
-    def reshaped(self, shape: tuple[int, ...]) -> Source:
-        """The same numbers in another shape."""
-        if self.tensor is not None:
-            return Source(tensor=self.tensor.reshape(shape))
-        return Source(self.entry.reshaped(shape), self.file)  # type: ignore[union-attr]
-
-    def stored(self, dtype: torch.dtype) -> Tensor:
-        """As a tensor that stays in its file where it lies in one; else in memory."""
-        if self.tensor is not None:
-            return self.tensor.detach().to(dtype)
-        return StoredTensor(self.entry, self.file, dtype)  # type: ignore[arg-type]
-
-    def read(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """In memory."""
-        stored = self.stored(dtype)
-        return (stored.read() if isinstance(stored, StoredTensor) else stored).to(device)
-
-    def __reduce__(self) -> Any:
-        own = self.tensor if self.tensor is not None else self.read(self.entry.dtype)  # type: ignore[union-attr]
-        return Source, (None, None, own)
 
 
 Layers = dict[str, dict[str, Source]]

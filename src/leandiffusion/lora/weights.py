@@ -14,11 +14,11 @@ Weights = float | Mapping[str, float]
 """One number for all layers, or numbers by part of the UNet, such as `up_blocks.1.attentions.0`; 1 elsewhere."""
 
 
-def weight_in(layer: str, weights: Weights) -> float:
-    """What the adapter weighs in that layer."""
+def weight_in(layer: str, weights: Weights, otherwise: float = 1.0) -> float:
+    """What the adapter weighs in that layer; `otherwise` where the numbers by block do not say."""
     if not isinstance(weights, Mapping):
         return weights
-    return next((weight for part, weight in weights.items() if layer.startswith(f"{part}.")), 1.0)
+    return next((weight for part, weight in weights.items() if layer.startswith(f"{part}.")), otherwise)
 
 
 def check_weight(value: Any, what: str) -> float:
@@ -26,7 +26,7 @@ def check_weight(value: Any, what: str) -> float:
     if value is None:
         return 1.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{what}={value!r} is not how much a LoRA weighs: give a number, such as 0.8.")
+        raise ConfigError(f"{what}={value!r} is not how much an adapter weighs: give a number, such as 0.8.")
     return float(value)
 
 

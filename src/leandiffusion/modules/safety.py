@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,98 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.errors import ConfigError
-from ..core.output import Output
-from .clip import CLIPEncoder, CLIPNetwork
+from .clip import CLIPNetwork
+from .vision import CLIPVisionModel
 
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3
 SPECIAL_MARGIN = 0.01  # how much closeness to a special concept lowers the other thresholds
-
-
-@dataclass(eq=False)
-class CLIPVisionModelOutput(Output):
-    """`last_hidden_state` (B, T, C), `pooler_output` (B, C): the class token after the final layer norm."""
-
-    last_hidden_state: torch.Tensor
-    pooler_output: torch.Tensor
-
-
-class CLIPVisionEmbeddings(nn.Module):
-    """A class token and one token per square patch, with a learned vector per position."""
-
-    def __init__(self, hidden_size: int, channels: int, image_size: int, patch_size: int) -> None:
-        super().__init__()
-        self.image_size = image_size
-        self.class_embedding = nn.Parameter(torch.randn(hidden_size))
-        self.patch_embedding = nn.Conv2d(channels, hidden_size, patch_size, stride=patch_size, bias=False)
-        self.position_embedding = nn.Embedding((image_size // patch_size) ** 2 + 1, hidden_size)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        if pixels.shape[-2:] != (self.image_size, self.image_size):
-            raise ConfigError(
-                f"pictures of {tuple(pixels.shape[-2:])} pixels do not fit this model: preprocess them to "
-                f"{self.image_size}x{self.image_size}."
-            )
-        patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_embedding.expand(len(pixels), 1, -1), patches], dim=1)  # (B, T, C)
-        return tokens + self.position_embedding(torch.arange(tokens.shape[1], device=tokens.device))
-
-
-class CLIPVisionTransformer(nn.Module):
-    """Embeddings, encoder and norms: everything under `vision_model.` in a checkpoint."""
-
-    def __init__(self, embeddings: CLIPVisionEmbeddings, encoder: CLIPEncoder, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        self.embeddings = embeddings
-        self.pre_layrnorm = nn.LayerNorm(hidden_size, eps=eps)  # spelt so in every checkpoint
-        self.encoder = encoder
-        self.post_layernorm = nn.LayerNorm(hidden_size, eps=eps)
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens, _ = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
-        return tokens, self.post_layernorm(tokens[:, 0])
-
-
-class CLIPVisionModel(CLIPNetwork):
-    """CLIP's vision transformer. The keywords are those of a checkpoint's vision config.
-
-    `projection_dim`, `initializer_range` and `initializer_factor` are kept in the config and change nothing.
-    """
-
-    model_type: ClassVar[str] = "clip_vision_model"
-
-    def __init__(
-        self,
-        hidden_size: int = 768,
-        intermediate_size: int = 3072,
-        projection_dim: int = 512,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,
-        num_channels: int = 3,
-        image_size: int = 224,
-        patch_size: int = 32,
-        hidden_act: str = "quick_gelu",
-        layer_norm_eps: float = 1e-5,
-        attention_dropout: float = 0.0,
-        initializer_range: float = 0.02,
-        initializer_factor: float = 1.0,
-    ) -> None:
-        super().__init__()
-        encoder = CLIPEncoder(
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            num_hidden_layers=num_hidden_layers,
-            num_attention_heads=num_attention_heads,
-            hidden_act=hidden_act,
-            layer_norm_eps=layer_norm_eps,
-            attention_dropout=attention_dropout,
-        )
-        embeddings = CLIPVisionEmbeddings(hidden_size, num_channels, image_size, patch_size)
-        self.vision_model = CLIPVisionTransformer(embeddings, encoder, hidden_size, layer_norm_eps)
-
-    def forward(self, pixel_values: torch.Tensor) -> CLIPVisionModelOutput:
-        """Encode pictures (B, channels, image_size, image_size), normalised as CLIP's preprocessing does."""
-        return CLIPVisionModelOutput(*self.vision_model(pixel_values))
 
 
 class StableDiffusionSafetyChecker(CLIPNetwork):

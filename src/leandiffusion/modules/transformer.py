@@ -5,7 +5,7 @@ Parameter names are those of diffusers checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,15 +61,18 @@ class Attention(WithProcessor):
     ) -> Tensor:
         """x (B, T, C), context (B, S, C_context), mask (B, 1, S) added to the scores -> (B, T, C).
 
-        x may have fewer rows, which are then repeated. `extra` are arguments of a processor that was set, and
-        `perturbed`, which says of some layers' self-attention what samples go without it.
+        x may have fewer rows, which are then repeated. `extra` are arguments of a processor that was set, and by layer
+        what else concerns it: `perturbed`, which samples go without self-attention, and `images`, weights with keys and
+        values (B, S', nh * hs) of pictures, which are attended to beside the context.
         """
         if isinstance(self.backend, CustomProcessor):
             return self.backend.run(self, x, context, mask, extra or {})
-        perturbed: Perturbed | None = (extra or {}).get("perturbed")
-        if perturbed is None or self not in perturbed.layers:
+        if not extra:
             return self.compute(x, context, mask, self.backend)
-        return self.compute(x, context, mask, partial(perturbed.attend, self.backend))
+        perturbed: Perturbed | None = extra.get("perturbed")
+        concerns = perturbed is not None and self in perturbed.layers
+        backend = partial(perturbed.attend, self.backend) if concerns else self.backend  # type: ignore[union-attr]
+        return self.compute(x, context, mask, backend, extra.get("images", {}).get(self, ()))
 
     def compute(
         self,
@@ -77,6 +80,7 @@ class Attention(WithProcessor):
         context: Tensor | None,
         mask: Tensor | None,
         backend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        images: Sequence[tuple[float, Tensor, Tensor]] = (),
     ) -> Tensor:
         """Attention by `backend`; a mask is left to torch's own kernel, which supports masks, whatever the backend."""
         context = x if context is None else context
@@ -89,6 +93,9 @@ class Attention(WithProcessor):
             out = backend(q, k, v).to(dtype)
         else:
             out = fused_attention(q, k, v, attn_mask=mask[:, None].to(q.dtype)).to(dtype)
+        for weight, *seen in images:
+            k, v = (self.split_heads(each).to(q.dtype) for each in seen)
+            out = out + weight * backend(q, k, v).to(dtype)
         B, nh, T, hs = out.shape
         return self.to_out[0](out.transpose(1, 2).reshape(B, T, nh * hs))
 

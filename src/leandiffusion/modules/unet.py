@@ -23,7 +23,7 @@ from .features import ATTENTION_WEIGHTS, AttentionFeatures, absent
 from .freeu import FreeUMixin
 from .perturbed import Perturbed
 from .processors import CustomProcessor, attention_layers, check_arguments
-from .transformer import set_attention_slice
+from .transformer import Attention, set_attention_slice
 from .unet_blocks import SharedSettings
 from .unet_inputs import check_residuals, refuse_unused, text_bias, with_residuals
 from .unet_levels import SUPPORTED, build_down, build_middle, build_up, levels_of
@@ -194,6 +194,7 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         return_dict: bool = True,
         deep: DeepFeature | None = None,
         perturbed: Perturbed | None = None,
+        images: Mapping[Attention, Sequence[tuple[float, Tensor, Tensor]]] | None = None,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Predict for noisy latents `sample` (B, in_channels, h, w) at `timestep` (scalar or (B,)).
 
@@ -203,7 +204,8 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         it can be. SDXL wants `added_cond_kwargs` with `text_embeds` (B, P) and `time_ids` (B, 6). The
         `*_additional_residuals` are a ControlNet's, given together. `cross_attention_kwargs` are arguments of attention
         processors that were set. `deep` keeps deep features for the next forwards, or has those of an earlier one used.
-        `perturbed` says which samples go without self-attention, and in which layers.
+        `perturbed` says which samples go without self-attention, and in which layers; `images` what layers attend to
+        beside the text: weights, and keys and values (B, S', C) of pictures.
 
         ConfigError for inputs that this network does not use: class labels, masks of its self-attention, arguments that
         no processor takes, adapter residuals, and a `timestep_cond` or added conditions without a layer for them.
@@ -218,9 +220,8 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         check_residuals(down_block_additional_residuals, mid_block_additional_residual, self.skip_count)
         if cross_attention_kwargs:
             check_arguments(self, cross_attention_kwargs)
-        extra = (
-            cross_attention_kwargs if perturbed is None else {**(cross_attention_kwargs or {}), "perturbed": perturbed}
-        )
+        extra = {**(cross_attention_kwargs or {})}
+        extra |= {name: each for name, each in {"perturbed": perturbed, "images": images}.items() if each is not None}
         text = encoder_hidden_states, text_bias(encoder_attention_mask, encoder_hidden_states), extra
 
         rows = max(len(sample), len(encoder_hidden_states))

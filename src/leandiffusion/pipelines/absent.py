@@ -10,7 +10,6 @@ LORA = (
     "this part of diffusers' LoRA loader is not supported: load_lora_weights reads files and state dicts for all "
     "networks at once, with hotswap=True in place of another adapter, and factors follow the weights' device."
 )
-IP_ADAPTER = "IP-Adapters are not supported yet: draw from text alone, or with diffusers."
 FREEU = "FreeU is not supported yet: leave it out, or draw with diffusers."
 FUSED_QKV = "fused projections are not supported yet, and the picture is the same without: leave the call out."
 GROUPS = (
@@ -30,11 +29,6 @@ def unsupported(arguments: dict[str, Any], why: str) -> None:
         raise NotSupported(f"{', '.join(given)}: {why}")
 
 
-def no_ip_adapter(image: Any, embeds: Any) -> None:
-    """NotSupported if either is given: both belong to IP-Adapters."""
-    unsupported({"ip_adapter_image": image, "ip_adapter_image_embeds": embeds}, IP_ADAPTER)
-
-
 def _absent(why: str) -> Any:
     def method(self: Any, *_: Any, **__: Any) -> Any:
         raise NotSupported(why)
@@ -52,13 +46,9 @@ class Absent:
     enable_lora_hotswap = set_lora_device = _absent(LORA)
     lora_state_dict = load_lora_into_unet = load_lora_into_text_encoder = classmethod(_absent(LORA))
     write_lora_layers = pack_weights = classmethod(_absent(LORA))
-    load_ip_adapter = set_ip_adapter_scale = encode_image = prepare_ip_adapter_image_embeds = _absent(IP_ADAPTER)
     enable_group_offload = _absent(GROUPS)
     push_to_hub = _absent(PUSH)
     from_config = extract_init_dict = register_for_auto_class = classmethod(_absent(BUILD))
-
-    def unload_ip_adapter(self) -> None:
-        """Nothing happens: no IP-Adapter is loaded."""
 
     def enable_freeu(self: Any, s1: float, s2: float, b1: float, b2: float) -> None:
         """Switch FreeU (Si et al. 2023) on in the UNet: `s` scale skips, `b` what comes from below, at two levels.

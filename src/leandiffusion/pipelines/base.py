@@ -41,6 +41,7 @@ from .callbacks import take_old_callback
 from .compat import ForScripts
 from .images import check_output_type, to_output
 from .inversion import TextualInversion
+from .ip_adapter import IPAdapters
 from .lora import Lora
 from .lora_saving import LoraSaving
 from .memory_and_speed import MemoryAndSpeed
@@ -89,13 +90,13 @@ def drawing(method: Callable[P, R]) -> Callable[P, R]:
 
 
 class DiffusionPipeline(
-    Running, MemoryAndSpeed, Lora, LoraSaving, PerturbedAttentionGuidance, Planning, Assembly, TextualInversion, Shapes,
-    ForScripts, Absent,
+    Running, MemoryAndSpeed, Lora, LoraSaving, IPAdapters, PerturbedAttentionGuidance, Planning, Assembly,
+    TextualInversion, Shapes, ForScripts, Absent,
 ):  # fmt: skip
     """Base of the pipelines; its own `from_pretrained` picks the one that a checkpoint asks for.
 
     `last_times` holds the seconds per stage of the most recent finished call. `watch`, when set, is called with the
-    name of each stage ('encode', 'picture', 'denoise', 'decode', 'safety'); the context manager that it returns is
+    name of each stage ('encode', 'image', 'picture', 'denoise', 'decode', 'safety'); the context manager it returns is
     entered around the stage. `prompt_cache` keeps what text encoders made of the latest texts; None keeps nothing.
     """
 
@@ -154,6 +155,10 @@ class DiffusionPipeline(
             with clock.stage("encode"):
                 self._condition(call, request, run, besides_text)
             self._trim()
+            if self._sees(request):
+                with clock.stage("image"):
+                    run.controls.append(self._with_room(lambda: call._image_prompt(request)))
+                self._trim()
             if task.has_pictures:
                 with clock.stage("picture"):
                     task.prepare(run, partial(self._encode_pictures, call.vae))
@@ -216,6 +221,7 @@ class DiffusionPipeline(
         shape = self._shape_latents(request, task)
         inputs.check_latents(request.latents, shape)
         self._check_width(request.prompt_embeds)
+        self._check_image_prompt(request)
         with self._lora_scaled(request.lora_scale), self._call(**request.settings) as call:
             laid_out = set_timesteps(
                 call.scheduler, request.num_inference_steps, self.device,

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..families.one_encoder import Prompt
 from ..families.two_encoders import PromptPair
 from ..run import inputs
-from .absent import no_ip_adapter
+from .image_prompts import check_image_prompt
 from .request import Request, RequestXL, arguments_of
 
 
@@ -66,7 +66,7 @@ def check(pipe: Any, prompt: Prompt | PromptPair, arguments: dict[str, Any]) -> 
         inputs.check_count("callback_steps", arguments["callback_steps"])
     name = "callback_on_step_end_tensor_inputs"
     inputs.check_names(name, arguments[name] or [], pipe.callback_tensors)
-    no_ip_adapter(arguments["ip_adapter_image"], arguments["ip_adapter_image_embeds"])
+    check_image_prompt(arguments["ip_adapter_image"], arguments["ip_adapter_image_embeds"])
     prompt.check()
     embeds, negative = prompt.prompt_embeds, prompt.negative_prompt_embeds
     pipe._check_width(embeds)

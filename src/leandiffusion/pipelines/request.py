@@ -12,8 +12,9 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..families.two_encoders import Sizes
 from ..run import inputs
-from .absent import ATTENTION, no_ip_adapter, unsupported
+from .absent import ATTENTION, unsupported
 from .callbacks import wanted_tensors
+from .image_prompts import check_image_prompt
 from .images import check_output_type
 
 
@@ -54,7 +55,7 @@ class Request:
     callback_on_step_end_tensor_inputs: list[str] | None
 
     def __post_init__(self) -> None:
-        no_ip_adapter(self.ip_adapter_image, self.ip_adapter_image_embeds)
+        check_image_prompt(self.ip_adapter_image, self.ip_adapter_image_embeds)
         others = {name for name in self.cross_attention_kwargs or () if name != "scale"}
         unsupported({f"cross_attention_kwargs[{name!r}]": True for name in sorted(others)}, ATTENTION)
         inputs.check_one_of("prompt", self.prompt, "prompt_embeds", self.prompt_embeds)

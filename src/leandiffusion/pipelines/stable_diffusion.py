@@ -15,7 +15,6 @@ from ..families.one_encoder import OneEncoder, Prompt
 from ..run import inputs
 from ..run.decoding import decode_raw, to_unit
 from ..run.tasks.text_to_image import TextToImage
-from .absent import IP_ADAPTER, unsupported
 from .base import DiffusionPipeline, drawing, undisturbed
 from .checks import Checks
 from .compat import deprecated
@@ -83,7 +82,6 @@ class StableDiffusionPipeline(DiffusionPipeline, SafetyChecking, Checks):
             },
             {"requires_safety_checker": requires_safety_checker},
         )
-        unsupported({"image_encoder": image_encoder}, IP_ADAPTER)
         if safety_checker is not None and feature_extractor is None:
             inputs.refuse({"safety_checker": safety_checker}, "it needs a feature_extractor: pass both or neither")
 

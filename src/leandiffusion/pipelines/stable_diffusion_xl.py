@@ -13,7 +13,7 @@ from ..core.output import Output
 from ..families.two_encoders import PromptPair, Size, TwoEncoders
 from ..run.run import Run
 from ..run.tasks.text_to_image import TextToImage
-from .absent import IP_ADAPTER, WATERMARK, unsupported
+from .absent import WATERMARK, unsupported
 from .base import DiffusionPipeline, drawing, undisturbed
 from .checks import ChecksXL
 from .compat import deprecated
@@ -82,7 +82,6 @@ class StableDiffusionXLPipeline(DiffusionPipeline, ChecksXL):
             },
             {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt},
         )
-        unsupported({"image_encoder": image_encoder}, IP_ADAPTER)
         unsupported({"add_watermarker": add_watermarker or None}, WATERMARK)
 
     @property

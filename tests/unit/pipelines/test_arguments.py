@@ -67,7 +67,9 @@ COMMON: list[tuple[dict[str, Any], list[str]]] = [
     ({"sigmas": [1.0, 0.5]}, ["DDIMScheduler takes no sigmas", "another scheduler"]),
     ({"callback_on_step_end": 3}, ["callback_on_step_end=3", "function"]),
     ({"callback_on_step_end_tensor_inputs": ["latent"]}, ["tensor_inputs has 'latent'", "'latents'"]),
-    ({"ip_adapter_image": object()}, ["ip_adapter_image", "not supported"]),
+    ({"ip_adapter_image": object()}, ["ip_adapter_image", "no IP-Adapter is loaded"]),
+    ({"ip_adapter_image_embeds": [tensor(1, 1, 4)]}, ["ip_adapter_image_embeds", "no IP-Adapter is loaded"]),
+    ({"ip_adapter_image_embeds": tensor(1, 1, 4)}, ["ip_adapter_image_embeds must be a list of tensors"]),
     ({"cross_attention_kwargs": {"scale": 0.5}}, ["cross_attention_kwargs", "leave it out"]),
 ]
 SD1 = [
