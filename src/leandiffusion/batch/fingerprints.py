@@ -25,7 +25,8 @@ LENGTH = 32
 """Characters of a name: 128 bits of the hash, so that a billion pictures share none."""
 
 _SAMPLES, _SAMPLE = 64, 4096
-_NO_PART = ("device", "image", "mask", "control_image", "lora", "embeddings", "controlnet", "model", "vae")
+_NO_PART = ("device", "image", "mask", "control_image", "lora", "embeddings", "controlnet", "model", "vae",
+            "ip_adapter", "ip_image")  # fmt: skip
 """Options that count by their files, and the device, which changes no more than the last bits."""
 
 
@@ -81,10 +82,10 @@ def what_decides(options: ResolvedOptions, techniques: TechniqueOptions, files: 
         field = name.partition(" ")[0]
         digest = _read(field, path, files.whole)
         said[field] = [*said.get(field, []), digest] if field == "control_image" else digest
-    for field in ("lora", "controlnet"):
+    for field in ("lora", "controlnet", "ip_adapter", "ip_image"):
         if texts := getattr(options, field):
             parts = [path_and_scale(text, field) for text in texts]
-            of_file = _lora(files) if field == "lora" else files.sampled
+            of_file = {"lora": _lora(files), "ip_image": files.whole}.get(field, files.sampled)
             said[field] = [[_read(field, path, of_file), scale] for path, scale in parts]
     if options.embeddings:
         parts = [embedding_and_word(text) for text in options.embeddings]

@@ -194,6 +194,26 @@ GuidanceScale = Annotated[
     ),
 ]
 
+IPAdapter = Annotated[
+    list[str],
+    typer.Option(
+        "--ip-adapter",
+        metavar="PATH",
+        help="An IP-Adapter's .safetensors file, its image_encoder beside it or a folder above; may be repeated.",
+        show_default=False,
+    ),
+]
+
+IPImage = Annotated[
+    list[str],
+    typer.Option(
+        "--ip-image",
+        metavar="PICTURE[:SCALE]",
+        help="What the --ip-adapter sees, and how much it counts. One for each.",
+        show_default=False,
+    ),
+]
+
 PagScale = Annotated[
     float | None,
     typer.Option(

@@ -8,12 +8,15 @@ from pathlib import Path
 import typer
 
 from ..core.errors import ConfigError, LeanError
-from ..drawing.given import loras_of, pictures_of
+from ..drawing.given import adapters_of, pictures_of
 from ..drawing.options import DrawingOptions
 from ..pictures.record import PictureRecord, read_record
 from .report import say
 
-SEVERAL = {"control_image": "control image", "lora": "LoRA"}
+SEVERAL = {
+    "control_image": "control image", "lora": "LoRA", "ip_adapter": "IP-Adapter",
+    "ip_image": "picture for the IP-Adapter",
+}  # fmt: skip
 """Files of which there may be several, whose names in a record have the path too, and how they are called."""
 
 
@@ -60,7 +63,7 @@ def _say_what_changed(record: PictureRecord, options: DrawingOptions) -> None:
     from ..pictures.reading import sha256
 
     try:
-        files: dict[str, str | Path] = {**pictures_of(options), **loras_of(options)}
+        files: dict[str, str | Path] = {**pictures_of(options), **adapters_of(options)}
     except (LeanError, OSError):  # the check of the options says what is wrong with them
         return
     for name, path in files.items():

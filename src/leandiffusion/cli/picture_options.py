@@ -17,6 +17,8 @@ from .arguments import (
     Embedding,
     GuessMode,
     GuidanceScale,
+    IPAdapter,
+    IPImage,
     Lora,
     Mask,
     Model,
@@ -70,6 +72,8 @@ def _options(
     guess_mode: GuessMode = False,
     control_guidance_start: ControlGuidanceStart = None,
     control_guidance_end: ControlGuidanceEnd = None,
+    ip_adapter: IPAdapter = [],  # noqa: B006
+    ip_image: IPImage = [],  # noqa: B006
     prompt_syntax: PromptSyntax = None,
     embedding: Embedding = [],  # noqa: B006
     steps: Steps = None,
@@ -91,6 +95,7 @@ def _options(
         control_image=tuple(control_image) or None, guess_mode=guess_mode or None,
         control_guidance_start=control_guidance_start, control_guidance_end=control_guidance_end,
         prompt_syntax=prompt_syntax, embeddings=tuple(embedding) or None, steps=steps, guidance_scale=guidance,
-        pag_scale=pag_scale, pag_layers=tuple(pag_layers) or None, scheduler=scheduler,
+        ip_adapter=tuple(ip_adapter) or None, ip_image=tuple(ip_image) or None, pag_scale=pag_scale,
+        pag_layers=tuple(pag_layers) or None, scheduler=scheduler,
         width=width, height=height, seed=seed, dtype=dtype, device=device,
     )  # fmt: skip

@@ -24,12 +24,13 @@ PICTURES = ("image", "mask")
 
 @dataclass(frozen=True)
 class Given:
-    """A picture, its mask, pictures that ControlNets see, as far as there are any; `sha256` of these files and of
-    LoRAs, by 'image', 'mask', 'control_image PATH' and 'lora PATH'."""
+    """A picture, its mask, pictures that ControlNets see and those that IP-Adapters do (`seen`), as far as there are;
+    `sha256` of these files, of LoRAs and IP-Adapters, by 'image', 'mask', 'control_image PATH' and so on."""
 
     image: Image | None = None
     mask: Image | None = None
     controls: tuple[Image, ...] = ()
+    seen: tuple[Image, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -48,7 +49,8 @@ class Given:
                 f"it is {mask.width}x{mask.height} and the picture {image.width}x{image.height}: make it as large.",
             )
         controls = tuple(pictures[f"control_image {path}"] for path in options.control_image or ())
-        return cls(image, mask, controls, _digests(options, uploads))
+        seen = tuple(pictures[f"ip_image {path_and_scale(text)[0]}"] for text in options.ip_image or ())
+        return cls(image, mask, controls, seen, _digests(options, uploads))
 
     def arguments(self, pipe: Any, options: DrawingOptions) -> dict[str, Any]:
         """What the pipeline's call is given: the size to draw, pictures at that size, which is then the model's own
@@ -79,23 +81,26 @@ class Given:
 
 
 def pictures_of(options: DrawingOptions) -> dict[str, str]:
-    """Paths of the pictures that the options name, by 'image', 'mask' and 'control_image PATH'."""
+    """Paths of the pictures that the options name, by 'image', 'mask', 'control_image PATH' and 'ip_image PATH'."""
     named = {name: path for name in PICTURES if (path := getattr(options, name)) is not None}
-    return named | {f"control_image {path}": path for path in options.control_image or ()}
+    named |= {f"control_image {path}": path for path in options.control_image or ()}
+    return named | {f"ip_image {path}": path for path, _ in map(path_and_scale, options.ip_image or ())}
 
 
-def loras_of(options: DrawingOptions) -> dict[str, Path]:
-    """Files of the LoRAs that the options name, by 'lora PATH'. Raises what `find_lora` does."""
+def adapters_of(options: DrawingOptions) -> dict[str, Path]:
+    """Files of the LoRAs and IP-Adapters that the options name, by 'lora PATH' and 'ip_adapter PATH'. Raises what
+    `find_lora` does."""
     from ..lora.find import find_lora
 
     loras = [path for path, _ in map(path_and_scale, options.lora or ())]
-    return {f"lora {path}": find_lora(path) for path in loras}
+    files = {f"lora {path}": find_lora(path) for path in loras}
+    return files | {f"ip_adapter {path}": Path(path).expanduser() for path in options.ip_adapter or ()}
 
 
 def _digests(options: DrawingOptions, uploads: Mapping[str, bytes] | None) -> dict[str, str]:
     from ..pictures.reading import sha256
 
-    files: dict[str, str | Path] = dict(loras_of(options))
+    files: dict[str, str | Path] = dict(adapters_of(options))
     if uploads is None:
         return {name: sha256(path) for name, path in {**pictures_of(options), **files}.items()}
     pictures = {name: hashlib.sha256(uploads[path]).hexdigest() for name, path in pictures_of(options).items()}

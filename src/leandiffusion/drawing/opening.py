@@ -11,13 +11,25 @@ from ..core.errors import ConfigError
 from ..pictures.files import slug
 from ..pictures.latents import save_latents
 from ..pictures.record import PictureRecord
-from . import controlnet, lora
+from . import controlnet, ip_adapter, lora
 from .given import Given
 from .options import DEMO, ResolvedOptions, embedding_and_word
 from .record import record_of
 from .techniques import TechniqueOptions
 
-OPENED_WITH = ("model", "task", "dtype", "device", "vae", "lora", "embeddings", "controlnet", "pag_scale", "pag_layers")
+OPENED_WITH = (
+    "model",
+    "task",
+    "dtype",
+    "device",
+    "vae",
+    "lora",
+    "embeddings",
+    "controlnet",
+    "ip_adapter",
+    "pag_scale",
+    "pag_layers",
+)
 """Options that a model is opened with; all others are each picture's own."""
 
 OWN_OF_EACH = ("prompt", "negative_prompt", "seed")
@@ -56,6 +68,7 @@ def open_model(
     pipe = open_pipeline(options.model, dtype=dtype, task=options.task, **techniques.opening(device), **components)
     techniques.apply(pipe)
     lora.load(pipe, options.lora)
+    ip_adapter.load(pipe, options)
     for path, word in map(embedding_and_word, options.embeddings or ()):
         pipe.load_textual_inversion(path, token=word)
     if options.pag_scale:
@@ -160,5 +173,6 @@ def _arguments(
         "callback_on_step_end": on_step,
         **given.arguments(pipe, first),
         **controlnet.arguments(first),
+        **ip_adapter.arguments(pipe, first, given.seen),
     }
     return {name: value for name, value in asked.items() if value is not None}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..core.errors import ConfigError, LeanError, NotSupported
-from . import controlnet, lora
+from . import controlnet, ip_adapter, lora
 from .values import normal
 from .wrong import OptionError
 
@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 
-OF_THE_MODEL = ("vae", "embeddings", "lora", "controlnet", "control_image")
+OF_THE_MODEL = ("vae", "embeddings", "lora", "controlnet", "control_image", "ip_adapter", "ip_image")
 """Options that mean nothing with another model."""
+
+
+SEVERAL = ("lora", "embeddings", "controlnet", "control_image", "ip_adapter", "ip_image")
+"""Options that are lists, empty unless said."""
 
 
 @dataclass(frozen=True)
 class DrawingOptions:
     """What is asked for, under the names that records have. None leaves the choice to the model.
 
-    Sizes are pixels. `lora` and `controlnet` are PATH or PATH:SCALE, `embeddings` PATH or PATH:WORD, all other files
-    paths. `strength` and the shares of the steps are from 0 to 1. `pag_scale` and `pag_layers` are of
+    Sizes are pixels. `lora`, `controlnet` and `ip_image` are PATH or PATH:SCALE, `embeddings` PATH or PATH:WORD, all
+    other files paths. `strength` and the shares of the steps are from 0 to 1. `pag_scale` and `pag_layers` are of
     perturbed attention.
     """
 
@@ -56,6 +60,8 @@ class DrawingOptions:
     guess_mode: bool | None = None
     control_guidance_start: float | None = None
     control_guidance_end: float | None = None
+    ip_adapter: tuple[str, ...] | None = None
+    ip_image: tuple[str, ...] | None = None
     pag_scale: float | None = None
     pag_layers: tuple[str, ...] | None = None
 
@@ -91,6 +97,8 @@ class ResolvedOptions(DrawingOptions):
     embeddings: tuple[str, ...] = ()
     controlnet: tuple[str, ...] = ()
     control_image: tuple[str, ...] = ()
+    ip_adapter: tuple[str, ...] = ()
+    ip_image: tuple[str, ...] = ()
 
     @property
     def task(self) -> str | None:
@@ -108,11 +116,12 @@ def resolve(options: DrawingOptions) -> ResolvedOptions:
     options = options.normal()
     if options.prompt is None:
         raise OptionError("prompt", "say what to draw.")
-    options = options.filled_from(dict.fromkeys(("lora", "embeddings", "controlnet", "control_image"), ()))
+    options = options.filled_from(dict.fromkeys(SEVERAL, ()))
     options = options.filled_from({"prompt_syntax": "plain", "model": DEMO})
     check_each(options)
     _check_pictures(options)
     controlnet.check(options)
+    ip_adapter.check(options)
     if options.pag_layers and not options.pag_scale:
         raise OptionError("pag_layers", "it belongs to {pag_scale}, and there is none.")
     _check_prompts(options)

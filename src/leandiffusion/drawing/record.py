@@ -46,6 +46,8 @@ def record_of(
         guess_mode=options.guess_mode,
         control_guidance_start=options.control_guidance_start,
         control_guidance_end=options.control_guidance_end,
+        ip_adapter=options.ip_adapter,
+        ip_image=options.ip_image,
         pag_scale=options.pag_scale,
         pag_layers=options.pag_layers or (),
     )

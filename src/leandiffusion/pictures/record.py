@@ -45,7 +45,8 @@ class Recipe:
     on, as `resize` and `padding_mask_crop` say; `strength` is how much of the picture became new, from 0 to 1.
     `prompt_syntax` is 'plain', or 'weighted' for prompts with weights; `embeddings` are textual inversions as PATH or
     PATH:WORD; `controlnet` ControlNets as PATH or PATH:SCALE, and `control_image` the picture that each of them saw.
-    `pag_scale` and `pag_layers` are perturbed attention's, of no layers where it is usual."""
+    `ip_adapter` are files of IP-Adapters, `ip_image` the picture that each saw, as PATH or PATH:SCALE; `pag_scale` and
+    `pag_layers` are perturbed attention's, of no layers where it is usual."""
 
     model: str
     prompt: str
@@ -72,6 +73,8 @@ class Recipe:
     guess_mode: bool | None = None
     control_guidance_start: float | None = None
     control_guidance_end: float | None = None
+    ip_adapter: tuple[str, ...] = ()
+    ip_image: tuple[str, ...] = ()
     pag_scale: float | None = None
     pag_layers: tuple[str, ...] = ()
 
@@ -84,7 +87,7 @@ class PictureRecord:
     where it was ('process', 'cuda:0'); `techniques` that were on, with their settings, by name; `versions` of the
     packages that decide the result. Where techniques were planned for a budget, `plan` has 'budget' and 'settings' in
     words, and `predicted` the 'peak_memory' in bytes and the seconds per stage. `inputs` has the SHA-256 of files that
-    were drawn with, by 'image', 'mask', 'lora PATH' and 'control_image PATH'.
+    were drawn with, by 'image', 'mask', 'lora PATH', 'control_image PATH', 'ip_adapter PATH' and 'ip_image PATH'.
     """
 
     recipe: Recipe

@@ -41,7 +41,7 @@ class Part:
         opening leaves on disk. It says that it comes from a checkpoint: from the one that will be there when it is
         opened."""
         network = empty_network(self.cls, self.config, cast or self.dtype)
-        for prefix in () if whole else UNNEEDED.get(self.cls.__name__, ()):
+        for prefix in () if whole else filter(None, UNNEEDED.get(self.cls.__name__, ())):
             setattr(network, prefix.rstrip("."), nn.Identity())
         object.__setattr__(network, "_origin", Origin(self.cls, self.config, {}))
         return network
@@ -78,7 +78,8 @@ class Blueprint:
         networks = {name: part for name, part in parts.items() if name in PLANNED}
         if "unet" not in networks or "vae" not in networks:
             raise ConfigError(f"{source} has no {'VAE' if 'unet' in networks else 'UNet'}: nothing to plan for.")
-        others = sum(weight_bytes(part.build()) for name, part in parts.items() if name not in PLANNED)
+        besides = (part for name, part in parts.items() if name not in PLANNED and not _stays_on_disk(part.cls))
+        others = sum(weight_bytes(part.build()) for part in besides)
         return cls(str(source), networks, device, _side(networks), others)
 
     @classmethod
@@ -98,7 +99,8 @@ class Blueprint:
                 )
         if "unet" not in planned or "vae" not in planned:
             raise ConfigError("planning needs a UNet and a VAE, and this pipeline lacks one of them.")
-        others = sum(weight_bytes(network) for key, network in networks.items() if key not in planned)
+        besides = (net for key, net in networks.items() if key not in planned and not _stays_on_disk(type(net)))
+        others = sum(map(weight_bytes, besides))
         others += sum(map(lora_bytes, planned.values()))
         own: Mapping[str, Any] = dtypes or {}
         parts = {
@@ -134,6 +136,11 @@ class Blueprint:
     def dtype(self) -> torch.dtype:
         """Of the UNet's weights."""
         return self.networks["unet"].dtype
+
+
+def _stays_on_disk(cls: type[Any]) -> bool:
+    """Whether opening leaves all weights of such a network on disk, to be read one at a time: an image encoder's."""
+    return "" in UNNEEDED.get(cls.__name__, ())
 
 
 def lora_bytes(network: nn.Module) -> int:

@@ -21,11 +21,22 @@ OTHER: dict[str, Any] = {
     "prompt": "b", "negative_prompt": "c", "prompt_syntax": "weighted", "steps": 3, "guidance_scale": 2.0,
     "scheduler": "ddim", "width": 64, "height": 64, "seed": 2, "dtype": "bfloat16", "strength": 0.5, "resize": "fill",
     "padding_mask_crop": 8, "guess_mode": True, "control_guidance_start": 0.1, "control_guidance_end": 0.9,
-    "pag_scale": 2.0, "pag_layers": ("mid",),
+    "ip_adapter": ("a.bin",), "ip_image": ("a.bin:0.5",), "pag_scale": 2.0, "pag_layers": ("mid",),
     "model": "a.bin", "vae": "a.bin", "lora": ("a.bin:0.5",), "image": "a.bin", "mask": "a.bin",
     "embeddings": ("a.bin:w",), "controlnet": ("a.bin",), "control_image": ("a.bin",),
 }  # fmt: skip
-OF_FILES = ("model", "vae", "lora", "image", "mask", "embeddings", "controlnet", "control_image")
+OF_FILES = (
+    "model",
+    "vae",
+    "lora",
+    "image",
+    "mask",
+    "embeddings",
+    "controlnet",
+    "control_image",
+    "ip_adapter",
+    "ip_image",
+)
 
 
 def name(options: ResolvedOptions, techniques: TechniqueOptions = TechniqueOptions()) -> str:  # noqa: B008
