@@ -52,7 +52,7 @@ class Int8(Technique):
     unplanned: ClassVar[str] = "its speed depends on the processor's instructions: `leandiffusion bench` measures it"
     price: ClassVar[Price] = Price(
         saves="Three quarters of the memory of float32 weights, half of half precision's; and time per step on x86 "
-        "CPUs, most where `leandiffusion env` shows VNNI or AMX.",
+        "CPUs; more is expected, and was not measured, where `leandiffusion env` shows VNNI or AMX.",
         costs="Another picture: the same layout, other details, which also differ from one batch, or number of "
         "threads, to another. The first step takes longer, in which weights are rounded.",
         use="Full-size models on a CPU, for less memory without reading weights from disk at each step. Small networks "
