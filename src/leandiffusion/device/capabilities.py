@@ -96,6 +96,19 @@ def why_no_int8(device: torch.device) -> list[str]:
     return []
 
 
+def is_unobserved(x: torch.Tensor) -> bool:
+    """Whether a layer may compute with x in any way that gives the result: on the CPU, while nobody differentiates,
+    casts, traces or compiles."""
+    return (
+        type(x) is torch.Tensor
+        and is_host(x.device)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and not torch.compiler.is_compiling()
+    )
+
+
 def has_float64(device: torch.device) -> bool:
     """Whether there are float64 tensors on the device; Apple's GPUs have none."""
     return is_host(device) or kind_of(device).float64

@@ -15,7 +15,7 @@ from ..weights.build import put_tensor
 from ..weights.load import origin_of
 from ..weights.packed import unpack
 from ..weights.residence import read_weights, release_to_disk
-from ..weights.stored import StoredTensor
+from ..weights.stored import StoredTensor, numbers_of
 from .adapters import Adapters
 from .weights import weight_in
 
@@ -73,8 +73,7 @@ def _layers(adapters: Adapters, names: list[str]) -> list[str]:
 
 def _changed(module: nn.Module, adapters: Adapters, names: list[str], layer: str, scale: float) -> Tensor:
     weight: Any = module.weight
-    numbers: Tensor = weight.read() if isinstance(weight, StoredTensor) else weight.detach()
-    total = numbers.to(torch.float32, copy=True)
+    total = numbers_of(weight).to(torch.float32, copy=True)
     for name in names:
         piece = adapters.loaded[name].get(layer)
         if piece is not None:

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device.capabilities import X86, fast_int8, fewer_bits
-from ..device.host import is_host
+from ..device.capabilities import X86, fast_int8, fewer_bits, is_unobserved
 from ..weights.int8 import is_int8
 from ..weights.packed import is_packed, packed_weight, unpack
 from ..weights.stored import plain
@@ -60,8 +59,7 @@ class Conv2d(nn.Conv2d):
                 weight = self.weight
             elif is_int8(weight):
                 weight = weight.rounded_weight()
-            bias = None if self.bias is None else plain(self.bias)
-            return winograd.convolve(x, weight, bias, double=double)
+            return winograd.convolve(x, weight, self._plain_bias(), double=double)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest") if double else x
         if is_int8(weight):
             return self._conv_forward(x, weight, self.bias)
@@ -70,9 +68,11 @@ class Conv2d(nn.Conv2d):
             geometry = self.padding, self.stride, self.dilation, self.groups
             return torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *geometry, "none", [], "")
         if free and x.dtype == torch.float32 and _is_small(x, self) and not is_packed(weight):
-            bias = None if self.bias is None else plain(self.bias)
-            return im2col.convolve(x, weight, bias, stride=self.stride[0])
+            return im2col.convolve(x, weight, self._plain_bias(), stride=self.stride[0])
         return self._conv_forward(x, weight, self.bias)
+
+    def _plain_bias(self) -> Tensor | None:
+        return None if self.bias is None else plain(self.bias)
 
 
 def _is_large(x: Tensor, conv: nn.Conv2d, *, double: bool) -> bool:
@@ -93,14 +93,9 @@ def _is_free(x: Tensor, weight: Tensor) -> bool:
     """Whether it may be computed as one likes: in memory of the CPU, at full precision, with nobody recording it, and
     with weights that stay where they are."""
     return (
-        x.dtype == weight.dtype
-        and is_host(x.device)
-        and type(x) is Tensor
+        is_unobserved(x)
+        and x.dtype == weight.dtype
         and (type(weight) in (Tensor, nn.Parameter) or is_packed(weight) or is_int8(weight))
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not torch.compiler.is_compiling()
         and fewer_bits(x.device)[0][1].fp32_precision in _FULL
     )
 

@@ -290,9 +290,10 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
 
         Not where anything tells them apart earlier, nor where somebody looks on and expects a row for each.
         """
+        if self.add_embedding is not None or (isinstance(timestep, Tensor) and timestep.numel() != 1):
+            return False
         layers = [layer for _, layer in attention_layers(self)]
-        alike = self.add_embedding is None and (not isinstance(timestep, Tensor) or timestep.numel() == 1)
-        if not alike or any(isinstance(layer.backend, CustomProcessor) for layer in layers):
+        if any(isinstance(layer.backend, CustomProcessor) for layer in layers):
             return False
         if perturbed is not None and perturbed.layers & {*layers[:1]}:  # the one before the text
             return False

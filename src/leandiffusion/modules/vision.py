@@ -85,6 +85,7 @@ class VisionNetwork(CLIPNetwork):
     """
 
     model_type: ClassVar[str] = "clip_vision_model"
+    has_projection: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -114,6 +115,8 @@ class VisionNetwork(CLIPNetwork):
         )
         embeddings = CLIPVisionEmbeddings(hidden_size, num_channels, image_size, patch_size)
         self.vision_model = CLIPVisionTransformer(embeddings, encoder, hidden_size, layer_norm_eps)
+        if self.has_projection:
+            self.visual_projection = nn.Linear(hidden_size, projection_dim, bias=False)
 
 
 class CLIPVisionModel(VisionNetwork):
@@ -128,28 +131,7 @@ class CLIPVisionModel(VisionNetwork):
 class CLIPVisionModelWithProjection(VisionNetwork):
     """CLIP's vision transformer with the projection to the space that it shares with texts: an IP-Adapter's eyes."""
 
-    def __init__(
-        self,
-        hidden_size: int = 768,
-        intermediate_size: int = 3072,
-        projection_dim: int = 512,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,
-        num_channels: int = 3,
-        image_size: int = 224,
-        patch_size: int = 32,
-        hidden_act: str = "quick_gelu",
-        layer_norm_eps: float = 1e-5,
-        attention_dropout: float = 0.0,
-        initializer_range: float = 0.02,
-        initializer_factor: float = 1.0,
-    ) -> None:
-        super().__init__(
-            hidden_size, intermediate_size, projection_dim, num_hidden_layers, num_attention_heads, num_channels,
-            image_size, patch_size, hidden_act, layer_norm_eps, attention_dropout, initializer_range,
-            initializer_factor,
-        )  # fmt: skip
-        self.visual_projection = nn.Linear(hidden_size, projection_dim, bias=False)
+    has_projection: ClassVar[bool] = True
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> CLIPVisionProjectedOutput:
         """Encode pictures (B, channels, image_size, image_size), normalised as CLIP's preprocessing does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from weakref import ref
 
@@ -112,7 +113,7 @@ class Unit:
     packed: Tensor | None = None
     _modules: list[ref[nn.Module]] = field(default_factory=list)
 
-    @property
+    @cached_property
     def network(self) -> str:
         """The network that it is part of; those that run in turns in every step count as one."""
         name = self.name.partition(".")[0]

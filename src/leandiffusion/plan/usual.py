@@ -35,7 +35,7 @@ Run = Callable[[], object]
 def faster_dtype(device: torch.device, say: Callable[[str], object] = lambda line: None) -> torch.dtype:
     """float16 on an accelerator. On a CPU bfloat16 where it is `WORTH` it, and else float32.
 
-    That is measured once, in a second or less, on layers like those of Stable Diffusion 1.5 at 256 pixels, and kept in
+    That is measured once, in a second or two, on layers like those of Stable Diffusion 1.5 at 256 pixels, and kept in
     the cache folder for as long as versions, processor and number of threads stay the same. `say` gets a line about it
     then. Seconds are those of the processor, which other programs disturb little.
     """
@@ -121,4 +121,4 @@ def _keep(path: Path, now: dict[str, str], gain: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"taken_under": now, "gain": gain})
     except OSError:
-        pass  # measured again next time, in a second
+        pass  # measured again next time

@@ -82,10 +82,9 @@ class DPMSolverSDEScheduler(MidpointScheduler):
         self.sigmas = torch.cat([ends[:1], ends[1:-1].repeat_interleave(2), ends[-1:]])
         # Between these the path is asked for noise: their last bit counts, so they are rounded as in diffusers.
         lambdas = -ends[:-1].log()
-        middles = (-(lambdas[:-1] + lambdas.diff() * 0.5)).exp()
-        calls = alternating((-lambdas).exp(), torch.cat([middles, middles.new_zeros(1)]))
-        self._times = tuple(calls.tolist())
-        self._sigmas = (*alternating(ends[:-1], torch.cat([middles, middles.new_zeros(1)])).tolist(), 0.0)
+        middles = torch.cat([(-(lambdas[:-1] + lambdas.diff() * 0.5)).exp(), torch.zeros(1)])
+        self._times = tuple(alternating((-lambdas).exp(), middles).tolist())
+        self._sigmas = (*alternating(ends[:-1], middles).tolist(), 0.0)
         self.num_inference_steps = steps
         exact = has_float64(torch.device(device or "cpu"))
         placed = alternating(torch.from_numpy(t), torch.from_numpy(np.append(between, 0.0)))

@@ -25,7 +25,7 @@ from ..modules.processors import CustomProcessor, attention_layers
 from ..modules.unet import UNet2DConditionOutput
 from ..weights.load import origin_of
 from ..weights.residence import read_weights, release_to_disk, tensors_of
-from ..weights.stored import StoredTensor
+from ..weights.stored import StoredTensor, numbers_of
 
 COMPUTED = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of networks that are converted."""
@@ -201,7 +201,7 @@ def _digest(module: nn.Module) -> str:
     """Of the weights' numbers, one weight in memory at a time."""
     digest = hashlib.sha256()
     for name, p in tensors_of(module).items():
-        numbers = (p.read() if isinstance(p, StoredTensor) else p.detach()).contiguous()
+        numbers = numbers_of(p).contiguous()
         digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
         digest.update(numbers.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

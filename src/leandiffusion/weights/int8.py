@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device.capabilities import int8_inputs
-from ..device.host import is_host
+from ..device.capabilities import int8_inputs, is_unobserved
 from .build import as_parameter, swap
 from .header import TensorEntry
 from .residence import has_other_users, is_on_disk
-from .stored import StoredTensor, plain
+from .stored import StoredTensor, numbers_of, plain
 
 _WHERE = Path("eight bits")
 _LARGEST = 127  # of a weight's numbers
@@ -64,13 +63,12 @@ class Rounded:
 
     def read(self, entry: TensorEntry, into: Tensor) -> None:
         """Fill `into` with the exact weight."""
-        into.copy_(self.exact.read() if isinstance(self.exact, StoredTensor) else self.exact.detach())
+        into.copy_(numbers_of(self.exact))
 
     def made(self) -> Numbers:
         """The numbers, plain or in oneDNN's order."""
         if self.numbers is None:  # two threads would make the same
-            exact = self.exact.read() if isinstance(self.exact, StoredTensor) else self.exact.detach()
-            self.numbers = to_int8(exact)
+            self.numbers = to_int8(numbers_of(self.exact))
         return self.numbers
 
     def packed(self) -> Numbers:
@@ -101,7 +99,7 @@ class Int8Tensor(StoredTensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (_LINEAR, _CONV2D) and is_int8(args[1]) and _is_free(args[0]) and not kwargs:
+        if func in (_LINEAR, _CONV2D) and is_int8(args[1]) and is_unobserved(args[0]) and not kwargs:
             return (linear if func is _LINEAR else convolve)(*args)
         return super().__torch_function__(func, types, args, kwargs)
 
@@ -121,7 +119,7 @@ def put_int8(layer: nn.Module, *, inputs: bool) -> None:
     if isinstance(weight, Int8Tensor):
         return
     if not is_on_disk(weight):
-        numbers = weight.read() if isinstance(weight, StoredTensor) else weight.detach()
+        numbers = numbers_of(weight)
         if has_other_users(numbers, weight):
             return
     entry = TensorEntry(_WHERE, "weight", weight.dtype, tuple(weight.shape), 0, weight.nbytes)
@@ -213,15 +211,3 @@ def _along(scales: Tensor, weight: Tensor) -> Tensor:
 def _half(whole: int) -> Tensor:
     """What is added so that cutting digits off rounds to the nearest."""
     return torch.tensor(whole + 0.5)
-
-
-def _is_free(x: Tensor) -> bool:
-    """Whether a layer may compute as it likes: on the CPU, with nobody recording it."""
-    return (
-        type(x) is Tensor
-        and is_host(x.device)
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not torch.compiler.is_compiling()
-    )

@@ -20,7 +20,7 @@ from ..core.fork import Lock
 from .build import as_parameter, swap
 from .header import TensorEntry
 from .residence import has_other_users
-from .stored import StoredTensor
+from .stored import StoredTensor, numbers_of
 
 _WHERE = Path("oneDNN's order")
 
@@ -98,7 +98,7 @@ def _pack(layer: nn.Conv2d, size: tuple[int, ...]) -> Packed | None:
     weight = layer.weight
     if isinstance(weight, PackedTensor) and weight.packed is not None:  # by another thread, meanwhile
         return weight.packed
-    numbers = weight.read() if isinstance(weight, StoredTensor) else weight.detach()
+    numbers = numbers_of(weight)
     aliased = isinstance(weight, StoredTensor) and sys.getrefcount(weight.held) > _OWN_REFERENCES
     if aliased or has_other_users(numbers, weight):
         return None

@@ -219,6 +219,11 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.used() if isinstance(tensor, StoredTensor) and not torch.is_grad_enabled() else tensor
 
 
+def numbers_of(tensor: Tensor) -> Tensor:
+    """The tensor's numbers without gradients: those on disk read for this use alone, others where they are."""
+    return tensor.read() if isinstance(tensor, StoredTensor) else tensor.detach()
+
+
 def _looked_up(indices: Tensor, weight: Tensor, *settings: Any, max_norm: float | None = None, **named: Any) -> Any:
     """The rows of an embedding that no gradient is asked of; None where torch itself has to look them up.
 
