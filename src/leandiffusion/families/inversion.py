@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointNotFound, ConfigError, NotSupported, TensorMismatch, UnsafeFormat
-from ..core.hub import check_hub_id, fetch_file, local_path
+from ..core.hub import local_path
 from ..core.wording import show
 from ..modules.text import AddedTokens, CLIPTextModel
 from ..modules.tokenizer import CLIPTokenizer
 from ..weights.header import PICKLE_SUFFIXES, read_header
+from ..weights.one_file import find_one_file
 from ..weights.opened import OpenFile
 
 USUAL = "learned_embeds.safetensors"
@@ -62,32 +63,18 @@ def find_file(
     if path.is_file():
         return path
     if path.is_dir():
-        folder = path / (subfolder or "")
-        names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-        return find_file(folder / (weight_name or _chosen(str(folder), names)))
+        return find_file(find_one_file(path, weight_name, USUAL, _only_pickles, subfolder=subfolder))
     if path.suffix == ".safetensors" or len(path.parts) > 2 or path.is_absolute():
         raise CheckpointNotFound(
             f"{path} does not exist: give an embedding's .safetensors file, its folder, or a hub id."
         )
-    check_hub_id(str(path_or_id))
     if weight_name is not None and weight_name.endswith(PICKLE_SUFFIXES):
         raise _pickled(f"{weight_name} of {path_or_id} on the hub")
-    where = f"{path_or_id} on the hub"
-    return fetch_file(
-        str(path_or_id), lambda names: weight_name or _chosen(where, names), usual=weight_name or USUAL,
-        subfolder=subfolder, **hub,
-    )  # fmt: skip
+    return find_one_file(path_or_id, weight_name, USUAL, _only_pickles, subfolder=subfolder, **hub)
 
 
-def _chosen(where: str, names: list[str]) -> str:
-    safe = [name for name in names if name.endswith(".safetensors")]
-    if USUAL in safe or len(safe) == 1:
-        return USUAL if USUAL in safe else safe[0]
-    if safe:
-        raise CheckpointNotFound(f"{where} holds several files: say which by weight_name, of {', '.join(safe[:8])}.")
-    if any(name.endswith(PICKLE_SUFFIXES) for name in names):
-        raise _pickled(where)
-    raise CheckpointNotFound(f"{where} holds no .safetensors file.")
+def _only_pickles(where: str, names: list[str]) -> UnsafeFormat:
+    return _pickled(where)
 
 
 def _pickled(where: str) -> UnsafeFormat:

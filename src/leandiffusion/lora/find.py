@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointNotFound, ConfigError, UnsafeFormat
-from ..core.hub import check_hub_id, fetch_file, local_path
+from ..core.hub import local_path
 from ..demo import loras
 from ..weights.header import CONVERT_PICKLE, PICKLE_SUFFIXES
+from ..weights.one_file import find_one_file
 
 USUAL = "pytorch_lora_weights.safetensors"
 """What diffusers calls the file."""
@@ -30,33 +31,15 @@ def find_lora(
         return path
     if not path.exists() and str(path_or_id) in (packaged := loras()):
         return packaged[str(path_or_id)]
-    if path.is_dir():
-        folder = path / (subfolder or "")
-        names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-        return folder / (weight_name or _chosen(str(folder), names))
-    if path.suffix == ".safetensors" or path.suffix in PICKLE_SUFFIXES or len(path.parts) > 2:
+    if not path.is_dir() and (path.suffix in (".safetensors", *PICKLE_SUFFIXES) or len(path.parts) > 2):
         raise CheckpointNotFound(
             f"{path_or_id} does not exist: give a LoRA's .safetensors file, a folder, or a hub id."
         )
-    check_hub_id(str(path_or_id))
-    where = f"{path_or_id} on the hub"
-    return fetch_file(
-        str(path_or_id), lambda names: weight_name or _chosen(where, names), usual=weight_name or USUAL,
-        subfolder=subfolder, **hub,
-    )  # fmt: skip
+    return find_one_file(path_or_id, weight_name, USUAL, _pickled, subfolder=subfolder, **hub)
 
 
-def _chosen(where: str, names: list[str]) -> str:
-    safe = [name for name in names if name.endswith(".safetensors")]
-    if USUAL in safe:
-        return USUAL
-    if len(safe) == 1:
-        return safe[0]
-    if safe:
-        raise CheckpointNotFound(f"{where} holds several files: say which by weight_name, of {', '.join(safe[:8])}.")
-    if pickles := [name for name in names if name.endswith(PICKLE_SUFFIXES)]:
-        raise UnsafeFormat(
-            f"{where} holds only pickles ({', '.join(pickles[:3])}), which can run any code and are refused. Convert "
-            f"one that you trust: {CONVERT_PICKLE}"
-        )
-    raise CheckpointNotFound(f"{where} holds no .safetensors file.")
+def _pickled(where: str, pickles: list[str]) -> UnsafeFormat:
+    return UnsafeFormat(
+        f"{where} holds only pickles ({', '.join(pickles[:3])}), which can run any code and are refused. Convert one "
+        f"that you trust: {CONVERT_PICKLE}"
+    )
