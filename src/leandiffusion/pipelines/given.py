@@ -47,6 +47,11 @@ def check_given(pipeline: str, components: Mapping[str, Any], paths: tuple[str, 
                 f"{pipeline}: {name} is the class {part.__name__}, expected an object of it: pass "
                 f"{part.__name__}.from_pretrained(…) or {part.__name__}(…)."
             )
+        elif name == "image_encoder" and part is not None and not hasattr(part, "visual_projection"):
+            raise ConfigError(
+                f"{pipeline}: image_encoder is a {type(part).__name__}, expected a CLIPVisionModelWithProjection, by "
+                "which IP-Adapters see: load_ip_adapter opens it, or pass what its from_pretrained returns."
+            )
         elif name == "controlnet" and isinstance(part, list | tuple):
             continue  # several as one: the pipeline says what is wrong with them
         elif isinstance(part, Number | Mapping | list | tuple | set | torch.Tensor):

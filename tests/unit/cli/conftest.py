@@ -64,7 +64,7 @@ class Studio:
     def run(self, *arguments: str) -> Any:
         return CliRunner().invoke(app, list(arguments), prog_name="leandiffusion")
 
-    def open(self, options: Any, technique_options: Any) -> QuickPipeline:
+    def open(self, options: Any, technique_options: Any, say: Any = None) -> QuickPipeline:
         self.opened.append(options)
         pipe = QuickPipeline(self.calls)
         if options.scheduler is not None:

@@ -22,7 +22,7 @@ class Pipe:
         print("drawing", flush=True)
         time.sleep(60)
 demo.DEFAULTS = {}
-generate.open_model = lambda options, technique_options: Pipe()
+generate.open_model = lambda options, technique_options, say: Pipe()
 sys.argv = ["leandiffusion", "generate", "a ring", "--out", sys.argv[1]]
 app.main()
 """

@@ -187,7 +187,7 @@ def test_wrong_usage_is_code_2_and_opens_nothing(studio, arguments, complaint):
 
 
 def test_a_failure_is_code_1_and_one_line(studio, monkeypatch):
-    def fail(options, technique_options):
+    def fail(options, technique_options, say):
         raise CheckpointNotFound(f"no model\nat {options.model}")
 
     monkeypatch.setattr(generate, "open_model", fail)
@@ -200,7 +200,7 @@ def test_a_failure_is_code_1_and_one_line(studio, monkeypatch):
 
 
 def test_unexpected_errors_keep_their_name(studio, monkeypatch):
-    def fail(options, technique_options):
+    def fail(options, technique_options, say):
         raise MemoryError
 
     monkeypatch.setattr(generate, "open_model", fail)
@@ -223,7 +223,7 @@ def test_a_device_that_is_not_here_is_a_failure(studio):
 
 
 def test_warnings_are_notes_without_a_file_name(studio, monkeypatch):
-    def warn(options, technique_options):
+    def warn(options, technique_options, say):
         warnings.warn("the prompt was cut after 'ring'", UserWarning)
         return studio.open(options, technique_options)
 

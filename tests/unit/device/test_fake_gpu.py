@@ -32,7 +32,7 @@ pytestmark = [
 CPU = torch.device("cpu")
 OFFLOADS = ("model_offload", "sequential_offload")
 GRAPHS = ("compile", "traced_unet")
-FOR_CPUS = ("openvino", "packed_weights")
+FOR_CPUS = ("int8", "openvino", "packed_weights")
 FOR_GPUS = [name for name in techniques if name not in FOR_CPUS]
 SETTINGS = {"compile": {"backend": fake_graphs.keep}}
 

@@ -145,8 +145,9 @@ def test_upsampling_makes_no_enlarged_map(used: list[Any]) -> None:
         ("half", 0),
         ("packed", 0),
         ("1x1", 0),
+        ("a tiny weight", 0),
     ],
-)  # fmt: skip
+)
 @torch.no_grad()
 def test_small_float32_maps_with_plain_weights_are_one_product(
     what: str, products: int, monkeypatch: pytest.MonkeyPatch
@@ -164,6 +165,8 @@ def test_small_float32_maps_with_plain_weights_are_one_product(
         conv.stride, x = (2, 2), picture(side=22)
     if what == "packed":
         conv.packs = True
+    if what == "a tiny weight":
+        conv, x = layer(channels=8), picture(side=8, channels=8)
     if what == "1x1":
         conv = Conv2d(CHANNELS, CHANNELS, 1, padding=0).requires_grad_(False)
     weight = conv.weight.detach().clone()

@@ -197,7 +197,7 @@ def test_masters_are_back_whatever_happens_in_a_layer(
     with monkeypatch.context() as patch:
         patch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: fail(x, weight, bias))
         with pytest.raises(type(failure)):
-            layer(torch.zeros(1, 4, 16, 16))
+            layer(torch.zeros(1, 4, 8, 8))
     assert seen == [False]
     assert all(layer._parameters[name] is master for name, master in masters.items())
     assert all(isinstance(master, StoredTensor) for master in masters.values())
