@@ -20,11 +20,14 @@ FEWEST_TILES = 64
 """Below these the matrix products of Winograd's algorithm are too small to pay for its transforms."""
 
 FEWEST_NUMBERS = 1 << 14
-"""Of a weight that takes time to bring into another order."""
+"""Of a weight that is worth packing."""
 
 MOST_OUTPUTS = 128
 """Pixels of small maps, all of a batch together, up to which one matrix product is faster than a direct convolution
 with plain weights."""
+
+LEAST_WEIGHT = 3 << 20
+"""Bytes of a weight that takes time to bring into another order, as the smallest of Stable Diffusion's inner levels."""
 
 LARGE_WEIGHT, MOST_OUTPUTS_OF_LARGE = 32 << 20, 512
 """Bytes of a weight from which on it is as fast up to so many, and saves twice the weight."""
@@ -85,8 +88,9 @@ def _is_large(x: Tensor, conv: nn.Conv2d, *, double: bool) -> bool:
 def _is_small(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether im2col is for such a convolution, and pays for a map of this size."""
     square = conv.kernel_size == (3, 3) and conv.padding == conv.dilation == (1, 1) and conv.stride[0] == conv.stride[1]
-    most = MOST_OUTPUTS if conv.weight.nbytes < LARGE_WEIGHT else MOST_OUTPUTS_OF_LARGE
-    return square and conv.weight.numel() >= FEWEST_NUMBERS and im2col.outputs_of(x, stride=conv.stride[0]) <= most
+    nbytes = conv.weight.nbytes
+    most = MOST_OUTPUTS if nbytes < LARGE_WEIGHT else MOST_OUTPUTS_OF_LARGE
+    return square and nbytes >= LEAST_WEIGHT and im2col.outputs_of(x, stride=conv.stride[0]) <= most
 
 
 def _is_free(x: Tensor, weight: Tensor) -> bool:

@@ -145,7 +145,7 @@ def test_upsampling_makes_no_enlarged_map(used: list[Any]) -> None:
         ("half", 0),
         ("packed", 0),
         ("1x1", 0),
-        ("a tiny weight", 0),
+        ("a small weight", 0),
     ],
 )
 @torch.no_grad()
@@ -156,19 +156,19 @@ def test_small_float32_maps_with_plain_weights_are_one_product(
     convolve = im2col.convolve
     monkeypatch.setattr(im2col, "convolve", lambda *a, **k: calls.append(a) or convolve(*a, **k))
     dtype = torch.bfloat16 if what == "half" else torch.float32
-    conv, x = layer(dtype), picture(dtype, side=8)
+    conv, x = layer(dtype, 320), picture(dtype, side=8, channels=320)
     if what in ("three pictures", "a large weight"):
         x = x.repeat(3, 1, 1, 1)
     if what == "a large weight":
         monkeypatch.setattr(convolution, "LARGE_WEIGHT", conv.weight.nbytes)
     if what == "stride 2":
-        conv.stride, x = (2, 2), picture(side=22)
+        conv.stride, x = (2, 2), picture(side=22, channels=320)
     if what == "packed":
         conv.packs = True
-    if what == "a tiny weight":
-        conv, x = layer(channels=8), picture(side=8, channels=8)
+    if what == "a small weight":
+        conv, x = layer(), picture(side=8)
     if what == "1x1":
-        conv = Conv2d(CHANNELS, CHANNELS, 1, padding=0).requires_grad_(False)
+        conv = Conv2d(320, 320, 1, padding=0).requires_grad_(False)
     weight = conv.weight.detach().clone()
     reference = F.conv2d(x.double(), weight.double(), conv.bias.double(), stride=conv.stride, padding=conv.padding)
     assert error(conv(x), reference) < (ROUNDING if dtype == torch.float32 else 2**-7)

@@ -98,7 +98,7 @@ WORK: dict[str, Callable[[Make], Any]] = {
     "empty like": lambda t: torch.empty_like(t(2, 3, 4).permute(2, 0, 1)),
     "Winograd": lambda t: _layer(t)(t(1, 96, 33, 34)),
     "Winograd of channels-last, enlarged": lambda t: _layer(t)(t(1, 96, 16, 18, form=LAST), double=True),
-    "im2col": lambda t: _layer(t)(t(1, 96, 5, 6, form=LAST)),
+    "im2col": lambda t: im2col.convolve(t(1, 8, 5, 6, form=LAST), t(6, 8, 3, 3), t(6)),
     "im2col by channels-last weights": lambda t: im2col.convolve(
         t(2, 8, 5, 4), t(6, 8, 3, 3, form=LAST), None, stride=2
     ),
