@@ -91,9 +91,11 @@ def test_what_is_not_there_says_so(pair: Pair, name: str) -> None:
 
 def test_what_the_networks_may_know(tiny: Callable[[str], tuple[Any, Path]]) -> None:
     """FreeU and fused projections are the networks' business: diffusers' own, in our pipeline, know both."""
-    theirs, folder = tiny("sd1")
+    _, folder = tiny("sd1")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder)  # its own: unfused, fused layers stay behind
     ours = open_pipeline(folder, unet=theirs.unet, vae=theirs.vae)
-    ours.set_progress_bar_config(disable=True)
+    for pipe in (theirs, ours):
+        pipe.set_progress_bar_config(disable=True)
 
     def draw(pipe: Any) -> torch.Tensor:
         given = {"output_type": "latent", "generator": torch.Generator().manual_seed(0)}
