@@ -8,7 +8,7 @@ from pathlib import Path
 
 from leandiffusion.bench.record import Records, read_records
 from leandiffusion.bench.report.against import comparisons, has_peers, in_words
-from leandiffusion.bench.report.describe import headline, model_name, suite_of, title_of
+from leandiffusion.bench.report.describe import device_name, headline, model_name, suite_of, title_of
 from leandiffusion.bench.report.plots import PLOTS, draw_plots, plot_path
 from leandiffusion.bench.report.tables import markdown
 from leandiffusion.core.errors import LeanError
@@ -129,7 +129,8 @@ def _losses(runs: dict[Path, Records]) -> str:
     """Every figure in which our comparable row is behind a peer's; and what could not be compared."""
     lines, open_questions, compared = [], [], False
     for path, records in runs.items():
-        found, where = comparisons(records), f"{suite_of(records).title} ({path.stem})"
+        found = comparisons(records)
+        where = f"{suite_of(records).title} ({path.stem}; {device_name(records)}; {records.run.started[:10]})"
         if not found:
             reason = "none could be compared" if has_peers(records) else "none was asked for"
             open_questions.append(f"- {where}: no other program; {reason}.")
