@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -23,6 +24,9 @@ OPEN = ("/healthz", "/", "/page.css", "/page.js")
 
 TOGETHER = 4
 """Of the longest bodies, so many may be in hand at once."""
+
+PATIENCE = 30.0
+"""Seconds that the next piece of a body may take to come."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Guard:
         try:
             self._check_host(headers)
             self._check_key(scope["path"], headers)
-            self._check_length(headers)
+            self._check_body(headers)
         except ApiError as error:
             return error
         return None
@@ -111,7 +115,13 @@ class Guard:
                 status=401, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
 
-    def _check_length(self, headers: Headers) -> None:
+    def _check_body(self, headers: Headers) -> None:
+        packed = headers.get("content-encoding", "identity").strip().lower()
+        if packed not in ("", "identity"):
+            raise ApiError(
+                f"Content-Encoding: {show(packed)} is not unpacked here: send the body as it is, without that header.",
+                status=415, code="unsupported_content_encoding", headers={"Connection": "close"},
+            )  # fmt: skip
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.rules.most_bytes:
             raise self._too_long()
@@ -124,14 +134,23 @@ class Guard:
 
 
 class _Body:
-    """A request's body, counted while it comes: bodies need not say how long they are."""
+    """A request's body, counted while it comes: bodies need not say how long they are, nor come to their end."""
 
     def __init__(self, guard: Guard, receive: Receive) -> None:
         self._guard, self._receive, self.length = guard, receive, 0
+        self._whole = False
 
     async def receive(self) -> Message:
-        """The next message of the request."""
-        message = await self._receive()
+        """The next message of the request. ApiError for a body that is too long, or stops coming."""
+        try:
+            async with asyncio.timeout(None if self._whole else PATIENCE):
+                message = await self._receive()
+        except TimeoutError:
+            raise ApiError(
+                f"no more of the body came for {PATIENCE:g} s, after {format_bytes(self.length)}: send all that "
+                "Content-Length promises.", status=408, code="body_incomplete", headers={"Connection": "close"},
+            ) from None  # fmt: skip
+        self._whole = not message.get("more_body", False)
         before, more = self.length, len(message.get("body", b""))
         self.length += more
         self._guard.take(before, more)

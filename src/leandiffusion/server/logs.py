@@ -38,13 +38,14 @@ def _inert(value: Any) -> Any:
 
 
 def to_stderr(level: int = logging.INFO) -> None:
-    """Have this library, uvicorn and Python's warnings write JSON lines to standard error."""
+    """Have this library, uvicorn and Python's warnings write JSON lines to standard error; of all others, what they
+    warn of."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("leandiffusion", "uvicorn.error"):
+    for name, least in (("leandiffusion", level), ("uvicorn.error", level), ("", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+        logger.setLevel(least)
     warnings.simplefilter("always", UserWarning)
     warnings.showwarning = note_warning
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
@@ -59,10 +60,12 @@ async def read_form(request: Request) -> dict[str, Any]:
                     values[name] = Upload(await value.read(), (value.content_type or "").lower())
                 else:
                     values[name] = value
-    except MultiPartException as error:
-        raise ApiError(f"the body is no multipart/form-data: {error.message}", code="invalid_form") from None
-    except (UnicodeError, ValueError, KeyError) as error:
-        raise ApiError(f"the body is no multipart/form-data: {error}", code="invalid_form") from None
+    except (HTTPException, MultiPartException, UnicodeError, ValueError, KeyError) as error:
+        why = getattr(error, "detail", None) or getattr(error, "message", None) or error
+        raise ApiError(
+            f"the body is no multipart/form-data ({str(why).rstrip('.')}): let your HTTP library make it, with its "
+            "boundary in the header Content-Type.", code="invalid_form",
+        ) from None  # fmt: skip
     return values
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
+import sys
 from typing import Any
 
 import httpx2
@@ -183,7 +185,8 @@ def test_forms_that_are_none(client: httpx2.Client):
         b"\x00" * 99,
     ):
         refused(client.post("/v1/images/edits", content=body, headers=headers))
-    refused(client.post("/v1/images/edits", content=b"--x--", headers={"Content-Type": "multipart/form-data"}))
+    error = refused(client.post("/v1/images/edits", content=b"--x--", headers={"Content-Type": "multipart/form-data"}))
+    assert (error["code"], "boundary in the header" in error["message"]) == ("invalid_form", True)
     many = {f"field{i}": "1" for i in range(100)}
     refused(edit(client, {"image": ("a.png", png())}, **many))
 
@@ -209,6 +212,15 @@ def test_prompts_are_inert_in_the_log(caplog: pytest.LogCaptureFixture):
     assert line.isprintable()
     assert len(line) < 3000
     assert json.loads(line)["event"].startswith('a"}')
+
+
+def test_what_other_libraries_warn_of_is_a_line_of_json_too():
+    code = "import logging; from leandiffusion.server.logs import to_stderr; to_stderr(); "
+    code += "logging.getLogger('python_multipart').warning('Expected a boundary\\n%s', '\\x1b[2J')"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    event = json.loads(told)["event"]
+    assert event.startswith("Expected a boundary")
+    assert "\x1b" not in event
 
 
 def test_a_picture_in_base64():

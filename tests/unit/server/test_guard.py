@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,6 +79,32 @@ def test_a_body_that_is_too_long_is_not_read(guarded: Running):
         answer = client.post("/v1/images/edits", files={"image": b" " * 20_000}, headers={"content-type": ""})
         assert answer.status_code == 413
         assert client.post("/v1/images/generations", json={**QUICK, "n": 0}).status_code == 400
+
+
+def test_a_body_that_stops_coming_is_not_waited_for_and_one_that_came_is(
+    guarded: Running, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(guard, "PATIENCE", 0.2)
+    lines = [
+        "POST /v1/images/generations HTTP/1.1", "Host: localhost", f"Authorization: Bearer {KEY}",
+        "Content-Type: application/json", "Content-Length: 100", "", '{"prompt": "a',
+    ]  # fmt: skip
+    with socket.create_connection(("127.0.0.1", guarded.port)) as client:
+        client.sendall("\r\n".join(lines).encode())
+        client.settimeout(60)
+        told = b"".join(iter(lambda: client.recv(65_536), b""))
+    assert told.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"body_incomplete"' in told
+    long = {**QUICK, "num_inference_steps": 60}
+    with client_of(guarded, headers={"authorization": f"Bearer {KEY}"}) as whole:
+        assert whole.post("/v1/images/generations", json=long).status_code == 200
+
+
+def test_a_packed_body_is_refused_unread(guarded: Running):
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json", "content-encoding": "gzip"}
+    with client_of(guarded, headers=headers) as client:
+        answer = client.post("/v1/images/generations", content=gzip.compress(b" " * 10**6))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_content_encoding")
 
 
 def test_all_bodies_at_once_are_bounded_and_their_room_is_free_again():
