@@ -79,7 +79,7 @@ def _is_loopback(host: str) -> bool:
 
 def run(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C: then nothing more is accepted, what was is answered, and what is not done after
-    `drain` seconds is told so. ConfigError for options that cannot be followed, WeightsError for models that cannot be
+    `drain` seconds, or at a second signal, is told so. ConfigError for options that cannot be followed, WeightsError for models that cannot be
     opened: before anything is served."""
     models = named_models(options.models)
     check_exposed(options.host, options.api_key)
@@ -130,8 +130,9 @@ def _try_models(service: Any) -> None:
 
 
 def _draining(server: Any, service: Any) -> Any:
-    """The server, which ends jobs before it waits for their requests."""
-    shut_down = server.shutdown
+    """The server, which ends jobs before it waits for their requests: after a while, or at a second signal."""
+    shut_down, end = server.shutdown, server.handle_exit
+    signals = 0
 
     async def shutdown(sockets: Any = None) -> None:
         log.info("draining", extra={"jobs": len(service.queue.jobs())})
@@ -139,7 +140,15 @@ def _draining(server: Any, service: Any) -> Any:
         asyncio.get_running_loop().call_later(service.limits.drain, service.queue.close)
         await shut_down(sockets)
 
-    server.shutdown = shutdown
+    def signalled(number: int, frame: Any) -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 2:
+            asyncio.get_running_loop().call_soon_threadsafe(service.queue.close)
+        else:
+            end(number, frame)
+
+    server.shutdown, server.handle_exit = shutdown, signalled
     return server
 
 

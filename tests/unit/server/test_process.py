@@ -102,6 +102,21 @@ def test_what_is_not_done_in_time_is_told_so(processes: list[Process]):
     assert process.end() == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send")
+def test_a_second_ctrl_c_waits_for_no_picture_and_still_tells_its_client(processes: list[Process]):
+    process = Process("--drain", "600")
+    processes.append(process)
+    asked = [process.ask(**LONG, **ALONE) for _ in range(2)]
+    until_jobs(process.url, 2)
+    for _ in range(2):
+        process.process.send_signal(signal.SIGINT)
+        while not any(line["event"] == "draining" for line in [*process.lines]):
+            pass
+    assert [each.result().json()["error"]["code"] for each in asked] == ["shutting_down"] * 2
+    process.process.wait(60)
+    assert process.process.returncode == 0
+
+
 def said(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["serve", *arguments], prog_name="leandiffusion")
 
