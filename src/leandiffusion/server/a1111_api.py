@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from ..drawing.options import DrawingOptions
 from .a1111_fields import Options, PictureInfo, PictureToPicture, TextToPicture
-from .a1111_samplers import described, scheduler_of
+from .a1111_samplers import described
 from .encoding import drawn_as
 from .errors import ApiError, Cancelled
 from .fields import document, read_json
@@ -28,8 +28,18 @@ NAMES = {"guidance_scale": "cfg_scale", "scheduler": "sampler_name", "strength":
 
 STRENGTH = 0.75
 INTERRUPTED = "interrupted"
-EMPTY = ("sd-vae", "upscalers", "latent-upscale-modes", "hypernetworks", "face-restorers", "loras", "prompt-styles")
+_NO_LISTS = (
+    "sd-vae", "sd-modules", "upscalers", "latent-upscale-modes", "hypernetworks", "face-restorers", "realesrgan-models",
+    "loras", "prompt-styles", "script-info", "extensions",
+)  # fmt: skip
+EMPTY: Mapping[str, Any] = {
+    **{name: [] for name in _NO_LISTS}, "embeddings": {"loaded": {}, "skipped": {}},
+    "scripts": {"txt2img": [], "img2img": []}, "cmd-flags": {},
+}  # fmt: skip
 """What front ends ask for when they begin, and there is none of."""
+
+REFRESHED = ("checkpoints", "vae", "loras", "embeddings")
+"""What they have looked for anew: here it stays what the server was started with."""
 
 
 class Contract:
@@ -63,7 +73,7 @@ class Contract:
             prompt=fields.prompt, model=fields.override_settings.sd_model_checkpoint or self.model,
             negative_prompt=fields.negative_prompt, prompt_syntax="weighted", steps=fields.steps,
             guidance_scale=fields.cfg_scale, width=fields.width, height=fields.height,
-            scheduler=scheduler_of(fields.sampler_name or fields.sampler_index, fields.scheduler),
+            scheduler=fields.sampler,
             seed=None if fields.seed == -1 else fields.seed,
             **(_of_pictures(fields) if isinstance(fields, PictureToPicture) else {}),
         )  # fmt: skip
@@ -163,15 +173,17 @@ def _asking(router: APIRouter, contract: Contract) -> None:
         upload = from_base64("image", PictureInfo.checked(await read_json(request)).image)
         return JSONResponse(await service.aside(_texts_in, upload))
 
-    for name in EMPTY:
-        _add_empty(router, name)
+    for name, value in EMPTY.items():
+        _add_fixed(router, name, "GET", value, "There are none.")
+    for name in REFRESHED:
+        _add_fixed(router, f"refresh-{name}", "POST", None, "They stay what the server was started with.")
 
 
-def _add_empty(router: APIRouter, name: str) -> None:
-    async def none() -> JSONResponse:
-        return JSONResponse([])
+def _add_fixed(router: APIRouter, name: str, method: str, value: Any, about: str) -> None:
+    async def fixed() -> JSONResponse:
+        return JSONResponse(value)
 
-    router.add_api_route(f"/{name}", none, methods=["GET"], operation_id=name, description="There are none.")
+    router.add_api_route(f"/{name}", fixed, methods=[method], operation_id=name, description=about)
 
 
 def _progress(service: Service, job: Job | None) -> dict[str, Any]:
@@ -193,7 +205,7 @@ def _body(fields: TextToPicture, order: Order, job: Job, finished: list[Finished
     records = [event.drawn.record for event in finished]
     seeds = [record.recipe.seed for record in records]
     options, sent = order.options, fields.model_dump(exclude={"init_images", "mask"}, mode="json")
-    notes = [*job.notes, *(fields.notes if isinstance(fields, PictureToPicture) else [])]
+    notes = [*job.notes, *fields.notes]
     info = {
         "prompt": options.prompt, "negative_prompt": options.negative_prompt or "", "seed": options.seed,
         "all_seeds": seeds, "all_prompts": [options.prompt] * len(seeds), "steps": options.steps,

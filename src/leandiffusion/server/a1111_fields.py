@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from ..drawing.values import MAX_SEED
+from .a1111_samplers import eta_of, scheduler_of
 from .errors import ApiError
 from .fields import Fields
 from .openai_fields import MOST_SIDE, Prompt, Steps, Text
@@ -47,7 +48,7 @@ class TextToPicture(Fields):
 
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "enable_hr": _OFF, "restore_faces": _OFF, "tiling": _OFF, "styles": (None, []), "subseed": _NOTHING,
-        "subseed_strength": _NOTHING, "seed_resize_from_h": _NOTHING, "seed_resize_from_w": _NOTHING, "eta": _NOTHING,
+        "subseed_strength": _NOTHING, "seed_resize_from_h": _NOTHING, "seed_resize_from_w": _NOTHING,
         "s_min_uncond": _NOTHING, "s_churn": _NOTHING, "s_tmax": _NOTHING, "s_tmin": _NOTHING,
         "s_noise": (None, 0, 0.0, 1, 1.0), "clip_skip": (None, 0, 1), "refiner_checkpoint": (None, "", "None"),
         "refiner_switch_at": (None, 0, 0.0, 1, 1.0), "script_name": (None, "", "None"), "script_args": (None, []),
@@ -63,6 +64,9 @@ class TextToPicture(Fields):
     sampler_name: Annotated[str | None, Field(max_length=64, description="Of /sdapi/v1/samplers.")] = None
     sampler_index: Annotated[str | None, Field(max_length=64, description="An older name of sampler_name.")] = None
     scheduler: Annotated[str | None, Field(max_length=64, description="A schedule type: Automatic or Karras.")] = None
+    eta: Annotated[
+        float | None, Field(ge=-1, le=1, description="Samplers add the noise that is theirs: it changes nothing.")
+    ] = None
     steps: Steps = None
     cfg_scale: Annotated[float | None, Field(ge=0, le=100, description="Guidance, 0 to 100; up to 1 is none.")] = None
     width: Side = None
@@ -100,13 +104,26 @@ class TextToPicture(Fields):
         """Pictures in all."""
         return self.batch_size * self.n_iter
 
+    @property
+    def sampler(self) -> str | None:
+        """Our short name for it. ApiError for one that there is not."""
+        return scheduler_of(self.sampler_name or self.sampler_index, self.scheduler)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the answer says of fields that change nothing."""
+        own = eta_of(self.sampler)
+        if own is None or self.eta in (None, own):
+            return []
+        return [f"eta={self.eta:g} was not used: {self.sampler} draws with {own:g} here."]
+
 
 class PictureToPicture(TextToPicture):
     """POST /sdapi/v1/img2img."""
 
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **TextToPicture.IDLE, "inpainting_mask_invert": (None, 0, False), "initial_noise_multiplier": (None, 1, 1.0),
-        "mask_round": (None, True), "image_cfg_scale": _NOTHING, "latent_mask": (None, ""),
+        "mask_round": (None, True), "latent_mask": (None, ""),
         "include_init_images": (None, False),
     }  # fmt: skip
     OF_MASKS: ClassVar[tuple[str, ...]] = (
@@ -134,16 +151,18 @@ class PictureToPicture(TextToPicture):
 
     @classmethod
     def checked(cls, values: Any, *, strict: bool = True) -> Self:
-        """The fields in a body, without those that count with a mask alone where there is none."""
-        if isinstance(values, dict) and not values.get("mask"):
-            values = {name: value for name, value in values.items() if name not in ("mask", *cls.OF_MASKS)}
+        """The fields in a body, without those that count with a mask alone where there is none, and without the one
+        that counts with InstructPix2Pix alone, which is not served."""
+        if isinstance(values, dict):
+            idle = {"image_cfg_scale", *(() if values.get("mask") else ("mask", *cls.OF_MASKS))}
+            values = {name: value for name, value in values.items() if name not in idle}
         return super().checked(values, strict=strict)
 
     @property
     def notes(self) -> list[str]:
-        """What the answer says of fields that change nothing."""
+        """As `TextToPicture.notes`."""
         blurs = (self.mask_blur, self.mask_blur_x, self.mask_blur_y)
-        return ["mask_blur was not used: edges of masks are sharp here."] if any(blurs) else []
+        return super().notes + (["mask_blur was not used: edges of masks are sharp here."] if any(blurs) else [])
 
 
 class PictureInfo(Fields):

@@ -78,3 +78,11 @@ def scheduler_of(sampler: str | None, schedule: str | None) -> str | None:
     if short not in PRESETS:
         raise ApiError(f"scheduler: {show(sampler)} has no Karras schedule. Leave it out.", param="scheduler")
     return short
+
+
+def eta_of(short: str | None) -> float | None:
+    """The share of noise that a sampler adds in each step; None where the web UI has no such setting of it."""
+    name = (short or "").removesuffix(KARRAS)
+    if name.endswith(("-a", "sde")):
+        return 1.0
+    return 0.0 if name == "ddim" else None

@@ -106,6 +106,15 @@ def test_a_wrong_field(client: httpx2.Client, field: str, value: Any, words: str
     assert words in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("sampler", "eta", "noted"),
+    [("Euler a", 1.0, False), ("Euler a", 0, True), ("DDIM", 1.0, True), ("DDIM", 0, False), ("Euler", 1.0, False)],
+)
+def test_eta_is_the_samplers_own_and_the_answer_says_so(client: httpx2.Client, sampler: str, eta: float, noted: bool):
+    _, info = drawn(client.post(f"{URL}/txt2img", json={**QUICK, "sampler_name": sampler, "eta": eta}))
+    assert [note.startswith(f"eta={eta:g} was not used") for note in info["warnings"]] == [True] * noted
+
+
 def test_wrong_settings_and_pictures(client: httpx2.Client):
     error = refused(client.post(f"{URL}/txt2img", json={**QUICK, "override_settings": {"sd_vae": "other.pt"}}))
     assert error["param"] == "sd_vae"
@@ -173,6 +182,9 @@ def test_a_drawing_shows_its_progress_and_is_interrupted(running: Running, clien
 
 
 def test_what_front_ends_ask_for_when_they_begin(client: httpx2.Client):
-    for name in ("sd-vae", "upscalers", "latent-upscale-modes", "loras"):
+    for name in ("sd-vae", "upscalers", "latent-upscale-modes", "loras", "sd-modules", "script-info"):
         assert client.get(f"{URL}/{name}").json() == []
+    assert client.get(f"{URL}/embeddings").json() == {"loaded": {}, "skipped": {}}
+    assert client.get(f"{URL}/scripts").json() == {"txt2img": [], "img2img": []}
+    assert client.post(f"{URL}/refresh-checkpoints").json() is None
     assert client.get(f"{URL}/schedulers").json()[1]["label"] == "Karras"
