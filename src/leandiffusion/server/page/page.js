@@ -1,9 +1,16 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const FIELDS = { prompt: "prompt", negative_prompt: "negative", model: "model", size: "size", scheduler: "scheduler" };
+const FIELDS = {
+  prompt: "prompt", negative_prompt: "negative", prompt_syntax: "syntax", model: "model", size: "size", scheduler: "scheduler",
+};
 const NUMBERS = { num_inference_steps: "steps", guidance_scale: "guidance" };
+const NOT_HERE = {
+  image: "the picture it was drawn on", lora: "LoRAs", embeddings: "textual inversions", controlnet: "ControlNets",
+  ip_adapter: "IP-Adapters", pag_scale: "perturbed attention", vae: "another VAE",
+}; // what records may have and the form has not
 const MOST_HISTORY = 60;
+const MOST_SEED = 1e15; // beyond, numbers here are not exact
 
 let key = sessionStorage.getItem("key");
 let drawing = null; // the AbortController of the request that is under way
@@ -58,34 +65,48 @@ function memory() {
   return Math.round(least * (budget / least) ** share);
 }
 
+const isServed = (model) => [...$("model").options].some((each) => each.value === model);
+
+/** What drawing a recipe with this form leaves out, in words; empty where the same picture comes. */
+function leftOut(recipe) {
+  const names = Object.keys(NOT_HERE).filter((name) => [recipe[name]].flat().some((each) => each)).map((name) => NOT_HERE[name]);
+  if (!isServed(recipe.model)) names.push(`the model ${recipe.model}`);
+  if (recipe.seed >= MOST_SEED) names.push("its seed, which is too long");
+  return names.length ? `, but the form cannot repeat: ${names.join(", ")}` : "";
+}
+
 function fill(recipe) {
   $("prompt").value = recipe.prompt;
   $("negative").value = recipe.negative_prompt;
-  if ([...$("model").options].some((each) => each.value === recipe.model)) $("model").value = recipe.model;
+  $("syntax").value = recipe.prompt_syntax ?? "plain";
+  if (isServed(recipe.model)) $("model").value = recipe.model;
   $("size").value = `${recipe.width}x${recipe.height}`;
   $("steps").value = recipe.steps;
   $("guidance").value = recipe.guidance_scale;
-  $("seed").value = recipe.seed;
+  $("seed").value = recipe.seed < MOST_SEED ? recipe.seed : "";
   $("scheduler").value = recipe.scheduler ?? "";
   plan();
 }
 
 // -- the plan ------------------------------------------------------------------------------------
 
-let planning = null;
+let planSoonId = null;
+let planning = null; // the AbortController of the plan that was asked for last
 
 function planSoon() {
-  clearTimeout(planning);
-  planning = setTimeout(plan, 250);
+  clearTimeout(planSoonId);
+  planSoonId = setTimeout(plan, 250);
 }
 
 async function plan() {
+  planning?.abort();
+  const { signal } = planning = new AbortController();
   const { model, size, memory: within, num_inference_steps } = fields();
   const asked = Object.fromEntries(
     Object.entries({ model, size, memory: within, num_inference_steps }).filter(([, value]) => value !== undefined));
   $("memory-told").textContent = memory() === null ? "all there is" : inBytes(memory());
   try {
-    const told = await (await ask("/v1/plans", asked)).json();
+    const told = await (await ask("/v1/plans", asked, signal)).json();
     if (budget === null) budget = told.budget_bytes;
     $("plan-told").textContent =
       `${told.size}: peak ${inBytes(told.peak_bytes)}, about ${inSeconds(told.seconds)}, with ${told.settings}`;
@@ -93,6 +114,7 @@ async function plan() {
       element("dt", "slower"), element("dd", `${inSeconds(each.seconds)}, ${inBytes(each.peak_bytes)}: ${each.settings}`),
     ]), ...Object.entries(told.unused).flatMap(([name, why]) => [element("dt", name), element("dd", why)]));
   } catch (error) {
+    if (signal.aborted) return;
     $("plan-told").textContent = error.message;
     $("plan-why").replaceChildren();
   }
@@ -163,10 +185,13 @@ async function recordOf(base64) {
   return { info, recipe };
 }
 
+/** Show it, and fill in the form; what the form cannot repeat, in words. */
 function showRecord({ info, recipe }) {
   $("record").hidden = false;
   $("record").textContent = info || "This picture does not say how it was drawn.";
-  if (recipe) fill(recipe);
+  if (!recipe) return "";
+  fill(recipe);
+  return leftOut(recipe);
 }
 
 async function remember(source, base64) {
@@ -174,7 +199,13 @@ async function remember(source, base64) {
   const entry = element("li");
   const again = (name, change) => {
     const button = element("button", name, { type: "button" });
-    button.addEventListener("click", () => { fill(record.recipe); change(); show(source, record.recipe.prompt); draw(); });
+    button.addEventListener("click", () => {
+      if (drawing) return say("another picture is being drawn: cancel it first");
+      fill(record.recipe);
+      change();
+      show(source, record.recipe.prompt);
+      draw();
+    });
     return button;
   };
   const told = element("button", "How", { type: "button" });
@@ -182,7 +213,8 @@ async function remember(source, base64) {
   entry.append(
     element("img", undefined, { src: source, alt: record.recipe.prompt }),
     element("p", `${record.recipe.prompt} · seed ${record.recipe.seed}`),
-    again("Again", () => {}), again("Vary", () => { $("seed").value = ""; }), told,
+    again("Draw again", () => {}), again("Vary", () => { $("seed").value = ""; }), told,
+    element("a", "Save", { href: source, download: `${record.recipe.seed}.png` }),
   );
   $("history").prepend(entry);
   while ($("history").children.length > MOST_HISTORY) $("history").lastChild.remove();
@@ -197,8 +229,7 @@ async function open(file) {
   try {
     const record = await recordOf(source);
     show(source, file.name);
-    showRecord(record);
-    say(`opened ${file.name}`);
+    say(`opened ${file.name}${showRecord(record)}`);
   } catch (error) {
     say(error.message);
   }
