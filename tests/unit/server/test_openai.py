@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import httpx2
 import openai
 import pytest
 import torch
+from openai.types import image_create_variation_params, image_edit_params, image_generate_params
 from PIL import Image
 from tests.soak.quick import Running
 from tests.unit.server.conftest import LONG, QUICK, client_of
@@ -25,6 +26,10 @@ from leandiffusion.modules.vae import AutoencoderKL
 from leandiffusion.pictures.record import JSON_KEY, PictureRecord
 from leandiffusion.plan import make
 from leandiffusion.run.size import CallSize
+from leandiffusion.server.errors import ApiError
+from leandiffusion.server.fields import Fields
+from leandiffusion.server.openai_fields import Edit, Generation, Variation
+from leandiffusion.server.uploads import Upload
 
 EXTRAS = {"num_inference_steps": 2, "guidance_scale": 2.5}
 
@@ -141,6 +146,38 @@ def file_of(image: Image.Image, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     image.save(file, kind)
     return file.getvalue()
+
+
+def literals(hint: Any) -> Iterator[Any]:
+    """The values that a type names."""
+    for part in get_args(hint):
+        if get_origin(hint) is Literal:
+            yield part
+        else:
+            yield from literals(part)
+
+
+@pytest.mark.parametrize(
+    ("params", "fields", "more"),
+    [
+        (image_generate_params.ImageGenerateParamsStreaming, Generation, {}),
+        (image_edit_params.ImageEditParamsStreaming, Edit, {"image": Upload(b"a")}),
+        (image_create_variation_params.ImageCreateVariationParams, Variation, {"image": Upload(b"a")}),
+    ],
+)
+def test_every_field_that_the_client_knows_is_served_or_refused_by_name(
+    params: Any, fields: type[Fields], more: dict[str, Any]
+):
+    needed = {"prompt": "a", **more}
+    for name, hint in get_type_hints(params).items():
+        assert name in {*fields.names(), *fields.UNSERVED, *fields.IDLE}
+        for value in literals(hint):
+            refused = None
+            try:
+                fields.checked({**needed, name: value}, strict=not more)
+            except ApiError as error:
+                refused = error.param
+            assert refused in (None, name)
 
 
 def test_edits_draw_on_a_picture_and_keep_what_the_mask_leaves_out(running: Running, client_of_openai: openai.OpenAI):
