@@ -2,7 +2,7 @@
 # make test     run the test suite
 # make peer-tests DIFFUSERS=…  run diffusers' own test files, from a checkout of its sources, on our classes
 # make fuzz     open 20,000 damaged headers, configs, tokenizers and pictures; a quarter of an hour
-# make soak     thousands of requests to a server, right and wrong, a thousand that are drawn, servers and batches that are killed; an hour
+# make soak     thousands of requests to a server, right and wrong, a thousand that are drawn, servers and batches that are killed; half an hour
 # make browser  install Debian's Chromium and what drives it, for the tests of the server's page
 # make check    ruff, pyright, import-linter, hadolint, types of devices named in device/ only, generated files are fresh
 # make generated  draw what follows from the techniques' declarations: price list, options of generate, pipelines' methods
@@ -55,7 +55,7 @@ fuzz: $(TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(ARGS)
 
 soak: $(TEST)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --work $(WORK) $(ARGS)
 
 browser: $(TEST)
 	command -v chromium >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium; }
