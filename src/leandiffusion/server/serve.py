@@ -79,8 +79,8 @@ def _is_loopback(host: str) -> bool:
 
 def run(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C: then nothing more is accepted, what was is answered, and what is not done after
-    `drain` seconds, or at a second signal, is told so. ConfigError for options that cannot be followed, WeightsError for models that cannot be
-    opened: before anything is served."""
+    `drain` seconds, or at a second signal, is told so. ConfigError for options that cannot be followed,
+    WeightsError for models that cannot be opened: before anything is served."""
     models = named_models(options.models)
     check_exposed(options.host, options.api_key)
     try:
