@@ -122,9 +122,11 @@ def prepare(
         steps=max(1, round(steps * share)) if options.steps is None else steps,
     )  # fmt: skip
     _check_task(blueprint, resolved)
+    with _as_told(names):
+        run = _steps_run(resolved)
     call = _call(resolved, blueprint)
     plan = models.plan(name, call, memory)
-    order = Order(resolved, given, plan, _steps_run(resolved), count, shown, memory=memory)
+    order = Order(resolved, given, plan, run, count, shown, memory=memory)
     return replace(order, together=models.together(name, call, memory)) if crowded and order.key else order
 
 
@@ -165,11 +167,15 @@ def _call(options: ResolvedOptions, blueprint: Any) -> Any:
 
 
 def _steps_run(options: ResolvedOptions) -> int:
-    """Of a picture that is drawn on, the last part of the schedule alone is run."""
-    assert options.steps
+    """Of a picture that is drawn on, the last part of the schedule alone is run. OptionError where that is none."""
+    steps = options.steps
+    assert steps
     if options.image is None or options.strength is None:
-        return options.steps
-    return max(1, min(options.steps, int(options.steps * options.strength)))
+        return steps
+    if not (run := min(steps, int(steps * options.strength))):
+        rule = "{value:g} of {count} steps leaves none: raise it to {least:g} or more, or ask for more {steps}."
+        raise OptionError("strength", rule, value=options.strength, count=steps, least=math.ceil(100 / steps) / 100)
+    return run
 
 
 @contextmanager

@@ -173,6 +173,11 @@ def test_uploads_that_do_not_belong_together(client: httpx2.Client):
     assert error["param"] == "image"  # a text, which no address is read from
     error = refused(edit(client, {"image": ("a.png", png())}, strength="0"))
     assert "above 0" in error["message"]
+    error = refused(edit(client, {"image": ("a.png", png())}, strength="0.3", num_inference_steps="3"))
+    assert error["param"] == "strength"
+    assert (
+        "0.3 of 3 steps leaves none: raise it to 0.34 or more, or ask for more num_inference_steps" in error["message"]
+    )
 
 
 def test_forms_that_are_none(client: httpx2.Client):
