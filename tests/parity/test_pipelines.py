@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.parity.conftest import MAKERS
 
 import leandiffusion
 from leandiffusion.families import families
@@ -268,7 +269,7 @@ def test_guidance_as_an_input(build_sd1: Callable[..., Any], tmp_path: Path) -> 
 # -- components ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", sorted(families))
+@pytest.mark.parametrize("family", sorted(MAKERS))
 def test_diffusers_opens_what_we_save(
     pairs: Callable[[str], Pair], tiny: Callable[[str], tuple[Any, Path]], family: str, tmp_path: Path
 ) -> None:

@@ -179,7 +179,8 @@ def prefixed(prefix: str, shapes: Shapes) -> Shapes:
 def original(kind: str, *, tiny: bool = False, inside: int = 4) -> Shapes:
     """Every tensor of a checkpoint of that kind. `tiny`: the same structure of names with small layers."""
     base, vae, vocab = (32, 32, 99) if tiny else (320, 128, 49408)
-    clip, open_clip = ((16, 2), (24, 3)) if tiny else ((768, 12), (1280, 32) if kind in LIKE_SDXL else (1024, 24))
+    big = kind in LIKE_SDXL or kind == REFINER
+    clip, open_clip = ((16, 2), (24, 3)) if tiny else ((768, 12), (1280, 32) if big else (1024, 24))
     shapes = prefixed("first_stage_model.", ldm_vae(vae, (1, 2, 4, 4)))
     shapes |= {"betas": (1000,), "alphas_cumprod": (1000,), "model_ema.decay": ()}
     if kind in LIKE_SDXL:
@@ -189,6 +190,10 @@ def original(kind: str, *, tiny: bool = False, inside: int = 4) -> Shapes:
         )  # fmt: skip
         shapes |= prefixed("conditioner.embedders.0.transformer.", clip_text(*clip, vocab))
         shapes |= prefixed("conditioner.embedders.1.model.", open_clip_text(*open_clip, vocab, open_clip[0]))
+    elif kind == REFINER:
+        base = 32 if tiny else 384
+        unet = ldm_unet(base, (1, 2, 4, 4), (0, 4, 4, 0), 4, 1280, inside=inside, linear=True, adm=2560)
+        shapes |= prefixed("conditioner.embedders.0.model.", open_clip_text(*open_clip, vocab, open_clip[0]))
     elif kind == "sd2":
         unet = ldm_unet(base, (1, 2, 4, 4), (1, 1, 1, 0), 1, 1024, inside=inside, linear=True)
         shapes |= prefixed("cond_stage_model.model.", open_clip_text(*open_clip, vocab, open_clip[0]))
@@ -204,6 +209,8 @@ LIKE_SDXL = {
     "vega": ((0, 1, 2), 0, ()),
 }
 """Depths of the down path by level, of the middle, and of the up path by resnet."""
+
+REFINER = "sdxl_refiner"
 
 TINY: dict[str, dict[str, Any]] = {
     "vae": {"block_out_channels": [32, 64, 128, 128]},
@@ -221,8 +228,9 @@ def tiny_configs(kind: str, folder: Path, inside: int = 4) -> Path:
         "vae": TINY["vae"],
         "unet": {"block_out_channels": levels, "in_channels": inside, "attention_head_dim": 4},
     }
-    configs["text_encoder"] = TINY["clip"]
-    if kind in LIKE_SDXL:
+    if kind != REFINER:
+        configs["text_encoder"] = TINY["clip"]
+    if kind in LIKE_SDXL or kind == REFINER:
         configs["text_encoder_2"] = TINY["open_clip"] | {"projection_dim": 24}
     if kind == "sd2":
         configs["text_encoder"] = TINY["open_clip"] | {"num_hidden_layers": 2}
@@ -250,6 +258,7 @@ def entries(shapes: Shapes) -> dict[str, TensorEntry]:
         ("sdxl", 4, 2_567_463_684),
         ("ssd1b", 4, 1_331_334_404),
         ("vega", 4, 745_225_604),
+        ("sdxl_refiner", 4, 2_259_526_660),
     ],
 )
 def test_full_size(kind: str, inside: int, parameters: int) -> None:
@@ -440,7 +449,6 @@ def test_a_scheduler_in_the_config_folder(write: Any) -> None:
 @pytest.mark.parametrize(
     ("names", "error", "told"),
     [
-        (["conditioner.embedders.0.model.ln_final.weight", "model.diffusion_model.out.0.bias"], ConfigError, "refiner"),
         (["lora_unet_down_blocks_0.alpha"], WeightsError, "LoRA"),
         (["control_model.time_embed.0.weight"], WeightsError, "--controlnet FILE"),
         (["double_blocks.0.img_attn.norm.key_norm.scale"], ConfigError, "Flux"),

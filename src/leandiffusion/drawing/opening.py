@@ -71,6 +71,7 @@ def open_model(
     ip_adapter.load(pipe, options)
     for path, word in map(embedding_and_word, options.embeddings or ()):
         pipe.load_textual_inversion(path, token=word)
+    pipe.disable_perturbed_attention()  # which a checkpoint that was saved with it has on
     if options.pag_scale:
         pipe.enable_perturbed_attention(options.pag_scale, *([options.pag_layers] if options.pag_layers else []))
     return pipe

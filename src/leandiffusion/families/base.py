@@ -42,7 +42,8 @@ class Family:
     `networks` by component name; `tokenizers` the settings of the standard CLIP tokenizer by component name;
     `scheduler` a class name and its config; `recognises` tells its single files from its header; `size` is the side of
     the square pictures it was trained on, in pixels; `ambiguous_prediction` means that the file does not tell whether
-    the UNet predicts noise or velocity; `absent` are the components that it does without.
+    the UNet predicts noise or velocity; `absent` are the components that it does without, `settings` the plain ones of
+    its pipeline where they are not the usual.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Family:
     size: int
     ambiguous_prediction: bool = False
     absent: tuple[str, ...] = field(default=())
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def with_config(self, component: str, **changes: Any) -> Family:
         """This family with other settings for one of its networks."""
@@ -118,7 +120,6 @@ def cross_attention_size(entries: Entries, block: str) -> int | None:
 
 
 _OTHER_KINDS = {
-    "conditioner.embedders.0.model.": "an SDXL refiner",
     "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3 model",
     "joint_blocks.": "a Stable Diffusion 3 model",
     "double_blocks.": "a Flux model",

@@ -51,10 +51,11 @@ def _made_for_file(path: Path) -> str:
 
 def _class_for(task: str | None, wanted: str, source: str | Path) -> Any:
     from ..core.errors import ConfigError
-    from .tasks import pipeline_for, pipeline_names
+    from .tasks import TASKS, pipeline_for, pipeline_names
 
     if wanted not in pipeline_names():
-        raise ConfigError(f"{source} asks for {wanted!r}; supported are {' and '.join(pipeline_names())}.")
+        known = " and ".join(name for names in TASKS.values() for name in names)
+        raise ConfigError(f"{source} asks for {wanted!r}; supported are {known}.")
     return classes()[wanted if task is None else pipeline_for(task, wanted)]
 
 

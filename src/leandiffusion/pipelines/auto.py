@@ -9,7 +9,7 @@ from ..core.errors import ConfigError
 from ..weights.locate import INDEX_FILE
 from . import classes, open_pipeline
 from .compat import ForScripts
-from .tasks import pipeline_for
+from .tasks import PERTURBED, pipeline_for
 
 
 class AutoPipeline:
@@ -27,18 +27,29 @@ class AutoPipeline:
         """Open 'demo', a pipeline folder, a hub id or a single .safetensors file with the pipeline for this task.
 
         `options` as `from_pretrained` of the pipelines takes them; with a `controlnet` the pipeline is one that draws
-        along it. ConfigError when the checkpoint belongs to a kind that is not supported.
+        along it, with `enable_pag` one that perturbed attention guides. ConfigError when the checkpoint belongs to a
+        kind that is not supported.
         """
-        task = cls.task if options.get("controlnet") is None else f"{cls.task} with ControlNet"
+        task = cls._task(options.get("controlnet"), options.pop("enable_pag", False))
         return open_pipeline(pretrained_model_or_path, task=task, **options)
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **changes: Any) -> Any:
         """The pipeline for this task on the components of another, ours or diffusers': weights are shared.
 
-        `changes` as `from_pipe` of the pipelines takes them.
+        `changes` as `from_pipe` of the pipelines takes them. ControlNets of the other are kept, unless
+        `controlnet=None`, and so is that its class is one with perturbed attention, unless `enable_pag=False`.
         """
-        return classes()[pipeline_for(cls.task, type(pipeline))].from_pipe(pipeline, **changes)
+        controlnet = changes.get("controlnet", getattr(pipeline, "controlnet", None))
+        if controlnet is None:
+            changes.pop("controlnet", None)
+        guided = changes.pop("enable_pag", getattr(pipeline, "_is_perturbed_by_default", False))
+        name = pipeline_for(cls._task(controlnet, guided), type(pipeline))
+        return classes()[name].from_pipe(pipeline, **changes)
+
+    @classmethod
+    def _task(cls, controlnet: Any, guided: bool) -> str:
+        return f"{cls.task}{'' if controlnet is None else ' with ControlNet'}{PERTURBED if guided else ''}"
 
     load_config = ForScripts.load_config
 

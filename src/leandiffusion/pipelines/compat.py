@@ -140,7 +140,7 @@ class ForScripts:
         new: Any = cls(**parts, **{name: value for name, value in settings.items() if name in made._setting_names()})
         new._opened_from, new.notice = (getattr(pipeline, name, None) for name in ("_opened_from", "notice"))
         new.prompt_syntax = getattr(pipeline, "prompt_syntax", new.prompt_syntax)
-        new.perturbed_attention = getattr(pipeline, "perturbed_attention", None)
+        new._guided_as(pipeline)
         return new.to(dtype=dtype) if casts else new  # type: ignore[attr-defined]
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:

@@ -48,7 +48,7 @@ class FromFile(Opening):
         chosen = either_dtype(dtype, torch_dtype)
         placing = Placing.of(offload, device, memory, allow)
         family = detect_file(Path(path).expanduser())
-        there = dict.fromkeys([*family.networks, *family.tokenizers, "scheduler"], "")
+        there = dict.fromkeys([*family.networks, *family.tokenizers, "scheduler"], "") | dict.fromkeys(family.absent)
         cls._check_fit(f"{path}, a {family.title} checkpoint,", there, components)
         folder = None if config is None else Path(config).expanduser()
         components = open_given(components, cls, folder, dtype=chosen, device=placing.now, on_disk=True)
@@ -57,6 +57,7 @@ class FromFile(Opening):
             config=config, original_config=original_config, on_disk=True,
         )  # fmt: skip
         parts: dict[str, Any] = {name: opened.get(name) for name in cls.component_names}
-        pipe = cls(**parts, **settings)
+        usual = {name: value for name, value in family.settings.items() if name in cls._setting_names()}
+        pipe = cls(**parts, **{**usual, **settings})
         pipe._opened_from = str(path)
         return pipe._opened(placing)

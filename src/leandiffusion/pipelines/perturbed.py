@@ -15,6 +15,8 @@ class PerturbedAttentionGuidance:
     perturbed_attention: PerturbedAttention | None = None
     """What the next calls are guided by besides classifier-free guidance; None for nothing more."""
 
+    _is_perturbed_by_default = False
+
     def enable_perturbed_attention(
         self: Any, scale: float = 3.0, layers: str | Sequence[str] = "mid", adaptive_scale: float = 0.0
     ) -> None:
@@ -33,6 +35,11 @@ class PerturbedAttentionGuidance:
     def disable_perturbed_attention(self: Any) -> None:
         """Undo `enable_perturbed_attention`."""
         self.perturbed_attention = None
+
+    def _guided_as(self: Any, pipeline: Any) -> None:
+        """As another pipeline is by its own choice, not because its class is."""
+        if not getattr(pipeline, "_is_perturbed_by_default", False):
+            self.perturbed_attention = getattr(pipeline, "perturbed_attention", None)
 
     def _perturbation(self: Any) -> Perturbation | None:
         """For one call. ConfigError where blocks are compiled, which would not see it."""

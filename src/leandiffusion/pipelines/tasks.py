@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from ..core.errors import ConfigError
 
 TASKS = {
@@ -19,18 +22,29 @@ TASKS = {
 """By task: the pipelines of checkpoints with one text encoder, and with two."""
 
 
+def perturbed(name: str) -> str:
+    """Of a pipeline's name that of the same one with perturbed-attention guidance."""
+    return re.sub(r"(Img2Img|Inpaint)?Pipeline$", r"PAG\1Pipeline", name)
+
+
+PERTURBED = " with perturbed attention"
+"""How the tasks end that are done with it."""
+
+_ALL = TASKS | {f"{task}{PERTURBED}": tuple(map(perturbed, names)) for task, names in TASKS.items()}
+
+
 def pipeline_for(task: str, pipeline: str | type) -> str:
     """The pipeline that does the task with the checkpoints of `pipeline`, a class or its name.
 
     ConfigError for an unknown task, and for what is none of the pipelines nor a class derived from one.
     """
-    if task not in TASKS:
+    if task not in _ALL:
         raise ConfigError(f"task={task!r} is unknown: use {', '.join(map(repr, TASKS))}.")
     known = known_name(pipeline)
     if known is None:
-        raise ConfigError(f"{pipeline!r} is none of the pipelines here: {', '.join(pipeline_names())}.")
-    place = next(pipelines.index(known) for pipelines in TASKS.values() if known in pipelines)
-    return TASKS[task][place]
+        raise ConfigError(f"{pipeline!r} is none of the pipelines here: {', '.join(_names(TASKS))}.")
+    place = next(pipelines.index(known) for pipelines in _ALL.values() if known in pipelines)
+    return _ALL[task][place]
 
 
 def known_name(pipeline: str | type) -> str | None:
@@ -40,5 +54,9 @@ def known_name(pipeline: str | type) -> str | None:
 
 
 def pipeline_names() -> list[str]:
-    """Those of all tasks."""
-    return [name for pipelines in TASKS.values() for name in pipelines]
+    """Those of all tasks, those with perturbed attention last."""
+    return _names(_ALL)
+
+
+def _names(tasks: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return [name for pipelines in tasks.values() for name in pipelines]

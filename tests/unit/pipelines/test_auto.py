@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import leandiffusion
 from leandiffusion import ConfigError, DiffusionPipeline
 from leandiffusion.pipelines import classes, open_pipeline
-from leandiffusion.pipelines.tasks import TASKS, pipeline_for
+from leandiffusion.pipelines.tasks import PERTURBED, TASKS, perturbed, pipeline_for
 
 AUTO = {
     "text-to-image": leandiffusion.AutoPipelineForText2Image,
@@ -41,6 +41,20 @@ def test_weights_are_shared_and_not_read(folders: Folders) -> None:
     assert all(part is draw.components[name] for name, part in redraw.components.items())
     assert redraw.name_or_path == draw.name_or_path
     assert type(DiffusionPipeline.from_pipe(redraw)) is type(redraw)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_controlnets_are_kept_between_tasks(folders: Folders, family: str) -> None:
+    draw = AUTO["text-to-image"].from_pretrained(folders[family])
+    net = leandiffusion.ControlNetModel(**leandiffusion.ControlNetModel.settings_for(draw.unet.config))
+    along = AUTO["text-to-image"].from_pipe(draw, controlnet=net)
+    assert type(along).__name__ == TASKS["text-to-image with ControlNet"][FAMILIES.index(family)]
+    again = AUTO["inpainting"].from_pipe(along)
+    assert type(again).__name__ == TASKS["inpainting with ControlNet"][FAMILIES.index(family)]
+    assert again.controlnet is net
+    assert type(AUTO["image-to-image"].from_pipe(again, controlnet=None)).__name__ == TASKS["image-to-image"][
+        FAMILIES.index(family)
+    ]  # fmt: skip
 
 
 def test_the_demo_still_says_what_it_does_not_know() -> None:
@@ -75,11 +89,12 @@ def test_unknown_tasks() -> None:
 
 
 def test_every_pipeline_is_in_the_table() -> None:
-    assert set(classes()) == {name for names in TASKS.values() for name in names}
+    tasks = TASKS | {f"{task}{PERTURBED}": tuple(map(perturbed, names)) for task, names in TASKS.items()}
+    assert set(classes()) == {name for names in tasks.values() for name in names}
     assert all(cls is getattr(leandiffusion, name) for name, cls in classes().items())
     for name in classes():
-        assert [pipeline_for(task, name) for task in TASKS] == [
-            names[0 if "XL" not in name else 1] for names in TASKS.values()
+        assert [pipeline_for(task, name) for task in tasks] == [
+            names[0 if "XL" not in name else 1] for names in tasks.values()
         ]
 
 
