@@ -56,7 +56,7 @@ def test_the_model_is_opened_as_ordered(monkeypatch: pytest.MonkeyPatch) -> None
 
     def open_pipeline(name: str, **settings: Any) -> SimpleNamespace:
         asked.update(settings, name=name)
-        return SimpleNamespace(scheduler=build("ddim"))
+        return SimpleNamespace(scheduler=build("ddim"), disable_perturbed_attention=lambda: None)
 
     monkeypatch.setitem(sys.modules, "leandiffusion.pipelines", SimpleNamespace(open_pipeline=open_pipeline))
     monkeypatch.setattr("leandiffusion.plan.usual.faster_dtype", lambda device, say: usual_dtype(device))
@@ -190,3 +190,15 @@ def _png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def test_a_checkpoint_saved_with_perturbed_attention_is_drawn_without(tmp_path: Path) -> None:
+    """Whose record would say so."""
+    from leandiffusion import StableDiffusionPAGPipeline
+
+    StableDiffusionPAGPipeline.from_pretrained("demo").save_pretrained(tmp_path)
+    pipe = open_model(ResolvedOptions(model=str(tmp_path), dtype="float32", device="cpu"))
+    assert type(pipe) is StableDiffusionPAGPipeline
+    assert pipe.perturbed_attention is None
+    pipe = open_model(ResolvedOptions(model=str(tmp_path), dtype="float32", device="cpu", pag_scale=2.0))
+    assert pipe.pag_scale == 2.0
