@@ -17,7 +17,7 @@ let drawing = null; // the AbortController of the request that is under way
 let budget = null; // bytes that the server may take
 
 const say = (text) => { $("state").textContent = text; };
-const inBytes = (count) => `${(count / 2 ** 30).toPrecision(3)} GiB`;
+const inBytes = (count) => (count < 2 ** 30 ? `${Math.round(count / 2 ** 20)} MiB` : `${(count / 2 ** 30).toPrecision(3)} GiB`);
 const inSeconds = (s) => (s < 60 ? `${s.toPrecision(2)} s` : `${Math.round(s / 60)} min`);
 
 function element(tag, text, attributes = {}) {
@@ -127,6 +127,7 @@ async function draw() {
   drawing = new AbortController();
   $("draw").disabled = true;
   $("cancel").disabled = false;
+  $("now").scrollIntoView({ block: "nearest" });
   say("sent");
   try {
     const answer = await ask("/v1/images/generations", { ...fields(), stream: true, partial_images: 3 }, drawing.signal);
@@ -145,27 +146,29 @@ async function draw() {
 /** Server-sent events: comments say where the request stands. */
 async function listen(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let rest = "", over = false;
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
-      if (part.startsWith(":")) say(part.slice(1).trim());
-      for (const line of part.split("\n")) if (line.startsWith("data: ")) await hear(JSON.parse(line.slice(6)));
+      if (part.startsWith(":") && !over) say(part.slice(1).trim());
+      for (const line of part.split("\n")) if (line.startsWith("data: ")) over = await hear(JSON.parse(line.slice(6)));
     }
   }
 }
 
+/** Whether the picture is there. */
 async function hear(event) {
   if (event.error) throw new Error(event.error.message);
   const source = `data:image/${event.output_format};base64,${event.b64_json}`;
   const done = event.type.endsWith(".completed");
   show(source, done ? `drawn: ${$("prompt").value}` : "not finished yet");
-  if (!done) return;
+  if (!done) return false;
   say(`done, seed ${event.seed}`);
   await remember(source, event.b64_json);
+  return true;
 }
 
 function show(source, alt) {
