@@ -105,6 +105,9 @@ def _ending(manifest: Manifest, source: str) -> Iterator[None]:
         say(f"{manifest.count(DONE)} rows are done, {manifest.count(WAITING)} left. To go on, give the same command "
             f"again, with {again}.")  # fmt: skip
         raise
+    except Exception:  # a cluster that ended, say
+        manifest.write()
+        raise
     manifest.write()
 
 
