@@ -63,6 +63,7 @@ class Stack:
         self._looked_at: Any = None  # that for which defaults were considered last
         self._lock = Lock()
         self._calls: Counter[int] = Counter()  # under way, by the thread that runs them
+        self._turns: dict[int, ExitStack] = {}  # what each such thread's outermost call holds until it ends
         renew_in_child(self)
 
     # -- what is on --------------------------------------------------------------------------------------------------
@@ -206,16 +207,15 @@ class Stack:
         with self._lock:
             self._settle()
             self._calls[own] += 1
-            engines = {engine_of(network) for network in self.subject.networks.values()} - {None}
         try:
             with traffic.running(self.subject.networks.values()), ExitStack() as turns:
-                for engine in sorted(engines, key=id):  # in one order: nobody waits for somebody who waits for him
-                    turns.enter_context(engine.turn)  # type: ignore[union-attr]
-                if any(engine.policy.from_disk for engine in engines):  # type: ignore[union-attr]
-                    turns.enter_context(freed_at_once())
+                self._turns.setdefault(own, turns)
+                self._take_turns(turns)
                 yield
         finally:
             with self._lock:
+                if self._turns.get(own) is turns:
+                    del self._turns[own]
                 self._calls[own] -= 1
                 if not self._calls.total():
                     self.subject.calls_ended()
@@ -232,9 +232,18 @@ class Stack:
         try:
             with traffic.resting(self.subject.networks.values()):
                 yield
+            if own in self._turns:  # weights may travel from now on that did not when the call began
+                self._take_turns(self._turns[own])
         finally:
             with self._lock:
                 self._calls[own] += count
+
+    def _take_turns(self, turns: ExitStack) -> None:
+        engines = {engine_of(network) for network in self.subject.networks.values()} - {None}
+        for engine in sorted(engines, key=id):  # in one order: nobody waits for somebody who waits for him
+            turns.enter_context(engine.turn)  # type: ignore[union-attr]
+        if any(engine.policy.from_disk for engine in engines):  # type: ignore[union-attr]
+            turns.enter_context(freed_at_once())
 
     def _settle(self) -> None:
         """Where a network was replaced by hand, move what is on from the old one to the new one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from tests.unit.plan.profiles import CPU, a_profile
 
 from leandiffusion import ConfigError, DiffusionPipeline, StableDiffusionPipeline
+from leandiffusion.core import malloc
 from leandiffusion.core.errors import BudgetError
 from leandiffusion.demo import model_folder
+from leandiffusion.offload.engine import engine_of
 from leandiffusion.pipelines import planning
 from leandiffusion.plan.budget import Budget
 from leandiffusion.plan.plan import Plan
@@ -122,6 +125,30 @@ def test_the_first_call_says_whether_it_fits_not_the_models_own_size(folders: di
         draw(pipe)
     draw(pipe, height=16, width=16)
     assert pipe.plan.call.height == 16
+
+
+def test_weights_that_begin_to_travel_within_a_call_are_in_it_as_those_that_did_before(
+    folders: dict[str, Path], draw: Draw
+) -> None:
+    """What is freed is given back, and calls of other threads wait for theirs."""
+    pipe = opened(folders, least(folders, height=16, width=16, batch=1))
+    assert pipe.plan is None  # nothing is on when the call begins
+    seen: list[tuple[int, bool]] = []
+
+    def taken_elsewhere() -> bool:
+        engine = engine_of(pipe.unet)
+        assert engine is not None
+        with ThreadPoolExecutor(1) as other:
+            return not other.submit(engine.turn._lock.acquire, blocking=False).result()
+
+    def look(*_: Any) -> dict[str, Any]:
+        seen.append((malloc._users, taken_elsewhere()))
+        return {}
+
+    draw(pipe, height=16, width=16, callback_on_step_end=look)
+    assert "sequential_offload" in {entry.name for entry in pipe.techniques}
+    assert set(seen) == {(1, True)}
+    assert (malloc._users, taken_elsewhere()) == (0, False)
 
 
 def test_planning_again_starts_from_the_dtype_that_the_weights_were_opened_at(
