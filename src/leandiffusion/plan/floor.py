@@ -13,27 +13,21 @@ from torch import nn
 from ..core.malloc import trim
 from ..measure.environment import available_memory
 from ..measure.memory import peak_rss, rss
+from ..modules.tokenizer import CLIPTokenizer
 from ..weights.residence import is_on_disk
 
 if TYPE_CHECKING:
     from .profile import DeviceProfile
 
-_PROGRAM = """
+FRESH = "import leandiffusion.pipelines.stable_diffusion"
+"""What a fresh process has imported that draws: a line of Python."""
+
+_PROGRAM = f"""
 import sys
 import torch
-import leandiffusion.pipelines.stable_diffusion
-from leandiffusion.measure.memory import peak_rss, rss
-from leandiffusion.modules.tokenizer import CLIPTokenizer
-tokenizer = CLIPTokenizer.standard()
-tokenizer("a photo")
-before = rss() or peak_rss() or 0
-with torch.no_grad():
-    x = torch.ones(1, 64, 64, 64, device=sys.argv[1])
-    y = torch.nn.functional.conv2d(x, torch.ones(64, 64, 3, 3, device=sys.argv[1]), padding=1)
-    y = torch.mm(y.view(64, -1), y.view(-1, 64))
-    del x, y
-after = rss() or peak_rss() or 0
-print(after, after - before)
+{FRESH}
+from leandiffusion.plan.floor import own_floor
+print(*own_floor(torch.device(sys.argv[1])))
 """
 
 _ANOTHER = 512 << 20
@@ -49,6 +43,20 @@ class Floor(NamedTuple):
     computing: int
 
 
+def own_floor(device: torch.device) -> Floor:
+    """Of this process, which has imported what draws and done nothing yet."""
+    tokenizer = CLIPTokenizer.standard()
+    tokenizer("a photo")
+    before = rss() or peak_rss() or 0
+    with torch.no_grad():
+        x = torch.ones(1, 64, 64, 64, device=device)
+        y = torch.nn.functional.conv2d(x, torch.ones(64, 64, 3, 3, device=device), padding=1)
+        torch.mm(y.view(64, -1), y.view(-1, 64))
+        del x, y
+    after = rss() or peak_rss() or 0
+    return Floor(after, max(after - before, 0))
+
+
 def measure_floor(device: torch.device) -> Floor:
     """Asked of a fresh process; of this one where none can be started or memory is short, zeros where unknown."""
     here, available = Floor(rss() or peak_rss() or 0, 0), available_memory()
@@ -60,7 +68,7 @@ def measure_floor(device: torch.device) -> Floor:
             check=True, capture_output=True, text=True, timeout=_PATIENCE,
         )  # fmt: skip
         floor, computing = asked.stdout.split()[-2:]
-        return Floor(int(floor), max(int(computing), 0))
+        return Floor(int(floor), int(computing))
     except (OSError, ValueError, subprocess.SubprocessError):
         return here
 

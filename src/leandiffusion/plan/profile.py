@@ -5,9 +5,8 @@ from __future__ import annotations
 import datetime
 import functools
 import math
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
@@ -127,7 +126,8 @@ def profile_of(
     """The device's profile with at least these dtypes ('float32', 'bfloat16', 'float16').
 
     It is read from the cache folder where one was taken there under the same versions, processor or GPU and number of
-    threads. Otherwise, or with `anew`, it is measured, which takes a few seconds and shows a bar, and written there.
+    threads. Otherwise, or with `anew`, it is measured, which takes a few seconds and shows a bar, and written there;
+    a CPU by another process, so that this one takes no more memory for it.
     One that was taken on a busy machine is measured again after ten minutes, a damaged file at once. A folder that
     cannot be written to is told in a warning, and does no harm. A dtype that the device does not compute is left out.
     Where memory is too short for measuring, typical figures take its place, with a warning. ConfigError for devices
@@ -161,7 +161,10 @@ def _remembered(
         return known
     if too_little_memory(device):
         return typical_profile(device, dtypes, dict(identity))
-    profile = _measure(device, missing, dict(identity), known)
+    try:
+        profile = _measure(device, missing, dict(identity), known)
+    except MemoryError:
+        return typical_profile(device, dtypes, dict(identity))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, profile.to_json())
@@ -205,55 +208,6 @@ def identity_of(device: torch.device) -> dict[str, str]:
 def _measure(
     device: torch.device, dtypes: Sequence[str], identity: Mapping[str, str], known: DeviceProfile | None
 ) -> DeviceProfile:
-    """Measure the dtypes, and what all have in common unless it is known. Ctrl-C ends it at the next point."""
-    from tqdm.auto import tqdm
+    from .measuring import measure
 
-    from ..device.threads import compute_aside
-    from .rates import steps_of
-
-    points = steps_of(device, len(dtypes)) + 1
-    with tqdm(total=points, delay=2, leave=False, disable=None, desc=f"Measuring {device}", unit="") as bar:
-
-        def measured(interrupted: threading.Event) -> DeviceProfile:
-            def step() -> None:
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-                bar.update()
-
-            return _measured(device, dtypes, identity, known, step)
-
-        return compute_aside(measured)
-
-
-def _measured(
-    device: torch.device,
-    dtypes: Sequence[str],
-    identity: Mapping[str, str],
-    known: DeviceProfile | None,
-    step: Callable[[], None],
-) -> DeviceProfile:
-    import torch
-
-    from .floor import measure_floor
-    from .rates import measure_dtype, measure_moves, measure_overhead
-
-    if known is None:
-        moves = {name: measure_moves(device, step, fresh=name == "fresh") for name in ("kept", "fresh")}
-        overhead = measure_overhead(device, step)
-        known = DeviceProfile(identity, "", {}, {}, moves, overhead, {}, *measure_floor(device))
-        step()
-    for name in dtypes:
-        try:
-            measured = measure_dtype(device, getattr(torch, name), step)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # "not implemented for 'Half'": an old processor, or an old torch
-            continue
-        known = replace(
-            known,
-            products={**known.products, name: measured.products},
-            reorder={**known.reorder, name: measured.reorder},
-            fetch={**known.fetch, name: measured.fetch},
-            busy=max(known.busy, measured.busy),
-        )
-    return replace(known, date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    return measure(device, dtypes, identity, known)

@@ -35,8 +35,9 @@ from .points import Points, lift, product_rate, sink
 ROUNDS, SECONDS = 3, 0.02
 """How often each point is visited, and for how long: one run at least."""
 
-POOL_BYTES = 96 << 20
-"""Of operands that runs take in turn: more than a cache keeps, as between two uses of a layer's weights."""
+POOL_BYTES = 72 << 20
+"""Of operands that runs take in turn: more than a cache keeps, as between two uses of a layer's weights. Each sample's
+own have room in it."""
 
 CHANNELS = 1280
 
@@ -158,17 +159,19 @@ class _Share:
 def _measure(
     samples: Callable[[], Iterator[Sample]], device: torch.device, step: Step, share: _Share | None = None
 ) -> dict[str, list[tuple[float, float, float]]]:
-    """(size, amount, seconds of the best run) of every sample, by kind. One is in memory at a time."""
+    """(size, amount, seconds of the best run) of every sample, by kind."""
     best: dict[tuple[str, int], tuple[float, float, float]] = {}
     with torch.no_grad():
         for number in range(ROUNDS):
-            for i, sample in enumerate(samples()):
+            visited, i = samples(), 0
+            while (sample := next(visited, None)) is not None:
                 if not number:
                     sample.run()  # first runs choose kernels, and let the allocator see the sizes
                 with share.count() if share is not None and sample.kind in PRODUCTS else nullcontext():
                     took = least_seconds(sample.run, device, SECONDS)
                 before = best.get((sample.kind, i), (0.0, 0.0, took))[2]
                 best[sample.kind, i] = (sample.size, sample.amount, min(took, before))
+                i, sample = i + 1, None  # so that one is in memory at a time
                 step()
     found: dict[str, list[tuple[float, float, float]]] = {}
     for (kind, _), values in best.items():

@@ -11,11 +11,9 @@ from ..core.units import format_bytes
 from ..device.host import is_host
 from ..measure.environment import available_memory
 from .floor import measure_floor
+from .measuring import MEMORY
 from .points import Points
 from .profile import DeviceProfile
-
-MEASURING = 448 << 20
-"""Bytes that measuring takes beside the process: 400 MiB were measured."""
 
 _FLOPS, _BANDWIDTH, _OVERHEAD = 1e11, 1e10, 2e-6
 """Of two cores with AVX2 in float32, rounded, and what they read from memory: what tells settings apart is how the
@@ -27,7 +25,7 @@ _PRODUCTS: Points = ((1.0, _BANDWIDTH), (_FLOPS / _BANDWIDTH, _FLOPS / 2), (100.
 def too_little_memory(device: torch.device) -> bool:
     """Whether measuring would take more host memory than there is."""
     available = available_memory()
-    return is_host(device) and available is not None and available < MEASURING
+    return is_host(device) and available is not None and available < MEMORY
 
 
 def typical_profile(device: torch.device, dtypes: Sequence[str], identity: Mapping[str, str]) -> DeviceProfile:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import subprocess
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ import torch
 from leandiffusion.core.cache import cache_folder
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.measure.memory import rss
-from leandiffusion.plan import profile, rates
+from leandiffusion.plan import measuring, profile, rates
 from leandiffusion.plan.floor import measure_floor
 from leandiffusion.plan.points import lift, rate_at, sink
 from leandiffusion.plan.profile import DeviceProfile, profile_of
@@ -241,6 +243,53 @@ def test_measuring_gives_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
     rates.measure_moves(cpu, step, fresh=False)
     assert rates.measure_overhead(cpu, step) == 1e-3
     assert visits[0] == rates.steps_of(cpu, 1)
+
+
+def test_a_cpu_is_measured_by_another_process() -> None:
+    """Here one that has no dtype left to measure, so that it tells what it was told, and when."""
+    measured = measuring.measure(torch.device("cpu"), [], PROFILE.taken_under, PROFILE)
+    assert replace(measured, date=PROFILE.date) == DeviceProfile.from_json(json.loads(json.dumps(PROFILE.to_json())))
+    assert measured.date > "2026"
+
+
+@pytest.mark.parametrize("answer", [OSError(1, "not permitted"), "no JSON"])
+def test_where_no_other_process_tells_it_is_measured_here(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run(*_: Any, **__: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(stdout=answer)
+
+    def measure_dtype(device: torch.device, dtype: torch.dtype, step: rates.Step) -> rates.Measured:
+        asked.append(str(dtype))
+        if dtype == torch.float16:
+            raise RuntimeError("not implemented for 'Half'")
+        return rates.Measured({"matmul": ((1.0, 1e9),)}, (), 2e9, 0.5)
+
+    monkeypatch.setattr(measuring.subprocess, "run", run)
+    monkeypatch.setattr(measuring, "measure_dtype", measure_dtype)
+    measured = measuring.measure(torch.device("cpu"), ["bfloat16", "float16"], PROFILE.taken_under, PROFILE)
+    assert asked == ["torch.bfloat16", "torch.float16"]
+    assert measured.fetch == {**PROFILE.fetch, "bfloat16": 2e9}
+    assert measured.busy == max(PROFILE.busy, 0.5)
+
+
+def test_where_the_system_ends_the_other_process_typical_figures_are_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def killed(*_: Any, **__: Any) -> Any:
+        raise subprocess.CalledProcessError(-9, "python")
+
+    monkeypatch.setenv("LEANDIFFUSION_CACHE", str(tmp_path))
+    monkeypatch.setattr(measuring.subprocess, "run", killed)
+    monkeypatch.setattr(measuring, "measure_dtype", None)
+    forget()
+    with pytest.warns(UserWarning, match="too little to measure"):
+        told = profile_of("cpu")
+    forget()
+    assert set(told.products) == {"float32"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_floor_is_a_whole_process() -> None:
