@@ -7,7 +7,8 @@ What is measured here: processes of `leandiffusion batch` that share a folder, o
 packaged model; and threads whose drawing is a pause, of which there may be many, so that what they share shows: the
 folder. The model takes a worker's start and the seconds of a picture from the runs of one worker, and what an operation
 on the folder takes from drawing nothing; it then has to tell what more workers do. Where Ray is installed, the seconds
-that it takes to hand out a job are measured too. `--tables` prints the tables of docs/scaling.md from a record.
+that it takes to hand out a job are measured too, by itself and in blocks as those of a long list. `--tables` prints the
+tables of docs/scaling.md from a record.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tqdm.auto import tqdm
 from leandiffusion.batch import work
 from leandiffusion.batch.folder import Folder
 from leandiffusion.batch.jobs import Job
+from leandiffusion.batch.on_ray import MOST_BLOCKS
 from leandiffusion.core.config import read_json
 from leandiffusion.drawing.opening import Drawn
 from leandiffusion.drawing.options import ResolvedOptions
@@ -46,6 +48,8 @@ REAL, PAUSING = (1, 2, 4), (1, 8, 32)
 PAUSE, PAUSES = 0.5, 4  # seconds, pictures of each thread
 PICTURES, DRAWS = 50_000, (2, 20)
 FLEETS = (1, 10, 100, 300, 1000)
+IN_A_BLOCK = PICTURES // MOST_BLOCKS
+"""Jobs that are handed out at once, of a list as long as that."""
 STORES = {"a file server": 5000.0, "a fast one": 50_000.0}
 """Operations per second. What is usual differs more than any figure here: measure yours."""
 
@@ -130,29 +134,38 @@ def pauses(folder: Path, rounds: int) -> dict[str, Any]:
     return {"seconds": found, "operation": min(idle)}
 
 
-def hand_out() -> float | None:
-    """Seconds that Ray Data takes to have an actor do nothing with a row and to give the answer back; None without."""
+def hand_out(rounds: int) -> dict[str, list[float]] | None:
+    """Processor seconds that this process takes, by Ray Data, to have an actor do nothing with a job and to get the
+    answer back, in each round; by how many jobs are in a block: those of a long list are handed out several at a time.
+    On a cluster it has a processor to itself, so that no more can be handed out. None without Ray."""
     if importlib.util.find_spec("ray") is None:
         return None
+    import ray
+
+    ray.init(address="local", log_to_driver=False, logging_level="error")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    found: dict[str, list[float]] = {"1": [], str(IN_A_BLOCK): []}
+    for _ in range(rounds):
+        for each, seconds in found.items():
+            few, many = (_handed_out(blocks, int(each)) for blocks in (200, 2200))
+            seconds.append((many - few) / 2000 / int(each))
+    ray.shutdown()
+    return found
+
+
+def _handed_out(blocks: int, each: int) -> float:
+    """Processor seconds of a list of so many blocks, each of so many jobs."""
     import ray
 
     class Nothing:
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             return row
 
-    ray.init(address="local", log_to_driver=False, logging_level="error")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    seconds = {}
-    for rows in (200, 2200):
-        data = ray.data.from_items([{"number": number} for number in range(rows)], override_num_blocks=rows)
-        start = time.monotonic()
-        mapped = data.map(
-            Nothing, num_cpus=0.1, compute=ray.data.ActorPoolStrategy(size=2, max_tasks_in_flight_per_actor=2)
-        )
-        assert sum(1 for _ in mapped.iter_rows()) == rows
-        seconds[rows] = time.monotonic() - start
-    ray.shutdown()
-    return (seconds[2200] - seconds[200]) / 2000
+    data = ray.data.from_items([{"number": number} for number in range(blocks * each)], override_num_blocks=blocks)
+    pool = ray.data.ActorPoolStrategy(size=2, max_tasks_in_flight_per_actor=2)
+    start = time.process_time()
+    assert sum(1 for _ in data.map(Nothing, num_cpus=0.1, compute=pool).iter_rows()) == blocks * each
+    return time.process_time() - start
 
 
 # -- simulated ones --------------------------------------------------------------------------------------------------
@@ -174,7 +187,7 @@ def waiting(found: dict[str, Any], workers: int) -> Setting:
 
 def fleet(measured: dict[str, Any], draw: float, workers: int, operations: float) -> Setting:
     """A cluster that draws a long list, with 4 GB of weights from a store that gives 1 GB/s."""
-    return Setting(workers, PICTURES, draw, operations=operations, hand_out=measured["hand_out"])
+    return Setting(workers, PICTURES, draw, operations=operations, hand_out=min(measured["hand_out"][str(IN_A_BLOCK)]))
 
 
 def simulated(measured: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +257,7 @@ def measure(asked: argparse.Namespace, results: dict[str, Any]) -> None:
         parts: dict[str, Callable[[], Any]] = {
             "real": lambda: real(Path(folder, "real"), asked.rows, asked.steps, asked.rounds),
             "pausing": lambda: pauses(Path(folder, "pausing"), asked.rounds),
-            "hand_out": lambda: hand_out() or asked.hand_out,
+            "hand_out": lambda: hand_out(asked.rounds) or {str(IN_A_BLOCK): [asked.hand_out]},
             "simulated": lambda: simulated(results),
         }
         for name in asked.only or parts:
@@ -259,10 +272,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--hand-out", type=float, default=0.002, help="seconds, where Ray is not installed")
-    parser.add_argument(
-        "--only", nargs="*", help="parts to measure anew: real, pausing, hand_out, read_list, simulated"
-    )
+    parser.add_argument("--hand-out", type=float, default=0.002, help="seconds, assumed where Ray is not installed")
+    parser.add_argument("--only", nargs="*", help="parts to measure anew: real, pausing, hand_out, simulated")
     parser.add_argument("--tables", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
