@@ -17,7 +17,7 @@ _ROOMS = {
         "BackendUnavailable", "BudgetError", "CheckpointNotFound", "ConfigError", "LeanError", "MalformedFile",
         "NonFiniteError", "NotSupported", "TensorMismatch", "UnsafeFormat", "VariantNotFound", "WeightsError",
     ],
-    "modules.controlnet": ["ControlNetModel"],
+    "modules.controlnet": ["ControlNetModel", "MultiControlNetModel"],
     "modules.unet": ["UNet2DConditionModel"],
     "modules.vae": ["AutoencoderKL"],
     "modules.vae_tiny": ["AutoencoderTiny"],

@@ -203,5 +203,22 @@ def test_what_does_not_fit_is_told(pair: Callable[[int], Pair], tmp_path: Path) 
     random_controlnet(tmp_path, cross_attention_dim=768)
     with pytest.raises(ConfigError, match="made for Stable Diffusion 1, and this model is"):
         type(ours)(**{**ours.components, "controlnet": ControlNetModel.from_pretrained(tmp_path)})
-    with pytest.raises(ConfigError, match="controlnet is missing"):
-        type(ours)(**{**ours.components, "controlnet": None})
+    for wrong, told in ((None, "controlnet is missing"), ([], "controlnet is missing"), (["canny"], "is a str")):
+        with pytest.raises(ConfigError, match=told):
+            type(ours)(**{**ours.components, "controlnet": wrong})
+
+
+def test_only_prompts(pair: Callable[[int], Pair]) -> None:
+    """A pipeline of text encoders and tokenizers alone has no ControlNet either, and encodes prompts."""
+    ours = pair(1)[1]
+    parts = {name: part if "text" in name or "token" in name else None for name, part in ours.components.items()}
+    encode = {"prompt": "a cat", "device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    assert torch.equal(type(ours)(**parts).encode_prompt(**encode)[0], ours.encode_prompt(**encode)[0])
+
+
+def test_several_in_the_class_of_diffusers(pair: Callable[[int], Pair]) -> None:
+    ours = pair(2)[1]
+    several = diffusers.MultiControlNetModel(list(ours.controlnet.nets))
+    other = type(ours)(**{**ours.components, "controlnet": several})
+    pictures = [picture(1), picture(2)]
+    assert torch.equal(draw(other, image=pictures), draw(ours, image=pictures))

@@ -63,6 +63,7 @@ CLASSES = (
     "AutoencoderKL",
     "AutoencoderTiny",
     "ControlNetModel",
+    "MultiControlNetModel",
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",

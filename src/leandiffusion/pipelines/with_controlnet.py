@@ -31,16 +31,19 @@ class WithControlNet:
         return VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
 
     def _take_controlnet(self: Any, controlnet: Any) -> Any:
-        """The component, several as one. ConfigError for what is none, and for one of another family than the UNet."""
-        if isinstance(controlnet, list | tuple):
-            controlnet = MultiControlNetModel(controlnet)
-        for net in _nets(controlnet):
+        """The component, several as one, in diffusers' class for them too; None where there is no UNet either, as in a
+        pipeline that encodes prompts. ConfigError for what is none, and for one of another family than the UNet."""
+        if controlnet is None and self.unet is None:
+            return None
+        nets = _nets(controlnet)
+        for net in nets:
             if not hasattr(net, "config") or "conditioning_channels" not in net.config:
                 raise ConfigError(
                     f"controlnet is a {type(net).__name__}: pass ControlNetModel.from_pretrained(…), or a list of them."
                 )
             _check_family(net, self.unet)
-        return controlnet
+        is_whole = isinstance(controlnet, MultiControlNetModel) or nets[0] is controlnet
+        return controlnet if is_whole else MultiControlNetModel(nets)
 
     def _controls(self: Any, request: R, *, takes_size: bool = False, box: Box | None = None) -> tuple[R, list[Guides]]:
         """The request and its controls. With `takes_size` the first picture says how large to draw, where nothing
@@ -79,10 +82,12 @@ class WithControlNet:
 
 
 def _nets(controlnet: Any) -> list[Any]:
-    if controlnet is None:
+    """One or several, of a list or of a network that holds them. ConfigError where there is none."""
+    held = getattr(controlnet, "nets", controlnet)
+    nets = list(held) if isinstance(held, list | tuple | nn.ModuleList) else [controlnet]
+    if nets in ([], [None]):
         raise ConfigError("controlnet is missing: pass ControlNetModel.from_pretrained(…), or a list of them.")
-    nets = getattr(controlnet, "nets", None)
-    return list(nets) if isinstance(nets, nn.ModuleList) else [controlnet]
+    return nets
 
 
 def _check_family(net: Any, unet: Any) -> None:
