@@ -12,7 +12,7 @@ from tests.contract.common import ON_A_PICTURE, Draw, noise, quietly, redraw
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.run import encoding
-from leandiffusion.run.tasks import image_to_image, inpainting
+from leandiffusion.run.tasks import image_to_image, inpainting, text_to_image
 from leandiffusion.schedulers import randn
 
 
@@ -53,7 +53,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(shape: tuple[int, ...], *, dtype: torch.dtype, **options: Any) -> torch.Tensor:
         return randn(shape, dtype=torch.float32, **options).to(dtype)
 
-    for module in (encoding, image_to_image, inpainting):
+    for module in (encoding, image_to_image, inpainting, text_to_image):
         monkeypatch.setattr(module, "randn", draw)
 
 

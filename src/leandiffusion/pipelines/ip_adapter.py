@@ -27,6 +27,9 @@ from ..run.inputs import refuse
 from ..techniques.traced_unet import Traced
 from .image_prompts import Loaded, aligned, for_each, open_encoder, pictures_of, rows_of
 
+TOKENS = 257
+"""That the usual image encoder makes of a picture, where there is none to ask."""
+
 
 class IPAdapters:
     """Mixin of the pipelines.
@@ -184,6 +187,20 @@ class IPAdapters:
 
     def _sees(self: Any, request: Any) -> bool:
         return request.ip_adapter_image is not None or request.ip_adapter_image_embeds is not None
+
+    def _image_prompt_bytes(self: Any, rows: int) -> int:
+        """Of the keys and values that the UNet attends to, where each adapter sees one picture, for so many rows."""
+        loaded, unet = self._adapters_loaded(), self._own_unet()
+        if loaded is None:
+            return 0
+        config = getattr(self.image_encoder, "config", None)
+        seen = TOKENS if config is None else (config.image_size // config.patch_size) ** 2 + 1
+        numbers = sum(layer.to_k.out_features + layer.to_v.out_features for layer in text_layers(unet).values())
+        tokens = 0
+        for projection in loaded.projections:
+            given = (1, seen, projection.widths[0]) if projection.sees_tokens else (1, projection.widths[0])
+            tokens += projection(torch.empty(given, device="meta")).shape[1]
+        return rows * tokens * numbers * unet.dtype.itemsize
 
     def _check_image_prompt(self: Any, request: Any) -> None:
         """ConfigError where pictures or embeddings do not belong to what is loaded, before anything is computed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -82,9 +82,9 @@ class Planning:
         of device ({'cuda': '6GiB', 'cpu': '8GiB'}); None for what is free now, less 5%. Pixels are the model's own
         unless given. `chunks`: the length of prompts in the weighted syntax, in multiples of what a text encoder
         reads at once. `pictures`: how many are encoded to begin with; one in pipelines that draw on pictures.
-        ControlNets, LoRAs and perturbed attention count as they are. `allow`: 'exact' for settings that draw the same
-        picture, 'rounding' for half precision too, 'approximate' for those that draw another one. `print(plan)` shows
-        it, `apply` switches it on.
+        ControlNets, LoRAs, IP-Adapters and perturbed attention count as they are. `allow`: 'exact' for settings that
+        draw the same picture, 'rounding' for half precision too, 'approximate' for those that draw another one.
+        `print(plan)` shows it, `apply` switches it on.
 
         BudgetError when nothing fits: it says the least that would do. ConfigError for wrong arguments, and for
         networks that are not this library's.
@@ -104,6 +104,8 @@ class Planning:
         guided = guidance and not blueprint.is_distilled
         perturbed = self.perturbed_attention is not None
         call = CallSize(height, width, batch, guided, chunks, pictures, blueprint.controls, perturbed)
+        rows = batch * (call.predictions + perturbed * (1 + guided))  # those of the longer batch are further ones
+        blueprint = replace(blueprint, others=blueprint.others + self._image_prompt_bytes(rows))
         profile = profile_of(where, dtypes_for(blueprint, allow))
         networks = self._stack.subject.networks.values()
         floor = floor_here(profile, networks, has_computed=bool(self.last_times))
