@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tests.unit.batch.test_killed import killed
 
@@ -112,7 +115,9 @@ def _overhead(asked: argparse.Namespace) -> Told:
         out = Path(folder, "serving.json")
         command = ["benchmarks.serving", "--rounds", str(asked.rounds), "--count", "16", "--out", str(out)]
         environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        _run([*command, "--work", str(asked.work or folder)], environment)
+        code, lines = _run([*command, "--work", str(asked.work or folder)], environment)
+        if code:
+            return False, f"exit code {code}, after {MOST_MINUTES} minutes at most: {lines[-1]}"
         results = json.loads(out.read_text(encoding="utf-8"))["results"]
     ratio, gain = (statistics.median(results[name]) for name in ("ratio", "gain"))
     told = f"the server takes {ratio:.3f} times as long as the library, 8 clients get {gain:.2f} times as much as one"
@@ -126,17 +131,28 @@ def _pytest(*arguments: str) -> Told:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
-    """The exit code of a Python module, and what it printed. It is killed after MOST_MINUTES."""
+    """The exit code of a Python module, and what it printed. After MOST_MINUTES it is killed, with what it started."""
     command, lines = [sys.executable, "-m", *command], [""]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, start_new_session=True, **streams) as process:
         assert process.stdout is not None
-        timer = threading.Timer(60 * MOST_MINUTES, process.kill)
+        timer = threading.Timer(60 * MOST_MINUTES, _kill, [process])
         timer.start()
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line.strip())
-        timer.cancel()
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line.strip())
+        finally:
+            timer.cancel()
+            if sys.exc_info()[0]:
+                _kill(process)
     return process.returncode, lines
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With all of its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Told]] = {
