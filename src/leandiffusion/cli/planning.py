@@ -110,20 +110,17 @@ def _tried(plan: Any, name: str, work: Path | None) -> Any:
 
 def blueprint_of(options: PlanOptions) -> Any:
     """What is known of the model: of a family at full size, or of a checkpoint. ConfigError for names of neither."""
-    import torch
-
     from ..core.registry import did_you_mean
-    from ..device.capabilities import usual_dtype
     from ..device.names import check_device, default_device
     from ..families.base import families, family_names
     from ..pipelines.from_folder import packaged
     from ..plan.sketch import Blueprint
 
     device = default_device() if options.device is None else check_device(options.device)
-    dtype = usual_dtype(device) if options.dtype is None else getattr(torch, options.dtype)
     names = family_names()
     controls = [families.get(names[name]) if name in names else name for name in options.controlnet]
     if options.model in names:
+        dtype = _dtype(options, device)
         return Blueprint.of_family(families.get(names[options.model]), dtype, device).controlled_by(controls)
     here = Path(options.model).expanduser().exists() or packaged(options.model) != options.model
     if not here and "/" not in options.model:
@@ -132,8 +129,15 @@ def blueprint_of(options: PlanOptions) -> Any:
             f"{options.model!r} is no model that is known, and nothing of that name is here."
             f"{did_you_mean(options.model, known)} Known: {', '.join(known)}; or a folder, a file, or a hub id."
         )
-    blueprint = Blueprint.of_checkpoint(packaged(options.model), dtype, device)
+    blueprint = Blueprint.of_checkpoint(packaged(options.model), _dtype(options, device), device)
     return blueprint.called(options.model).controlled_by(controls)
+
+
+def _dtype(options: PlanOptions, device: Any) -> Any:
+    """As `generate` takes it for the same options."""
+    from ..drawing.opening import dtype_for
+
+    return dtype_for(options.dtype, options.model, device, planned=options.memory is not None, say=say)
 
 
 def _print(plan: Any) -> None:

@@ -62,7 +62,8 @@ def open_model(
     from ..pipelines import open_pipeline
 
     device = options.device or str(default_device())
-    dtype = _dtype(options, techniques, device, say)
+    planned = techniques.memory is not None or techniques.plan is not None
+    dtype = dtype_for(options.dtype, options.model, device, planned=planned, say=say)
     components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
     components |= controlnet.open_nets(options, dtype, device)
     pipe = open_pipeline(options.model, dtype=dtype, task=options.task, **techniques.opening(device), **components)
@@ -77,16 +78,24 @@ def open_model(
     return pipe
 
 
-def _dtype(options: ResolvedOptions, techniques: TechniqueOptions, device: str, say: Callable[[str], object]) -> Any:
-    """What was asked for, or the device's usual one: by measurement, unless a plan decides, or the model is the
-    packaged one, which is small and looks the same everywhere."""
+def dtype_for(
+    asked: str | None,
+    model: str,
+    device: Any,
+    *,
+    planned: bool,
+    say: Callable[[str], object] = lambda line: None,
+) -> Any:
+    """The torch dtype that was asked for, or the device's usual one: by measurement, unless a budget or a plan decides
+    (`planned`), or the model is the packaged one, which is small and looks the same everywhere. `say` gets a line where
+    it was measured."""
     import torch
 
     from ..device.capabilities import usual_dtype
 
-    if options.dtype is not None:
-        return getattr(torch, options.dtype)
-    if options.model == DEMO or techniques.memory is not None or techniques.plan is not None:
+    if asked is not None:
+        return getattr(torch, asked)
+    if model == DEMO or planned:
         return usual_dtype(torch.device(device))
     from ..plan.usual import faster_dtype
 

@@ -73,6 +73,7 @@ class Models:
         self.sources, self.settings, self._evicted = dict(sources), settings, evicted
         self._open: OrderedDict[str, Open] = OrderedDict()  # the one used last comes last
         self._blueprints: dict[str, Blueprint] = {}
+        self._dtypes: dict[str, Any] = {}  # by checkpoint
         self._plans: OrderedDict[Any, Plan] = OrderedDict()  # those made first are forgotten first
         self._predictors: OrderedDict[Any, Predictor] = OrderedDict()
         self._together: dict[Any, int] = {}
@@ -108,7 +109,7 @@ class Models:
             return known
         with self._planning:
             if name not in self._blueprints:
-                made = Blueprint.of_checkpoint(packaged(self.sources[name]), self._dtype, self._device)
+                made = Blueprint.of_checkpoint(packaged(self.sources[name]), self._dtype_of(name), self._device)
                 self._blueprints[name] = made.called(name)
             return self._blueprints[name]
 
@@ -182,14 +183,16 @@ class Models:
 
         return default_device() if self.settings.device is None else check_device(self.settings.device)
 
-    @cached_property
-    def _dtype(self) -> Any:
-        import torch
+    def _dtype_of(self, name: str) -> Any:
+        """As `generate` takes it for such settings."""
+        from ..drawing.opening import dtype_for
 
-        from ..device.capabilities import usual_dtype
-
-        named = self.settings.dtype
-        return usual_dtype(self._device) if named is None else getattr(torch, named)
+        model, settings = self.sources[name], self.settings
+        if model not in self._dtypes:
+            self._dtypes[model] = dtype_for(
+                settings.dtype, model, self._device, planned=settings.memory is not None, say=log.info
+            )
+        return self._dtypes[model]
 
     @cached_property
     def _budget(self) -> Budget:
@@ -228,7 +231,7 @@ class Models:
         from ..pipelines import open_pipeline
 
         log.info("opening", extra={"model": name})
-        pipe = open_pipeline(self.sources[name], dtype=self._dtype)
+        pipe = open_pipeline(self.sources[name], dtype=self._dtype_of(name))
         pipe.set_progress_bar_config(disable=True)
         return Open(pipe)
 

@@ -16,15 +16,17 @@ import torch
 from PIL import Image
 
 from leandiffusion import demo
+from leandiffusion.cli.planning import PlanOptions, blueprint_of
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError
 from leandiffusion.device.capabilities import usual_dtype
 from leandiffusion.drawing.given import Given
-from leandiffusion.drawing.opening import Drawer, open_model, opened_with
+from leandiffusion.drawing.opening import Drawer, dtype_for, open_model, opened_with
 from leandiffusion.drawing.options import DrawingOptions, ResolvedOptions, resolve
 from leandiffusion.drawing.techniques import TechniqueOptions
 from leandiffusion.drawing.wrong import OptionError
 from leandiffusion.pictures.latents import read_latents
 from leandiffusion.schedulers import build
+from leandiffusion.server.models import Models, Settings
 
 SMALL = ResolvedOptions(prompt="a red circle", seed=5, steps=2, guidance_scale=2.5, width=64, height=64, device="cpu")
 
@@ -84,6 +86,26 @@ def test_the_model_is_opened_as_ordered(monkeypatch: pytest.MonkeyPatch) -> None
         open_model(*decided, say=lines.append)
         assert asked["dtype"] == torch.float32
     assert lines == ["measured"]
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "asked", "expected"),
+    [
+        ("sd15", None, None, torch.bfloat16),  # which is said to be faster here
+        ("sd15", "2GiB", None, torch.float32),  # a plan decides
+        ("sd15", None, "float32", torch.float32),
+        ("demo", None, None, torch.float32),
+    ],
+)
+def test_plans_and_the_server_take_the_dtype_that_drawing_takes(
+    model: str, memory: Any, asked: Any, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leandiffusion.plan.usual.faster_dtype", lambda device, say: torch.bfloat16)
+    assert dtype_for(asked, model, "cpu", planned=memory is not None) == expected
+    plan = PlanOptions(model=model, memory=memory, dtype=asked, device="cpu")
+    assert blueprint_of(plan).dtype == expected
+    served = Models({"a": model}, Settings(memory=memory, dtype=asked, device="cpu"))
+    assert served._dtype_of("a") == expected
 
 
 def test_one_model_draws_whatever_it_was_not_opened_with() -> None:
