@@ -1,4 +1,4 @@
-"""Draws the pictures of the guide's page on image to image and inpainting, with the packaged model.
+"""Draws the pictures of the guide's pages on prompts, and on image to image and inpainting, with the packaged model.
 
 `python -m tools.guide_pictures`
 """
@@ -16,13 +16,22 @@ from leandiffusion import AutoPipelineForImage2Image, AutoPipelineForInpainting,
 STEPS, GUIDANCE, GAP = 30, 2.5, 8
 ANEW, THERE = "a large yellow circle on a blue background", "a large yellow star on a green background"
 
+WRITTEN = ("red circle", "[red:blue:0.3] circle", "red [circle:star:0.3]", "red [circle|star]", "[red|blue] circle")
+
 
 def seeded(seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     return {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generator}
 
 
-def pictures() -> list[Image.Image]:
+def from_prompts() -> list[Image.Image]:
+    """One prompt, two that change after three tenths of the steps, and two that alternate; all of one seed."""
+    draw = AutoPipelineForText2Image.from_pretrained("demo")
+    draw.prompt_syntax = "weighted"
+    return [draw(f"a large {what} on a white background", **seeded(4)).images[0] for what in WRITTEN]
+
+
+def from_pictures() -> list[Image.Image]:
     """A picture, the picture drawn anew at three strengths, a mask, and what was drawn there."""
     draw = AutoPipelineForText2Image.from_pretrained("demo")
     redraw, inpaint = AutoPipelineForImage2Image.from_pipe(draw), AutoPipelineForInpainting.from_pipe(draw)
@@ -43,4 +52,5 @@ def side_by_side(row: list[Image.Image]) -> Image.Image:
 
 
 if __name__ == "__main__":
-    side_by_side(pictures()).save(Path("docs/images/from-a-picture.png"), optimize=True)
+    side_by_side(from_pictures()).save(Path("docs/images/from-a-picture.png"), optimize=True)
+    side_by_side(from_prompts()).save(Path("docs/images/prompts.png"), optimize=True)

@@ -52,10 +52,6 @@ def run(
     for option, path in (("--plot", plot), ("--save-plan", save_plan)):
         if path is not None and not path.parent.is_dir():
             raise typer.BadParameter(f"there is no folder {path.parent}: make it first.", param_hint=option)
-    if calibrate and (options.pictures or options.controlnet):
-        raise typer.BadParameter(
-            "it tries drawing from text alone: leave out --pictures and --controlnet.", param_hint="--calibrate"
-        )
     exactness = check_allow(options.allow)
     blueprint = blueprint_of(options)
     width, height = options.size or (blueprint.side, blueprint.side)
@@ -67,7 +63,7 @@ def run(
     predictor = Predictor(blueprint, call, options.steps, profile)
     plan = make_plan(predictor, Budget.of(options.memory, blueprint.device), options.allow)
     if calibrate:
-        plan = _tried(plan, options.model, work)
+        plan = _tried(plan, options, work)
     if as_json:
         typer.echo(json.dumps(plan.to_json(), indent=2))
     else:
@@ -96,16 +92,17 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _tried(plan: Any, name: str, work: Path | None) -> Any:
+def _tried(plan: Any, options: PlanOptions, work: Path | None) -> Any:
     """The plan with its settings tried for real."""
     from ..bench.run.calibrate import calibrate
     from ..bench.run.models import SHAPE
     from ..bench.run.plan import working_folder
     from ..families.base import family_names
 
-    model = SHAPE + name if name in family_names() else name
+    shapes = family_names()
+    model, *nets = (SHAPE + name if name in shapes else name for name in (options.model, *options.controlnet))
     with working_folder(work) as workdir:
-        return calibrate(plan, model, workdir, progress=lambda title: say(f"Trying {title} …"))
+        return calibrate(plan, model, workdir, controlnets=nets, progress=lambda title: say(f"Trying {title} …"))
 
 
 def blueprint_of(options: PlanOptions) -> Any:

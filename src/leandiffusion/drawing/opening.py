@@ -62,8 +62,8 @@ def open_model(
     from ..pipelines import open_pipeline
 
     device = options.device or str(default_device())
-    planned = techniques.memory is not None or techniques.plan is not None
-    dtype = dtype_for(options.dtype, options.model, device, planned=planned, say=say)
+    asked = options.dtype if techniques.plan is None else options.dtype or techniques.read_plan().dtype
+    dtype = dtype_for(asked, options.model, device, planned=techniques.memory is not None, say=say)
     components: dict[str, Any] = {} if options.vae is None else {"vae": options.vae}
     components |= controlnet.open_nets(options, dtype, device)
     pipe = open_pipeline(options.model, dtype=dtype, task=options.task, **techniques.opening(device), **components)
@@ -86,9 +86,9 @@ def dtype_for(
     planned: bool,
     say: Callable[[str], object] = lambda line: None,
 ) -> Any:
-    """The torch dtype that was asked for, or the device's usual one: by measurement, unless a budget or a plan decides
+    """The torch dtype that was asked for, or the device's usual one: by measurement, unless a budget decides
     (`planned`), or the model is the packaged one, which is small and looks the same everywhere. `say` gets a line where
-    it was measured."""
+    it was measured. A plan has its own."""
     import torch
 
     from ..device.capabilities import usual_dtype

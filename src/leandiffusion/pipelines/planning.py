@@ -129,13 +129,15 @@ class Planning:
     def apply(self: Any, plan: Plan) -> None:
         """Switch on what the plan says, and everything else off. What was on stays on if that cannot be done.
 
-        ConfigError for what is no plan, or one made for another kind of device.
+        ConfigError for what is no plan, or one made for another kind of device, another model or another dtype.
         """
         if not isinstance(plan, Plan):
             raise ConfigError(f"apply takes a plan, of plan_for or Plan.load, not a {type(plan).__name__}.")
         device = torch.device(plan.device)
         if device.type != self.device.type and not is_host(self.device):
             raise ConfigError(f"this plan is for {plan.device}, and the pipeline is on {self.device}: plan again here.")
+        unet, is_cast = self._stack.subject.networks["unet"], self._stack.find("half_precision") is not None
+        plan.check_for(unet, self._own_dtypes.get("unet") if is_cast else getattr(unet, "dtype", None))
         self._stack.replace(plan.techniques, why=f"planned for {plan.budget}")
         if self._stack.find("offload") is None and device != self.device:
             self.to(device)

@@ -14,7 +14,7 @@ from ..device.capabilities import leaner_dtype
 from ..techniques import Technique, techniques
 from ..techniques.base import Exactness
 from .budget import Budget
-from .plan import Plan, Settings
+from .plan import Plan, Settings, weights_of
 from .predict import Prediction, Predictor
 from .search import (
     EQUAL,
@@ -77,6 +77,7 @@ def make_plan(predictor: Predictor, budget: Budget, allow: str = "exact") -> Pla
         runners_up=tuple(map(_settings, others[:RUNNERS_UP])),
         lower=tuple(map(_settings, _lower(best, predictor, offered))),
         unused=dict(_reasons(predictor, best, budget, exactness)),
+        unet_weights=weights_of(predictor.sketch().networks["unet"]),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from ..core.config import read_json, write_json
 from ..core.errors import ConfigError, MalformedFile
@@ -59,7 +60,8 @@ class Plan:
     `model` and `device` are what it was made for, `budget` in words, `budget_bytes` of the device (None: unlimited).
     `runners_up` are the fastest of the other ways to place weights that fit; `lower` those with a lower peak, to fall
     back on when memory runs out all the same, each lower than the one before. `unused` says of each technique that is
-    not on why not.
+    not on why not. `unet_weights` counts the numbers that the UNet's weights are, which tells other models; None where
+    an older plan does not say.
     """
 
     model: str
@@ -74,6 +76,7 @@ class Plan:
     runners_up: tuple[Settings, ...] = ()
     lower: tuple[Settings, ...] = ()
     unused: Mapping[str, str] = field(default_factory=dict)
+    unet_weights: int | None = None
 
     @property
     def techniques(self) -> tuple[Technique, ...]:
@@ -84,6 +87,21 @@ class Plan:
     def prediction(self) -> Prediction:
         """What the settings take."""
         return self.settings.prediction
+
+    def check_for(self, unet: nn.Module, dtype: torch.dtype | None) -> None:
+        """ConfigError unless it was made for such a UNet, with weights of that dtype (None where it is not known)."""
+        found = weights_of(unet)
+        if self.unet_weights not in (None, found):
+            raise ConfigError(
+                f"this plan was made for {self.model}, whose UNet has {self.unet_weights:,} weights, and this model's "
+                f"has {found:,}: plan again with this model."
+            )
+        name = str(dtype).removeprefix("torch.")
+        if dtype is not None and name != self.dtype:
+            raise ConfigError(
+                f"this plan was made for weights in {self.dtype}, and these are in {name}: "
+                f"open the model with dtype=torch.{self.dtype}, or plan again."
+            )
 
     def next_lower(self) -> Plan | None:
         """The plan to fall back on when this one's memory does not do; None when there is no lower one."""
@@ -109,14 +127,15 @@ class Plan:
                 f"{source} is not a plan of format {FORMAT}: make one with `leandiffusion plan --save-plan`."
             )
         try:
-            settings = Settings.from_json(values["settings"])
+            settings, unet_weights = Settings.from_json(values["settings"]), values.get("unet_weights")
             several = {key: tuple(map(Settings.from_json, values[key])) for key in ("runners_up", "lower")}
             budget = values["budget_bytes"]
             return cls(
                 model=str(values["model"]), device=str(values["device"]), dtype=_dtype_name(values["dtype"]),
                 call=_call(values["call"]), steps=int(values["steps"]), allow=str(values["allow"]),
                 budget=str(values["budget"]), budget_bytes=None if budget is None else int(budget), settings=settings,
-                unused={str(name): str(why) for name, why in values["unused"].items()}, **several,
+                unused={str(name): str(why) for name, why in values["unused"].items()},
+                unet_weights=None if unet_weights is None else int(unet_weights), **several,
             )  # fmt: skip
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
@@ -141,6 +160,11 @@ class Plan:
                 f"{path} is not JSON, so no plan: make one with `leandiffusion plan --save-plan {path.name}`."
             ) from error
         return cls.from_json(values, str(path))
+
+
+def weights_of(network: nn.Module) -> int:
+    """How many numbers a network's weights are, wherever these are."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _plain(technique: Technique) -> dict[str, Any]:

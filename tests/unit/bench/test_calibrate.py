@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from leandiffusion import ControlNetModel
 from leandiffusion.bench.run import calibrate as calibrating
 from leandiffusion.bench.run.calibrate import calibrate
+from leandiffusion.core.config import read_json
 from leandiffusion.core.errors import BudgetError, LeanError
+from leandiffusion.demo import model_folder
 from leandiffusion.plan.plan import Plan, Settings
 from leandiffusion.plan.predict import STAGES, Prediction, StagePrediction
 from leandiffusion.run.size import CallSize
@@ -38,6 +41,20 @@ def test_a_process_draws_as_planned(tmp_path: Path) -> None:
         assert 100 << 20 < each.measured.peak < 2 << 30
         assert each.measured.seconds > 0
     assert Plan.from_json(plan.to_json()).to_json() == plan.to_json()
+
+
+@pytest.mark.parametrize(("pictures", "controls"), [(2, 0), (0, 1), (1, 2)])
+def test_what_a_plan_begins_with_is_tried_too(tmp_path: Path, pictures: int, controls: int) -> None:
+    config = read_json(model_folder() / "unet" / "config.json")
+    ControlNetModel.from_config(ControlNetModel.settings_for(config)).save_pretrained(tmp_path / "net")
+    call = CallSize(64, 64, 2, pictures=pictures, controls=controls)
+    stages = ("encode", "picture", *STAGES[1:]) if pictures else STAGES
+    predicted = Settings((), Prediction({stage: StagePrediction(300 << 20, 1.0) for stage in stages}))
+    plan = replace(PLAN, call=call, settings=predicted, runners_up=())
+    found = calibrate(plan, "demo", tmp_path, controlnets=[str(tmp_path / "net")] * controls).settings.measured
+    assert found is not None
+    assert tuple(found.stages) == stages
+    assert all(stage.seconds > 0 for stage in found.stages.values())
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, **took: tuple[int, float]) -> None:

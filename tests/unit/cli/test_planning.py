@@ -80,6 +80,21 @@ def test_a_plan_is_saved_and_drawn_with(tmp_path: Path) -> None:
     assert record.predicted["peak_memory"] < 282 << 20
 
 
+def test_a_plan_says_the_dtype_and_for_which_model_it_is() -> None:
+    saved = run("plan", "demo", "--dtype", "bf16", "--memory", "1GiB", "--size", "128", "--save-plan", "plan.json")
+    assert saved.exit_code == 0, saved.output
+    drawn = run(*GENERATE, "--plan", "plan.json")
+    assert drawn.exit_code == 0, drawn.output
+    assert read_record(Path(drawn.stdout.strip())).recipe.dtype == "bfloat16"
+    against = run(*GENERATE, "--plan", "plan.json", "--dtype", "fp32")
+    assert against.exit_code == 1
+    assert "made for weights in bfloat16, and these are in float32" in " ".join(against.stderr.split())
+    assert run("plan", "sd15", "--memory", "8GiB", "--save-plan", "sd15.json").exit_code == 0
+    other = run(*GENERATE, "--plan", "sd15.json")
+    assert other.exit_code == 1
+    assert "made for sd15, whose UNet has 859,520,964 weights" in " ".join(other.stderr.split())
+
+
 def test_a_budget_decides_the_techniques_and_not_the_picture() -> None:
     plain, tight = run(*GENERATE, "--out", "a.png"), run(*GENERATE, "--memory", "282MiB", "--out", "b.png")
     assert plain.exit_code == tight.exit_code == 0, tight.output

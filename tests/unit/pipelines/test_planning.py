@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from leandiffusion.plan.search import choices, leanest
 from leandiffusion.plan.sketch import Blueprint
 from leandiffusion.run.size import CallSize
 from leandiffusion.techniques.base import Exactness
+from leandiffusion.techniques.stack import make
 from leandiffusion.weights.residence import is_waiting
 
 Draw = Callable[..., torch.Tensor]
@@ -183,6 +185,28 @@ def test_a_plan_from_a_file_is_applied(folders: dict[str, Path], draw: Draw, tmp
     torch.testing.assert_close(draw(pipe), plain, rtol=0, atol=1e-5)
     with pytest.raises(ConfigError, match="apply takes a plan"):
         pipe.apply("plan.json")
+
+
+def test_a_plan_for_another_model_or_dtype_is_refused(folders: dict[str, Path], draw: Draw) -> None:
+    """Before anything is switched."""
+    pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"])
+    pipe.enable_vae_slicing()
+    plain, plan = draw(pipe), pipe.plan_for("1GiB")
+    other = DiffusionPipeline.from_pretrained(folders["sdxl"]).plan_for("1GiB")
+    half = StableDiffusionPipeline.from_pretrained(folders["sd1"], dtype=torch.bfloat16).plan_for("1GiB")
+    for wrong, told in ((other, "plan again with this model"), (half, r"open the model with dtype=torch\.bfloat16")):
+        with pytest.raises(ConfigError, match=told):
+            pipe.apply(wrong)
+        assert pipe.plan is None
+        assert [entry.name for entry in pipe.techniques] == ["vae_slicing"]
+    assert torch.equal(draw(pipe), plain)
+    cast = replace(
+        plan, settings=replace(plan.settings, techniques=(make("half_precision", {"dtype": torch.bfloat16}),))
+    )
+    pipe.apply(cast)
+    pipe.apply(plan)  # the weights' own dtype counts, not what the plan before made of it
+    pipe.apply(replace(plan, unet_weights=None))  # an older file
+    assert pipe.unet.dtype == torch.float32
 
 
 def test_two_threads_with_a_budget(folders: dict[str, Path], draw: Draw) -> None:

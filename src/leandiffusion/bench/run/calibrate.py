@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,37 @@ from typing import Any
 from ...core.errors import BudgetError, LeanError
 from ...core.units import format_bytes
 from ...plan.plan import Plan, Settings
-from ...plan.predict import STAGES, Prediction, StagePrediction
+from ...plan.predict import Prediction, StagePrediction
+from ...run.size import CallSize
 from ..workload import GUIDANCE, PROMPT
 from .process import run_task
 
 STEPS = 2  # after one to warm up
 
 
-def calibrate(plan: Plan, model: str, workdir: Path, *, progress: Callable[[str], object] = lambda title: None) -> Plan:
+def calibrate(
+    plan: Plan,
+    model: str,
+    workdir: Path,
+    *,
+    controlnets: Sequence[str] = (),
+    progress: Callable[[str], object] = lambda title: None,
+) -> Plan:
     """Draw a little with the plan's settings and its runners-up, and rank them by their measured times.
 
-    `model` as benchmarks take it: 'demo', 'shape:sd15', a folder, a file. `progress` is told what is tried next. The
-    plan that comes back has what was measured beside what was predicted. BudgetError when none stayed within the
-    budget, LeanError when one could not be drawn with.
+    `model` as benchmarks take it: 'demo', 'shape:sd15', a folder, a file; each of the plan's ControlNets likewise.
+    Where the plan begins with pictures, pictures are drawn anew. `progress` is told what is tried next. The plan that
+    comes back has what was measured beside what was predicted. BudgetError when none stayed within the budget,
+    LeanError when one could not be drawn with.
     """
     checkpoint = _asked("model", name=model, workdir=str(workdir))["checkpoint"]
+    nets = [_asked("controlnet", name=name, workdir=str(workdir))["checkpoint"] for name in controlnets]
     tried: list[tuple[Settings, Prediction]] = []
     for settings in (plan.settings, *plan.runners_up):
         progress(str(settings))
-        told = _asked("try", checkpoint=checkpoint, plan=replace(plan, settings=settings, lower=()).to_json())
-        measured = Prediction({name: StagePrediction(*told[name]) for name in STAGES})
+        asked = replace(plan, settings=settings, lower=()).to_json()
+        told = _asked("try", checkpoint=checkpoint, plan=asked, controlnets=nets)
+        measured = Prediction({name: StagePrediction(*figures) for name, figures in told.items()})
         tried.append((replace(settings, measured=measured), measured))
     limit = plan.budget_bytes
     fitting = [each for each in tried if limit is None or each[1].peak <= limit]
@@ -41,21 +52,14 @@ def calibrate(plan: Plan, model: str, workdir: Path, *, progress: Callable[[str]
     return replace(plan, settings=best, runners_up=tuple(others))
 
 
-def try_plan(checkpoint: str, plan: dict[str, Any]) -> dict[str, Any]:
+def try_plan(checkpoint: str, plan: dict[str, Any], controlnets: Sequence[str] = ()) -> dict[str, Any]:
     """In a process of its own: by stage the peak in bytes and the seconds of a call as planned, from a few steps."""
-    import torch
-
-    from ..loop import open_for_drawing
     from .meter import ProcessMeter
 
     wanted = Plan.from_json(plan)
-    pipe = open_for_drawing(checkpoint, dtype=getattr(torch, wanted.dtype))
+    pipe = _opened(checkpoint, wanted, controlnets)
     pipe.apply(wanted)
-    call, meter = wanted.call, ProcessMeter(wanted.device)
-    arguments: dict[str, Any] = {
-        "prompt": [PROMPT] * call.batch, "height": call.height, "width": call.width, "output_type": "np",
-        "guidance_scale": GUIDANCE if call.guidance else 1.0,
-    }  # fmt: skip
+    arguments, meter = _arguments(wanted.call), ProcessMeter(wanted.device)
 
     def after_step(*_: Any) -> dict[str, Any]:
         meter.step()
@@ -69,7 +73,45 @@ def try_plan(checkpoint: str, plan: dict[str, Any]) -> dict[str, Any]:
         meter.close()
     seconds = meter.seconds | {"denoise": wanted.steps * statistics.median(meter.steps)}
     peaks = meter.reserved or meter.peaks
-    return {name: (peaks[name], seconds[name]) for name in STAGES}
+    return {name: (peaks[name], seconds[name]) for name in wanted.prediction.stages}
+
+
+def _opened(checkpoint: str, plan: Plan, controlnets: Sequence[str]) -> Any:
+    """The pipeline that does what was planned for."""
+    import torch
+
+    from ...modules.controlnet import ControlNetModel
+    from ..loop import open_for_drawing
+
+    dtype = getattr(torch, plan.dtype)
+    task = "image-to-image" if plan.call.pictures else "text-to-image"
+    if not controlnets:
+        return open_for_drawing(checkpoint, dtype=dtype, task=task)
+    nets = [
+        (ControlNetModel.from_single_file if Path(path).is_file() else ControlNetModel.from_pretrained)(
+            path, dtype=dtype
+        )
+        for path in controlnets
+    ]
+    controlnet = nets if len(nets) > 1 else nets[0]
+    return open_for_drawing(checkpoint, dtype=dtype, task=f"{task} with ControlNet", controlnet=controlnet)
+
+
+def _arguments(call: CallSize) -> dict[str, Any]:
+    """Of the pipeline: what is drawn, on grey pictures where it begins with some or ControlNets see one."""
+    from PIL import Image
+
+    grey = Image.new("RGB", (call.width, call.height), (128, 128, 128))
+    size = {"height": call.height, "width": call.width}
+    pictures, seen = [grey] * call.pictures, [grey] * call.controls
+    if pictures and seen:
+        given = {"image": pictures, "control_image": seen, "strength": 1.0} | size
+    elif pictures:
+        given = {"image": pictures, "strength": 1.0}  # whose size is drawn
+    else:
+        given = size | ({"image": seen} if seen else {})
+    scale = GUIDANCE if call.guidance else 1.0
+    return {"prompt": [PROMPT] * call.batch, "output_type": "np", "guidance_scale": scale, **given}
 
 
 def _asked(task: str, **arguments: Any) -> dict[str, Any]:

@@ -53,6 +53,14 @@ def make_model(name: str, workdir: str) -> dict[str, Any]:
     return find_model(name, Path(workdir))
 
 
+def make_controlnet(name: str, workdir: str) -> dict[str, Any]:
+    """The ControlNet of a path; of 'shape:sd15' and its like one with random weights, made there."""
+    from .models import SHAPE, find_controlnet
+
+    path = find_controlnet(name, Path(workdir)) if name.startswith(SHAPE) else Path(name).expanduser()
+    return {"checkpoint": str(path)}
+
+
 def count(checkpoint: str, size: int, batch: int) -> dict[str, Any]:
     """Floating-point operations of the stages."""
     from .flops import count_flops_of
@@ -106,11 +114,11 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
     return _figures(meter, asked.dtype, warm_ups, notes)
 
 
-def attempt(checkpoint: str, plan: dict[str, Any]) -> dict[str, Any]:
+def attempt(checkpoint: str, plan: dict[str, Any], controlnets: list[str]) -> dict[str, Any]:
     """Draw a little as a plan says."""
     from .calibrate import try_plan
 
-    return try_plan(checkpoint, plan)
+    return try_plan(checkpoint, plan, controlnets)
 
 
 def _with_warnings(draw: Any) -> tuple[Any, list[str]]:
@@ -187,8 +195,8 @@ def _choose(device: str, dtype: str) -> None:
 
 
 TASKS = {
-    "survey": survey, "model": make_model, "flops": count, "ceiling": ceiling, "prepare": prepare, "draw": draw,
-    "try": attempt,
+    "survey": survey, "model": make_model, "controlnet": make_controlnet, "flops": count, "ceiling": ceiling,
+    "prepare": prepare, "draw": draw, "try": attempt,
 }  # fmt: skip
 
 
