@@ -43,6 +43,8 @@ INTRODUCTIONS = {
     "techniques": "# Techniques\n\nTheir settings and errors. What each saves and costs stands in the "
     "[price list](../techniques.md). A pipeline takes them by name, `pipe.enable(\"vae_tiling\", rows=64)`, or as "
     "objects of these classes.",
+    "plan": "# Plans\n\nWhat `pipe.plan_for` gives, a file keeps and `pipe.apply` switches on: [which settings]"
+    "(../guide/which-settings.md).",
     "schedulers": "# Schedulers\n\nAll of these are names of `leandiffusion` and of `leandiffusion.schedulers`. Short "
     "names, as `generate --scheduler` takes them: ",
     "modules": "# Networks\n\nAll of these are names of `leandiffusion`. Tensors have the shapes and names of the "

