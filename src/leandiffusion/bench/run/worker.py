@@ -13,6 +13,7 @@ import statistics
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
     return _figures(meter, asked.dtype, warm_ups, notes)
 
 
-def attempt(checkpoint: str, plan: dict[str, Any], controlnets: list[str]) -> dict[str, Any]:
+def attempt(checkpoint: str, plan: dict[str, Any], controlnets: Sequence[str] = ()) -> dict[str, Any]:
     """Draw a little as a plan says."""
     from .calibrate import try_plan
 
