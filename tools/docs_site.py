@@ -35,6 +35,7 @@ ALSO = (
     "benchmarks/results/*",
     "benchmarks/attached/*",
     "benchmarks/plan/*",
+    "benchmarks/plan_limits/*",
 )
 NOT_LINKED = {".md"}  # in benchmarks/results: tables drawn while measuring, which git ignores
 
