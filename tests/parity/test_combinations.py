@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tests.parity import ip_adapter_files, lora_files
 from tests.parity.test_controlnet import control_of
 from tests.parity.test_ip_adapter import picture
+from tests.parity.test_pipelines import difference
 
 import leandiffusion
 from leandiffusion import ConfigError, ControlNetModel
@@ -98,10 +99,6 @@ def arguments(task: str, *parts: str, size: bool = False, **more: Any) -> dict[s
 
 def draw(pipe: Any, **given: Any) -> torch.Tensor:
     return pipe(generator=torch.Generator().manual_seed(0), **given).images
-
-
-def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / a.abs().max()).item()
 
 
 def check(both: Pair, **given: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.parity import ip_adapter_files as files
+from tests.parity.test_pipelines import difference
 
 from leandiffusion import AutoPipelineForImage2Image, AutoPipelineForInpainting
 from leandiffusion.modules.vision import CLIPVisionModelWithProjection
@@ -66,10 +67,6 @@ def pair(tiny: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> Callable[..
 def draw(pipe: Any, **arguments: Any) -> torch.Tensor:
     defaults = {"prompt": "a red cat", "num_inference_steps": 4, "output_type": "latent"}
     return pipe(generator=torch.Generator().manual_seed(0), **defaults | arguments).images
-
-
-def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / a.abs().max()).item()
 
 
 def check(pair: Pair, **arguments: Any) -> torch.Tensor:

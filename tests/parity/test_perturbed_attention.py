@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.parity.test_pipelines import difference
 
 from leandiffusion import AutoPipelineForImage2Image, AutoPipelineForInpainting, ConfigError
 from leandiffusion.pipelines import open_pipeline
@@ -47,10 +48,6 @@ def opened(tiny: Callable[[str], tuple[Any, Path]]) -> Callable[..., Opened]:
 def draw(pipe: Any, **arguments: Any) -> torch.Tensor:
     defaults = {"prompt": "a red cat", "num_inference_steps": 4, "output_type": "latent"}
     return pipe(generator=torch.Generator().manual_seed(0), **defaults | arguments).images
-
-
-def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / a.abs().max()).item()
 
 
 def check(theirs: Any, ours: Any, scale: float, layers: list[str], adaptive: float = 0.0, **arguments: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .lora import path_and_scale
@@ -42,15 +41,10 @@ def open_nets(options: DrawingOptions, dtype: Any, device: str) -> dict[str, Any
     """The component, none where none is asked for. Weights are read when they are first used."""
     if not options.controlnet:
         return {}
-    from ..modules.controlnet import ControlNetModel
+    from ..modules.controlnet import open_controlnets
 
-    def open_net(path: str) -> ControlNetModel:
-        is_file = Path(path).expanduser().is_file()
-        opening = ControlNetModel.from_single_file if is_file else ControlNetModel.from_pretrained
-        return opening(path, dtype=dtype, device=device)
-
-    nets = [open_net(path_and_scale(text, FIELD)[0]) for text in options.controlnet]
-    return {"controlnet": nets if len(nets) > 1 else nets[0]}
+    paths = [path_and_scale(text, FIELD)[0] for text in options.controlnet]
+    return {"controlnet": open_controlnets(paths, dtype=dtype, device=device)}
 
 
 def arguments(options: DrawingOptions) -> dict[str, Any]:

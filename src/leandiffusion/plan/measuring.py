@@ -48,7 +48,7 @@ def measure(
             if error.returncode < 0:
                 raise MemoryError("the process that measured was ended") from error
         except (OSError, ValueError, ConfigError):
-            pass
+            pass  # no process, or no answer: what follows does without
 
     def measured(interrupted: threading.Event) -> DeviceProfile:
         return _measured(device, dtypes, identity, known, measure_floor, interrupted)

@@ -80,20 +80,14 @@ def _opened(checkpoint: str, plan: Plan, controlnets: Sequence[str]) -> Any:
     """The pipeline that does what was planned for."""
     import torch
 
-    from ...modules.controlnet import ControlNetModel
+    from ...modules.controlnet import open_controlnets
     from ..loop import open_for_drawing
 
     dtype = getattr(torch, plan.dtype)
     task = "image-to-image" if plan.call.pictures else "text-to-image"
     if not controlnets:
         return open_for_drawing(checkpoint, dtype=dtype, task=task)
-    nets = [
-        (ControlNetModel.from_single_file if Path(path).is_file() else ControlNetModel.from_pretrained)(
-            path, dtype=dtype
-        )
-        for path in controlnets
-    ]
-    controlnet = nets if len(nets) > 1 else nets[0]
+    controlnet = open_controlnets(controlnets, dtype=dtype)
     return open_for_drawing(checkpoint, dtype=dtype, task=f"{task} with ControlNet", controlnet=controlnet)
 
 
