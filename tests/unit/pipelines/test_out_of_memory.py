@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from leandiffusion.core.errors import BudgetError, NonFiniteError
+from leandiffusion.pipelines import planning
 from leandiffusion.plan.plan import Plan, Settings
 from leandiffusion.plan.predict import STAGES, Prediction, StagePrediction
+from leandiffusion.run import fallbacks
 from leandiffusion.run.size import CallSize
 from leandiffusion.techniques.stack import make
 
@@ -85,6 +88,44 @@ def test_the_other_stages_go_on_too(sd1: Any, draw: Draw, component: str) -> Non
     with pytest.warns(UserWarning, match=r"going on with vae_slicing|goes on in strips"):
         found = draw(sd1)
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "times", "tried_again"),
+    [
+        ("unet.mid_block", 1, {"plan"}),
+        ("unet.mid_block", 2, {"plan"}),
+        ("vae.decoder.mid_block", 1, {"strips"}),
+        ("vae.decoder.mid_block", 2, {"strips", "plan"}),
+        ("text_encoder.text_model.encoder.layers.1", 1, {"plan"}),
+    ],
+)
+def test_what_is_tried_again_finds_the_failed_attempt_s_tensors_freed(
+    sd1: Any, draw: Draw, monkeypatch: pytest.MonkeyPatch, layer: str, times: int, tried_again: set[str]
+) -> None:
+    """An exception that is held holds its frames, and these the tensors of each network on the way."""
+    sd1.apply(plan(("vae_slicing",), ("vae_slicing", "vae_tiling")))
+    component, _, path = layer.partition(".")
+    part = getattr(sd1, component).get_submodule(path)
+    forward, given, found = part.forward, [], []
+
+    def failing(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(given) < times:
+            given.append(weakref.ref(x))
+            out_of_memory()
+        return forward(x, *args, **kwargs)
+
+    def releasing(who: str) -> Callable[[], None]:
+        return lambda: found.append((who, [each for each in given if each() is not None]))
+
+    part.forward = failing
+    monkeypatch.setattr(planning, "release", releasing("plan"))
+    monkeypatch.setattr(fallbacks, "release", releasing("strips"))
+    with pytest.warns(UserWarning, match=r"going on with|goes on in strips"):
+        draw(sd1)
+    assert len(given) == times
+    assert {who for who, _ in found} == tried_again
+    assert not [alive for _, alive in found if alive]
 
 
 @pytest.mark.parametrize("planned", [False, True])
