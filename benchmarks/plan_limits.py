@@ -23,7 +23,10 @@ from tqdm.auto import tqdm
 from leandiffusion.bench.run.models import find_model
 from leandiffusion.core.units import format_bytes, format_seconds, parse_bytes
 
-BUDGETS = ("512MiB", "640MiB", "768MiB", "1GiB", "1.5GiB", "2GiB", "3GiB", "4GiB", "6GiB", "16GiB")
+BUDGETS = (
+    "512MiB", "544MiB", "576MiB", "600MiB", "640MiB", "672MiB", "768MiB", "1GiB", "1.5GiB", "2GiB", "3GiB", "4GiB",
+    "6GiB", "16GiB",
+)  # fmt: skip
 GROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
 FILES = ("memory.limit_in_bytes", "memory.max")
 

@@ -22,6 +22,7 @@ from ..plan.make import check_allow, dtypes_for, make_plan
 from ..plan.plan import Plan
 from ..plan.predict import Predictor
 from ..plan.profile import profile_of
+from ..plan.search import choices, leanest
 from ..plan.sketch import Blueprint
 from ..plan.stages import tokens_read
 from ..run import inputs
@@ -107,9 +108,11 @@ class Planning:
         rows = batch * (call.predictions + perturbed * (1 + guided))  # those of the longer batch are further ones
         blueprint = replace(blueprint, others=blueprint.others + self._image_prompt_bytes(rows))
         profile = profile_of(where, dtypes_for(blueprint, allow))
+        predictor = Predictor(blueprint, call, steps, profile)
+        leanest(predictor, choices(predictor, check_allow(allow)))  # traces all: the code and objects of that stay
         networks = self._stack.subject.networks.values()
-        floor = floor_here(profile, networks, has_computed=bool(self.last_times))
-        return make_plan(Predictor(blueprint, call, steps, profile, floor), Budget.of(memory, where), allow)
+        predictor.floor = floor_here(profile, networks, has_computed=bool(self.last_times))
+        return make_plan(predictor, Budget.of(memory, where), allow)
 
     def _dtypes(self: Any) -> Mapping[str, torch.dtype]:
         """Of the networks without half precision, which an applied plan may have switched on: a plan starts from them.

@@ -44,7 +44,7 @@ class Floor(NamedTuple):
 
 
 def own_floor(device: torch.device) -> Floor:
-    """Of this process, which has imported what draws and done nothing yet."""
+    """Of this process, which has imported what draws and done nothing yet. Zeros where the system does not tell."""
     tokenizer = CLIPTokenizer.standard()
     tokenizer("a photo")
     before = rss() or peak_rss() or 0
@@ -58,10 +58,10 @@ def own_floor(device: torch.device) -> Floor:
 
 
 def measure_floor(device: torch.device) -> Floor:
-    """Asked of a fresh process; of this one where none can be started or memory is short, zeros where unknown."""
-    here, available = Floor(rss() or peak_rss() or 0, 0), available_memory()
+    """Asked of a fresh process; of this one, which computes for it, where none can be started or memory is short."""
+    available = available_memory()
     if available is not None and available < _ANOTHER:  # a limit on memory would end both
-        return here
+        return own_floor(device)
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _PROGRAM, str(device)],
@@ -70,7 +70,7 @@ def measure_floor(device: torch.device) -> Floor:
         floor, computing = asked.stdout.split()[-2:]
         return Floor(int(floor), int(computing))
     except (OSError, ValueError, subprocess.SubprocessError):
-        return here
+        return own_floor(device)
 
 
 def floor_here(profile: DeviceProfile, networks: Iterable[nn.Module], *, has_computed: bool) -> int:

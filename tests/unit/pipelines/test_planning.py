@@ -19,11 +19,13 @@ from leandiffusion.core.errors import BudgetError
 from leandiffusion.demo import model_folder
 from leandiffusion.offload.engine import engine_of
 from leandiffusion.pipelines import planning
+from leandiffusion.plan import predict
 from leandiffusion.plan.budget import Budget
 from leandiffusion.plan.plan import Plan
 from leandiffusion.plan.predict import Predictor
 from leandiffusion.plan.search import choices, leanest
 from leandiffusion.plan.sketch import Blueprint
+from leandiffusion.plan.stages import trace_stage
 from leandiffusion.run.size import CallSize
 from leandiffusion.techniques.base import Exactness
 from leandiffusion.techniques.stack import make
@@ -61,6 +63,31 @@ def test_planning_reads_nothing_and_changes_no_picture(folders: dict[str, Path],
     assert [entry.technique for entry in pipe.techniques] == list(pipe.plan.techniques)
     assert "sequential_offload" in {entry.name for entry in pipe.techniques}
     torch.testing.assert_close(draw(pipe), plain, rtol=0, atol=1e-5)
+
+
+def test_what_planning_itself_leaves_in_memory_counts(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The floor is asked for when everything is traced, and decides what fits."""
+    traced: list[str] = []
+
+    def tracing(stage: str, *args: Any, **options: Any) -> Any:
+        traced.append(stage)
+        return trace_stage(stage, *args, **options)
+
+    def floor(profile: Any, networks: Any, has_computed: bool) -> int:
+        before.append(len(traced))
+        return 1 << 30
+
+    before: list[int] = []
+    monkeypatch.setattr(predict, "trace_stage", tracing)
+    monkeypatch.setattr(planning, "floor_here", floor)
+    pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"])
+    assert pipe.plan_for("2GiB").prediction.peak > 1 << 30
+    assert before == [len(traced)]
+    assert traced
+    with pytest.raises(BudgetError):
+        pipe.plan_for("1GiB")
 
 
 def test_what_fits_is_not_offloaded(folders: dict[str, Path], draw: Draw) -> None:
