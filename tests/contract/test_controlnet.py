@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.contract.common import USABLE, Draw, enable, quietly, state
 from tests.contract.test_one_technique import check_parity
+from tests.parity.controlnet_files import save_controlnet
 
 from leandiffusion import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
@@ -27,14 +28,8 @@ def opened(folder: Path, count: int = 1) -> Any:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ControlNet for the packaged model, whose random weights say something, and not too much."""
-    torch.manual_seed(0)
     unet = StableDiffusionPipeline.from_pretrained("demo").unet
-    net = ControlNetModel(**ControlNetModel.settings_for(unet.config))
-    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        torch.nn.init.normal_(layer.weight, std=3 / layer.in_channels**0.5)
-    place = tmp_path_factory.mktemp("controlnet")
-    net.save_pretrained(place)
-    return place
+    return save_controlnet(tmp_path_factory.mktemp("controlnet"), unet, gain=3.0)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests.contract.common import ON_A_PICTURE, USABLE, enable, redraw, state
 from tests.contract.test_one_technique import check_parity
-from tests.parity import ip_adapter_files, lora_files
+from tests.parity import controlnet_files, ip_adapter_files, lora_files
 
 from leandiffusion import AutoPipelineForText2Image, ConfigError, ControlNetModel, StableDiffusionPipeline
 
@@ -44,11 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     factors |= lora_files.kohya("lora_te", pipe.text_encoder, seed=1, alpha=3.0)
     save_file(factors, folder / "lora.safetensors")
     ip_adapter_files.save_adapter(folder, pipe.unet, "plain", gain=2.0)
-    torch.manual_seed(0)
-    net = ControlNetModel(**ControlNetModel.settings_for(pipe.unet.config))
-    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        torch.nn.init.normal_(layer.weight, std=1 / layer.in_channels**0.5)
-    net.save_pretrained(folder / "controlnet")
+    controlnet_files.save_controlnet(folder / "controlnet", pipe.unet)
     return folder
 
 

@@ -73,6 +73,18 @@ def test_the_network(tmp_path: Path, variant: str, guess: bool) -> None:
     assert all(torch.equal(one, other) for one, other in zip(again[0], got.down_block_res_samples, strict=True))
 
 
+def test_one_made_anew_is_the_same_of_the_same_seed() -> None:
+    """And adds nothing: where it begins and ends there are zeros."""
+    made = []
+    for library in (diffusers, leandiffusion):
+        torch.manual_seed(3)
+        made.append(library.ControlNetModel(**TINY | VARIANTS["sdxl"]).state_dict())
+    theirs, ours = made
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
+    assert not ours["controlnet_mid_block.weight"].any()
+
+
 # -- pipelines ---------------------------------------------------------------------------------------------------------
 
 LATENTS, VISIBLE = 1e-4, 1e-2
@@ -157,6 +169,39 @@ def test_several_at_once(pair: Callable[[int], Pair]) -> None:
     assert (got - alone).abs().max() > VISIBLE * got.abs().max(), "the second one matters"
 
 
+@pytest.mark.parametrize("prompts", [1, 2, 3])
+def test_several_with_pictures_for_each_prompt(pair: Callable[[int], Pair], prompts: int) -> None:
+    """A list for each prompt with a picture for each ControlNet, of which diffusers reads such for SD1 and SD2."""
+    theirs, ours = pair(2)
+    pictures = [[picture(2 * i), picture(2 * i + 1)] for i in range(prompts)]
+    asked: dict[str, Any] = {"prompt": ["a red cat", "a dog", "the red"][:prompts], "num_images_per_prompt": 2}
+    got = draw(ours, image=pictures, **asked)
+    by_net = [torch.cat(each) for each in zip(*pictures, strict=True)]
+    if type(theirs).__name__ == NAMES["sd1"]:
+        check((theirs, ours), image=pictures, **asked)
+    assert torch.equal(got, check((theirs, ours), image=by_net, **asked))
+    if prompts == 2:
+        other = draw(ours, image=[list(each) for each in zip(*pictures, strict=True)], **asked)
+        assert (got - other).abs().max() > VISIBLE * got.abs().max(), "which list is whose matters"
+
+
+def test_pictures_that_are_not_for_each_prompt_are_told(pair: Callable[[int], Pair]) -> None:
+    ours, prompts = pair(2)[1], ["a red cat", "a dog", "the red"]
+    by_net = [[picture(i) for i in range(3)] for _ in range(2)]
+    cases = [
+        (by_net, "2 ControlNets, and among their pictures is a list of 3 pictures"),
+        ([[picture(1), picture(2)], picture(3)], "pictures beside lists"),
+        ([[picture(1), picture(2)], [picture(3)]], "a list of 1 pictures"),
+        ([picture(1)], "2 ControlNets and 1 pictures"),
+        (picture(1), "2 ControlNets and 1 pictures"),
+        ([[], []], "a list of 0 pictures"),
+        ([[picture(1), picture(2)]] * 2, "2 entries for 3 pictures to draw"),
+    ]
+    for pictures, told in cases:
+        with pytest.raises(ConfigError, match=told):
+            draw(ours, image=pictures, prompt=prompts)
+
+
 TASKS = {
     "Img2Img": {"image": picture(3), "strength": 0.6},
     "Inpaint": {"image": picture(3), "mask_image": torch.ones(1, 1, 64, 64).triu(), "height": 64, "width": 64},
@@ -174,6 +219,54 @@ def test_on_a_picture(pair: Callable[[int], Pair], task: str, own: dict[str, Any
     got = check(both, control_image=picture(1), **TASKS[task], **own)
     other = draw(both[1], control_image=picture(2), **TASKS[task], **own)
     assert (got - other).abs().max() > VISIBLE * got.abs().max(), "the picture matters"
+
+
+def of_few_steps(make: Callable[..., Any], folder: Path, task: str, **unet: Any) -> Pair:
+    """diffusers' pipeline and ours with LCM's scheduler and a ControlNet."""
+    plain = make(unet=unet)
+    plain.scheduler = diffusers.LCMScheduler.from_config(plain.scheduler.config)
+    plain.save_pretrained(folder / "model")
+    net = control_of(make().unet, folder / "controlnet", 0)  # diffusers makes none of a distilled UNet
+    name = f"StableDiffusionControlNet{task}Pipeline"
+    theirs = getattr(diffusers, name)(**plain.components, controlnet=net)
+    own = ControlNetModel.from_pretrained(folder / "controlnet")
+    ours = getattr(leandiffusion, name).from_pretrained(folder / "model", controlnet=own)
+    for pipe in (theirs, ours):
+        pipe.set_progress_bar_config(disable=True)
+    return theirs, ours
+
+
+FEW_STEPS = [{"num_inference_steps": 3}, {"num_inference_steps": None, "timesteps": [999, 499]}]
+
+
+@pytest.mark.parametrize("asked", FEW_STEPS, ids=str)
+def test_a_distilled_unet(build_sd1: Callable[..., Any], tmp_path: Path, asked: dict[str, Any]) -> None:
+    """It hears the guidance scale, which the ControlNet does not; there is one call of each per step."""
+    both = of_few_steps(build_sd1, tmp_path, "", time_cond_proj_dim=16)
+    asked = asked | {"image": picture(1), "controlnet_conditioning_scale": 0.05}
+    got = check(both, **asked)
+    louder = draw(both[1], **asked, guidance_scale=9.0)
+    assert (got - louder).abs().max() > 10 * LATENTS * got.abs().max(), "the scale is heard"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_few_steps_on_a_picture(build_sd1: Callable[..., Any], tmp_path: Path, task: str) -> None:
+    check(of_few_steps(build_sd1, tmp_path, task), control_image=picture(1), num_inference_steps=4, **TASKS[task])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_distilled_unet_on_a_picture(build_sd1: Callable[..., Any], tmp_path: Path, task: str) -> None:
+    """With ControlNets diffusers guides these by two predictions, without telling the UNet of the scale. Here they are
+    drawn as without ControlNets, and as by both pipelines without."""
+    theirs, ours = of_few_steps(build_sd1, tmp_path, task, time_cond_proj_dim=16)
+    parts = {name: part for name, part in theirs.components.items() if name != "controlnet"}
+    plain = getattr(diffusers, f"StableDiffusion{task}Pipeline")(**parts)
+    plain.set_progress_bar_config(disable=True)
+    expected = draw(plain, num_inference_steps=4, **TASKS[task])
+    got = draw(ours, num_inference_steps=4, control_image=picture(1), controlnet_conditioning_scale=0.0, **TASKS[task])
+    assert (got - expected).abs().max() < LATENTS * expected.abs().max()
+    along = draw(ours, num_inference_steps=4, control_image=picture(1), **TASKS[task])
+    assert (got - along).abs().max() > VISIBLE * got.abs().max(), "the ControlNet counts"
 
 
 def test_techniques_change_nothing(pair: Callable[[int], Pair]) -> None:

@@ -26,7 +26,7 @@ from .features import AttentionFeatures
 from .transformer import set_attention_slice
 from .unet_blocks import SharedSettings
 from .unet_inputs import refuse_unused
-from .unet_levels import SUPPORTED, build_down, build_middle, levels_of
+from .unet_levels import SUPPORTED, build_middle, down_levels, levels_of
 from .unet_time import TimeMixin, build_added_embedding
 
 _SUPPORTED = {
@@ -48,6 +48,17 @@ class ControlNetOutput(Output):
     mid_block_res_sample: Tensor
 
 
+def _at_zero(layer: Conv2d) -> Conv2d:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _head(channels: int) -> Conv2d:
+    """What makes an output of a feature map: a "zero convolution" (Zhang et al. 2023, sec. 3.1)."""
+    return _at_zero(Conv2d(channels, channels, 1, padding=0))
+
+
 class ControlNetConditioningEmbedding(nn.Module):
     """Convolutions from a picture to what is added to the latents' first feature map, an eighth of its size."""
 
@@ -57,7 +68,7 @@ class ControlNetConditioningEmbedding(nn.Module):
         self.blocks = nn.ModuleList()
         for narrow, wide in pairwise(channels):
             self.blocks += [Conv2d(narrow, narrow), Conv2d(narrow, wide, stride=2)]
-        self.conv_out = Conv2d(channels[-1], outs)
+        self.conv_out = _at_zero(Conv2d(channels[-1], outs))
 
     def forward(self, picture: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, outs, H/8, W/8)."""
@@ -70,8 +81,9 @@ class ControlNetConditioningEmbedding(nn.Module):
 class ControlNetModel(TimeMixin, AttentionFeatures, Network):
     """Noisy latents, timestep, text and a picture -> what a UNet adds. Keywords are the keys of its config.json.
 
-    `attention_head_dim` is the number of heads, as in UNet2DConditionModel. ConfigError for values that are not
-    supported, naming them.
+    One that is made anew adds nothing: the convolutions where it begins and ends are at zero, until they are trained
+    or read. `attention_head_dim` is the number of heads, as in UNet2DConditionModel. ConfigError for values that are
+    not supported, naming them.
     """
 
     repeated_blocks = _repeated_blocks = ("BasicTransformerBlock",)
@@ -129,10 +141,13 @@ class ControlNetModel(TimeMixin, AttentionFeatures, Network):
         self.controlnet_cond_embedding = ControlNetConditioningEmbedding(
             channels[0], conditioning_channels, conditioning_embedding_out_channels
         )
-        self.down_blocks, skip_channels = build_down(self.config, levels, shared)
-        self.controlnet_down_blocks = nn.ModuleList(Conv2d(c, c, 1, padding=0) for c in skip_channels)
+        # Made in diffusers' order, so that the same seed gives the same weights.
+        self.controlnet_down_blocks, self.down_blocks = nn.ModuleList([_head(channels[0])]), nn.ModuleList()
+        for block, skip_channels in down_levels(self.config, levels, shared):
+            self.down_blocks.append(block)
+            self.controlnet_down_blocks += [_head(each) for each in skip_channels]
+        self.controlnet_mid_block = _head(channels[-1])
         self.mid_block = build_middle(self.config, levels[-1], shared)
-        self.controlnet_mid_block = Conv2d(channels[-1], channels[-1], 1, padding=0)
 
     @classmethod
     def from_single_file(

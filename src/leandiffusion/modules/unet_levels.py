@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -114,16 +114,23 @@ def crosses(config: Config, key: str, plain: str, cross: str) -> list[bool]:
     return [name == cross for name in types]
 
 
-def build_down(config: Config, levels: list[Level], shared: SharedSettings) -> tuple[nn.ModuleList, list[int]]:
-    """The down path, and the channels of every skip connection, conv_in's first."""
+def down_levels(config: Config, levels: list[Level], shared: SharedSettings) -> Iterator[tuple[nn.Module, list[int]]]:
+    """The blocks of the down path, and the channels of the skip connections that each makes."""
     crossing = crosses(config, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")
-    blocks, skip_channels, in_channels = nn.ModuleList(), [levels[0].channels], levels[0].channels
+    in_channels = levels[0].channels
     for i, (level, cross) in enumerate(zip(levels, crossing, strict=True)):
         last = i == len(levels) - 1
         kind = CrossAttnDownBlock2D if cross else DownBlock2D
-        blocks.append(kind(in_channels, level, shared, last=last))
-        skip_channels += [level.channels] * (level.layers + (not last))
+        yield kind(in_channels, level, shared, last=last), [level.channels] * (level.layers + (not last))
         in_channels = level.channels
+
+
+def build_down(config: Config, levels: list[Level], shared: SharedSettings) -> tuple[nn.ModuleList, list[int]]:
+    """The down path, and the channels of every skip connection, conv_in's first."""
+    blocks, skip_channels = nn.ModuleList(), [levels[0].channels]
+    for block, channels in down_levels(config, levels, shared):
+        blocks.append(block)
+        skip_channels += channels
     return blocks, skip_channels
 
 

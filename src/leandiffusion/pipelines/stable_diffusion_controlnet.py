@@ -80,8 +80,8 @@ class StableDiffusionControlNetPipeline(StableDiffusionWithControlNet):
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draw `prompt` along `image`, what the ControlNet sees: a Pillow picture, an array (B, H, W, 3) or tensor
-        (B, 3, H, W) in [0, 1], or a list of one of them with one for each prompt; with several ControlNets a list
-        with an entry for each of them.
+        (B, 3, H, W) in [0, 1], or a list of one of them with one for each prompt. With several ControlNets it is a list
+        with an entry for each of them, or a list for each prompt with a picture for each of them.
 
         What is drawn has its size, unless `height` and `width` say another. `controlnet_conditioning_scale` times what
         a ControlNet says is added, from the share `control_guidance_start` of the steps to `control_guidance_end`; with

@@ -50,14 +50,8 @@ class WithControlNet:
         else does; with a `box` that part of the pictures is seen. ConfigError for pictures and numbers that do not fit
         the ControlNets."""
         nets = _nets(self.controlnet)
-        pictures = (
-            request.control_image if isinstance(self.controlnet, MultiControlNetModel) else [request.control_image]
-        )
-        if not isinstance(pictures, list | tuple) or len(pictures) != len(nets):
-            found = len(pictures) if isinstance(pictures, list | tuple) else 1
-            raise ConfigError(
-                f"there are {len(nets)} ControlNets and {found} pictures for them: pass a list of as many."
-            )
+        several = isinstance(self.controlnet, MultiControlNetModel)
+        pictures = _for_each(request.control_image, len(nets)) if several else [request.control_image]
         settings = request.for_each(len(nets))
         height, width = (request.height, request.width) if takes_size else self._pixels(request)
         seen = []
@@ -79,6 +73,27 @@ class WithControlNet:
             raise ConfigError(f"the ControlNet's picture is {found}, and {width}x{height} are drawn: make it as large.")
         check_rows("the ControlNet's picture", picture, batch)
         return picture if len(picture) == 1 else picture.repeat_interleave(batch // len(picture), dim=0)
+
+
+def _for_each(pictures: Any, count: int) -> list[Any]:
+    """What each of so many ControlNets sees: an entry of the list. Where the entries are lists, each is of one prompt,
+    with a picture for each ControlNet, as diffusers reads them. ConfigError for other numbers than `count`."""
+    given = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
+    by_prompt = [each for each in given if isinstance(each, list | tuple)]
+    if not by_prompt:
+        if len(given) != count:
+            raise ConfigError(
+                f"there are {count} ControlNets and {len(given)} pictures for them: pass a list of as many."
+            )
+        return given
+    wrong = next((len(each) for each in by_prompt if len(each) != count), None)
+    if wrong is not None or len(by_prompt) < len(given):
+        found = "pictures beside lists" if wrong is None else f"a list of {wrong} pictures"
+        raise ConfigError(
+            f"there are {count} ControlNets, and among their pictures is {found}: pass a picture for each ControlNet, "
+            f"or for each prompt a list of {count}, one for each ControlNet, such as [[edges, pose], [edges, pose]]."
+        )
+    return [list(each) for each in zip(*by_prompt, strict=True)]
 
 
 def _nets(controlnet: Any) -> list[Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw
+from tests.parity.controlnet_files import save_controlnet
 from typer.testing import CliRunner
 
-from leandiffusion import ControlNetModel, StableDiffusionPipeline
+from leandiffusion import StableDiffusionPipeline
 from leandiffusion.cli.app import app
 from leandiffusion.pictures.record import read_record
 
@@ -21,17 +21,7 @@ FEW = ("a red circle", "--steps", "2", "--seed", "5", "--size", "64")
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ControlNet for the packaged model's UNet, whose contributions show."""
-    config = dict(StableDiffusionPipeline.from_pretrained("demo").unet.config)
-    shared = (
-        "in_channels", "down_block_types", "mid_block_type", "block_out_channels", "layers_per_block",
-        "norm_num_groups", "cross_attention_dim", "attention_head_dim", "use_linear_projection",
-        "transformer_layers_per_block", "flip_sin_to_cos", "freq_shift",
-    )  # fmt: skip
-    torch.manual_seed(0)
-    net = ControlNetModel(**{name: config[name] for name in shared})
-    folder = tmp_path_factory.mktemp("net")
-    net.save_pretrained(folder)
-    return folder
+    return save_controlnet(tmp_path_factory.mktemp("net"), StableDiffusionPipeline.from_pretrained("demo").unet)
 
 
 @pytest.fixture(autouse=True)
