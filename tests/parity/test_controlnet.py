@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.parity.controlnet_files import LATENTS, NAMES, VISIBLE, Pair, check, control_of, draw, pair_of, picture
 
 import leandiffusion
 from leandiffusion import ConfigError, ControlNetModel
@@ -87,21 +88,6 @@ def test_one_made_anew_is_the_same_of_the_same_seed() -> None:
 
 # -- pipelines ---------------------------------------------------------------------------------------------------------
 
-LATENTS, VISIBLE = 1e-4, 1e-2
-NAMES = {"sd1": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}
-Pair = tuple[Any, Any]
-
-
-def control_of(unet: Any, folder: Path, seed: int) -> Any:
-    """diffusers' ControlNet for such a UNet, with random weights, saved in the folder."""
-    torch.manual_seed(seed)
-    net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 16, 24)).eval()
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():  # what is new begins with zeros
-            parameter.add_((0.3 if name.startswith("controlnet_") else 0.02) * torch.randn_like(parameter))
-    net.save_pretrained(folder)
-    return net
-
 
 @pytest.fixture(scope="module", params=NAMES)
 def pair(
@@ -111,34 +97,7 @@ def pair(
     plain, folder = tiny(request.param)
     folders = [tmp_path_factory.mktemp("controlnet") for _ in range(2)]
     nets = [control_of(plain.unet, each, seed) for seed, each in enumerate(folders)]
-
-    def make(count: int) -> Pair:
-        own = [ControlNetModel.from_pretrained(each) for each in folders[:count]]
-        theirs = getattr(diffusers, NAMES[request.param])(
-            **plain.components, controlnet=nets[0] if count == 1 else nets[:count]
-        )
-        cls = getattr(leandiffusion, NAMES[request.param])
-        ours = cls.from_pretrained(folder, controlnet=own[0] if count == 1 else own)
-        for pipe in (theirs, ours):
-            pipe.set_progress_bar_config(disable=True)
-        return theirs, ours
-
-    return make
-
-
-def picture(seed: int, *shape: int) -> torch.Tensor:
-    return torch.rand(*(shape or (1, 3, 64, 64)), generator=torch.Generator().manual_seed(seed))
-
-
-def draw(pipe: Any, **asked: Any) -> torch.Tensor:
-    arguments: dict[str, Any] = {"prompt": "a red cat", "num_inference_steps": 5, "guidance_scale": 4.0} | asked
-    return pipe(output_type="latent", generator=torch.Generator().manual_seed(7), **arguments).images
-
-
-def check(pair: Pair, **asked: Any) -> torch.Tensor:
-    expected, got = (draw(pipe, **asked) for pipe in pair)
-    assert (got - expected).abs().max() < LATENTS * expected.abs().max()
-    return got
+    return lambda count: pair_of(request.param, plain, folder, nets[:count], folders[:count])
 
 
 @pytest.mark.parametrize(
@@ -159,47 +118,6 @@ def test_a_picture_that_guides(pair: Callable[[int], Pair], own: dict[str, Any])
 
 def test_a_picture_for_each_prompt(pair: Callable[[int], Pair]) -> None:
     check(pair(1), image=picture(1, 2, 3, 64, 64), prompt=["a red cat", "a dog"], num_images_per_prompt=2)
-
-
-def test_several_at_once(pair: Callable[[int], Pair]) -> None:
-    both, pictures = pair(2), [picture(1), picture(2)]
-    check(both, image=pictures)
-    got = check(both, image=pictures, controlnet_conditioning_scale=[0.3, 0.9], control_guidance_start=[0.0, 0.4])
-    alone = draw(pair(1)[1], image=picture(1), controlnet_conditioning_scale=0.3)
-    assert (got - alone).abs().max() > VISIBLE * got.abs().max(), "the second one matters"
-
-
-@pytest.mark.parametrize("prompts", [1, 2, 3])
-def test_several_with_pictures_for_each_prompt(pair: Callable[[int], Pair], prompts: int) -> None:
-    """A list for each prompt with a picture for each ControlNet, of which diffusers reads such for SD1 and SD2."""
-    theirs, ours = pair(2)
-    pictures = [[picture(2 * i), picture(2 * i + 1)] for i in range(prompts)]
-    asked: dict[str, Any] = {"prompt": ["a red cat", "a dog", "the red"][:prompts], "num_images_per_prompt": 2}
-    got = draw(ours, image=pictures, **asked)
-    by_net = [torch.cat(each) for each in zip(*pictures, strict=True)]
-    if type(theirs).__name__ == NAMES["sd1"]:
-        check((theirs, ours), image=pictures, **asked)
-    assert torch.equal(got, check((theirs, ours), image=by_net, **asked))
-    if prompts == 2:
-        other = draw(ours, image=[list(each) for each in zip(*pictures, strict=True)], **asked)
-        assert (got - other).abs().max() > VISIBLE * got.abs().max(), "which list is whose matters"
-
-
-def test_pictures_that_are_not_for_each_prompt_are_told(pair: Callable[[int], Pair]) -> None:
-    ours, prompts = pair(2)[1], ["a red cat", "a dog", "the red"]
-    by_net = [[picture(i) for i in range(3)] for _ in range(2)]
-    cases = [
-        (by_net, "2 ControlNets, and among their pictures is a list of 3 pictures"),
-        ([[picture(1), picture(2)], picture(3)], "pictures beside lists"),
-        ([[picture(1), picture(2)], [picture(3)]], "a list of 1 pictures"),
-        ([picture(1)], "2 ControlNets and 1 pictures"),
-        (picture(1), "2 ControlNets and 1 pictures"),
-        ([[], []], "a list of 0 pictures"),
-        ([[picture(1), picture(2)]] * 2, "2 entries for 3 pictures to draw"),
-    ]
-    for pictures, told in cases:
-        with pytest.raises(ConfigError, match=told):
-            draw(ours, image=pictures, prompt=prompts)
 
 
 TASKS = {
@@ -307,11 +225,3 @@ def test_only_prompts(pair: Callable[[int], Pair]) -> None:
     parts = {name: part if "text" in name or "token" in name else None for name, part in ours.components.items()}
     encode = {"prompt": "a cat", "device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
     assert torch.equal(type(ours)(**parts).encode_prompt(**encode)[0], ours.encode_prompt(**encode)[0])
-
-
-def test_several_in_the_class_of_diffusers(pair: Callable[[int], Pair]) -> None:
-    ours = pair(2)[1]
-    several = diffusers.MultiControlNetModel(list(ours.controlnet.nets))
-    other = type(ours)(**{**ours.components, "controlnet": several})
-    pictures = [picture(1), picture(2)]
-    assert torch.equal(draw(other, image=pictures), draw(ours, image=pictures))

@@ -41,7 +41,7 @@ def open_nets(options: DrawingOptions, dtype: Any, device: str) -> dict[str, Any
     """The component, none where none is asked for. Weights are read when they are first used."""
     if not options.controlnet:
         return {}
-    from ..modules.controlnet import open_controlnets
+    from ..modules.multicontrolnet import open_controlnets
 
     paths = [path_and_scale(text, FIELD)[0] for text in options.controlnet]
     return {"controlnet": open_controlnets(paths, dtype=dtype, device=device)}

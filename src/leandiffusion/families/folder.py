@@ -25,6 +25,7 @@ _CLASSES = {
     "AutoencoderKL": "modules.vae",
     "AutoencoderTiny": "modules.vae_tiny",
     "ControlNetModel": "modules.controlnet",
+    "MultiControlNetModel": "modules.multicontrolnet",
     "CLIPTextModel": "modules.text",
     "CLIPTextModelWithProjection": "modules.text",
     "CLIPTokenizer": "modules.tokenizer",
@@ -42,7 +43,7 @@ _OTHER_NAMES = {
 _KINDS = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
-    "controlnet": ("ControlNetModel",),
+    "controlnet": ("ControlNetModel", "MultiControlNetModel"),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "tokenizer": ("CLIPTokenizer",),
     "safety_checker": ("StableDiffusionSafetyChecker",),
@@ -134,6 +135,11 @@ def open_folder(
                 f"{index.folder} has no folder {name!r}, which its {INDEX_FILE} names: download it again, or pass "
                 f"{name}=… (an object, or None to go without)."
             )
+    groups = {name: cls for name, cls in classes.items() if hasattr(cls, "member_folders")}
+    owners: dict[str, str] = {}  # folder of a network -> the component that it is a part of
+    for name, cls in groups.items():
+        owners |= {path.name: name for path in cls.member_folders(index.folder / name)}
+        classes |= {each: cls.member for each, owner in owners.items() if owner == name}
     networks = {name: cls for name, cls in classes.items() if _is_network(cls)}
     variants = _variants(index.folder, networks, variant, use_safetensors)
     opened: dict[str, Any] = dict.fromkeys(index.components) | given
@@ -148,13 +154,16 @@ def open_folder(
         opened[name] = open_network(
             cls,
             index.folder / name,
-            dtype=dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype,
+            dtype=dtype.get(owners.get(name, name), dtype.get("default")) if isinstance(dtype, Mapping) else dtype,
             device=device,
             variant=variants[name],
             use_safetensors=use_safetensors,
             leave_out=leave_out.get(cls.__name__),
             on_disk=on_disk,
         )
+    for name, cls in groups.items():
+        nets = [opened[each] if each == name else opened.pop(each) for each, owner in owners.items() if owner == name]
+        opened[name] = cls(nets)
     return opened
 
 

@@ -248,25 +248,3 @@ class ControlNetModel(TimeMixin, AttentionFeatures, Network):
         else:
             added = [each * factor for each, factor in zip(added, scales, strict=True)]
         return [each.mean(dim=(2, 3), keepdim=True) for each in added] if pools else added
-
-
-class MultiControlNetModel(nn.Module):
-    """Several of them, whose contributions are added up. It is what a pipeline makes of a list."""
-
-    def __init__(self, controlnets: Sequence[ControlNetModel]) -> None:
-        super().__init__()
-        self.nets = nn.ModuleList(controlnets)
-
-
-def open_controlnets(sources: Sequence[str], **options: Any) -> ControlNetModel | list[ControlNetModel]:
-    """As a pipeline takes them: one by itself, several as a list. A source is a folder, a hub id, or a single file.
-
-    `options` as `from_pretrained` and `from_single_file` both take them, and their errors.
-    """
-    nets = [
-        ControlNetModel.from_single_file(source, **options)
-        if Path(source).expanduser().is_file()
-        else ControlNetModel.from_pretrained(source, **options)
-        for source in sources
-    ]
-    return nets if len(nets) > 1 else nets[0]

@@ -12,6 +12,7 @@ import torch
 from ..core.config import Config, write_json
 from ..core.errors import ConfigError
 from ..core.replacing import Replacement
+from ..modules.multicontrolnet import MultiControlNetModel
 from ..weights.files import stale_weights
 from ..weights.locate import INDEX_FILE
 from .absent import PUSH, unsupported
@@ -69,6 +70,9 @@ class Saving:
                     "when opening the folder.",
                     stacklevel=2,
                 )
+        for name, part in list(parts.items()):
+            if isinstance(part, MultiControlNetModel):  # each has a folder of its own
+                parts |= {path.name: uncompiled(net) for path, net in part.placed(folder / name).items()}
         networks = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
         with Replacement(folder, partial(stale_weights, variant=variant)) as new:
             for name, part in parts.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..lora.fit import WIDTHS
-from ..modules.controlnet import MultiControlNetModel
+from ..modules.multicontrolnet import MultiControlNetModel
 from ..run.controls import Guide, Guides
 from .cropping import Box
 from .from_pictures import check_rows, preprocess

@@ -57,8 +57,12 @@ def described(source: Family | str | Path, only: Collection[str] | None = None) 
             index = read_index(find_index(source))
             there = {name: cls for name, cls in index.components.items() if cls is not None}
             classes = {name: component_class(cls) for name, cls in there.items() if only is None or name in only}
-            found = {name: cls for name, cls in classes.items() if hasattr(cls, "weights_stem")}
-            return {name: (cls, cls.load_config(source, subfolder=name)) for name, cls in found.items()}
+            found = {name: (cls, name) for name, cls in classes.items() if hasattr(cls, "weights_stem")}
+            for name, cls in classes.items():
+                if hasattr(cls, "member_folders"):  # several as one
+                    folders = cls.member_folders(index.folder / name)
+                    found |= {f"{name}.{place}": (cls.member, path.name) for place, path in enumerate(folders)}
+            return {name: (cls, cls.load_config(source, subfolder=sub)) for name, (cls, sub) in found.items()}
         source = family_of_file(path)
     specs = {name: spec for name, spec in source.networks.items() if only is None or name in only}
     return {name: (component_class(spec.class_name), spec.config) for name, spec in specs.items()}

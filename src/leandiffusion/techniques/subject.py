@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from torch import nn
 
-from ..modules.controlnet import MultiControlNetModel
+from ..modules.multicontrolnet import MultiControlNetModel
 from ..offload.engine import engine_of
 from ..run.run import Run
 from .hooks import Undo

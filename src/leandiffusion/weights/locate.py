@@ -143,7 +143,9 @@ def _fetch(
 ) -> Path:
     folder, names = hub.open(revision, subfolders)
     if subfolders is None:
-        subfolders = index_components(folder / INDEX_FILE) if (folder / INDEX_FILE).is_file() else [""]
+        index = folder / INDEX_FILE
+        subfolders = [n for n in index_components(index) if n not in without] if index.is_file() else [""]
+        subfolders += _further_folders(index, subfolders, names) if index.is_file() else []
     try:
         files = choose_files(names, [name for name in subfolders if name not in without], variant)
     except (CheckpointNotFound, UnsafeFormat) as error:
@@ -151,6 +153,13 @@ def _fetch(
         raise type(error)(f"{place}, {folder.name[:12]}: {error}{hub.unfinished()}") from None
     hub.fetch(folder, files)
     return folder
+
+
+def _further_folders(index: Path, components: list[str], names: Iterable[str]) -> list[str]:
+    """Of several ControlNets as one component only the first lies in its folder; the others' have numbers behind."""
+    several = [name for name in components if described_in(index)[name][1] == "MultiControlNetModel"]
+    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
+    return [each for each in folders for name in several if re.fullmatch(rf"{name}_\d+", each)]
 
 
 def _refuse_files(path: Path) -> None:

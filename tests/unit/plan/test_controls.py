@@ -219,3 +219,14 @@ def test_families_have_controlnets(name: str) -> None:
     net, unet = bp.networks["controlnet"].build(), bp.networks["unet"].build()
     assert 0.2 < weight_bytes(net) / weight_bytes(unet) < 0.6
     assert net.config.cross_attention_dim == unet.config.cross_attention_dim
+
+
+def test_those_in_a_pipeline_folder_take_room(control_folder: Path, tmp_path: Path) -> None:
+    """Whatever the call is: each of several has a folder of its own."""
+    held = []
+    for count in (1, 2):
+        opened(control_folder, count).save_pretrained(tmp_path / str(count))
+        held.append(Blueprint.of_checkpoint(tmp_path / str(count), torch.float32, CPU).others)
+    one = ControlNetModel.from_pretrained(control_folder).num_parameters() * 4
+    assert held[1] - held[0] == one
+    assert held[0] >= one

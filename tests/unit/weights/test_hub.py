@@ -83,7 +83,7 @@ class Hub:
         return next(f for (n, b), f in self.repositories.items() if self.commit(n, b) == commit)
 
     def content(self, file: str) -> bytes:
-        if file == "model_index.json":
+        if file == "model_index.json" and file not in self.texts:
             return INDEX.encode()
         if file in self.bytes:
             return self.bytes[file]
@@ -219,6 +219,19 @@ def test_components_left_out(hub: Hub, tmp_path: Path) -> None:
     assert not (folder / "unet").exists()
     folder = folder_of("some/model", cache_dir=tmp_path / "b", subfolders=["vae"])
     assert fetched(folder) == ["model_index.json", "vae/config.json", f"vae/{STEM}.safetensors"]
+
+
+def test_several_controlnets_as_one_component(hub: Hub, tmp_path: Path) -> None:
+    """The others lie in folders that the index does not name."""
+    index = {"controlnet": ["diffusers", "MultiControlNetModel"], "unet": ["diffusers", "UNet2DConditionModel"]}
+    hub.texts["model_index.json"] = json.dumps(index)
+    nets = [f"{folder}/{name}" for folder in ("controlnet", "controlnet_1", "controlnet_2")
+            for name in ("config.json", f"{STEM}.safetensors")]  # fmt: skip
+    files = ["model_index.json", "unet/config.json", f"unet/{STEM}.safetensors"]
+    hub.repositories["some/nets", "main"] = [*files, *nets, "controlnet_notes/config.json", "unet_1/config.json"]
+    assert fetched(folder_of("some/nets", cache_dir=tmp_path)) == sorted([*files, *nets])
+    without = folder_of("some/nets", cache_dir=tmp_path / "b", without=["controlnet"])
+    assert fetched(without) == sorted(files)
 
 
 def test_a_single_component(hub: Hub, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _opened(checkpoint: str, plan: Plan, controlnets: Sequence[str]) -> Any:
     """The pipeline that does what was planned for."""
     import torch
 
-    from ...modules.controlnet import open_controlnets
+    from ...modules.multicontrolnet import open_controlnets
     from ..loop import open_for_drawing
 
     dtype = getattr(torch, plan.dtype)
