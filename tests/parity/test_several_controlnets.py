@@ -14,6 +14,7 @@ import pytest
 import torch
 from tests.parity.controlnet_files import NAMES, VISIBLE, Pair, check, control_of, draw, pair_of, picture
 
+import leandiffusion
 from leandiffusion import CheckpointNotFound, ConfigError, DiffusionPipeline, MultiControlNetModel
 from leandiffusion.weights.residence import is_waiting
 from leandiffusion.weights.stored import StoredTensor
@@ -112,6 +113,14 @@ def test_what_diffusers_saved(pair: Callable[[int], Pair], tmp_path: Path) -> No
     lean.set_progress_bar_config(disable=True)
     assert (draw(lean, image=PICTURES) - plain).abs().max() < 1e-5 * plain.abs().max()
     assert all(isinstance(p, StoredTensor) for net in lean.controlnet.nets for p in net.parameters())
+
+
+@pytest.mark.parametrize("task", ["Text2Image", "Image2Image", "Inpainting"])
+def test_for_another_task(pair: Callable[[int], Pair], tmp_path: Path, task: str) -> None:
+    pair(2)[1].save_pretrained(tmp_path)
+    name = f"AutoPipelineFor{task}"
+    expected = getattr(diffusers, name).from_pretrained(tmp_path)
+    assert type(getattr(leandiffusion, name).from_pretrained(tmp_path)).__name__ == type(expected).__name__
 
 
 def test_dtypes_are_those_of_the_component(pair: Callable[[int], Pair], tmp_path: Path) -> None:

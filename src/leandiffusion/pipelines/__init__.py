@@ -20,7 +20,8 @@ def open_pipeline(
 ) -> Any:
     """Open 'demo', a pipeline folder, a hub id, or a single .safetensors file, with the class it was made for.
 
-    `task` is another that its weights can do too: 'text-to-image', 'image-to-image' or 'inpainting'. `options` are
+    `task` is another that its weights can do too: 'text-to-image', 'image-to-image' or 'inpainting', along ControlNets
+    if it was saved with some. `options` are
     those of `from_pretrained` or `from_single_file`. ConfigError when the checkpoint belongs to a pipeline that is not
     supported; WeightsError's kinds for what is wrong with the files.
     """
@@ -32,10 +33,14 @@ def open_pipeline(
         return cls.from_single_file(path, dtype=dtype, device=device, **options)
     from ..families.folder import read_index
     from ..weights.locate import find_index
+    from .tasks import controlled
 
     hub = {key: options[key] for key in ("revision", "cache_dir", "token") if key in options}
     folder = find_index(packaged(name_or_path), local_files_only=local_files_only, **hub)
-    cls = _class_for(task, read_index(folder).pipeline, name_or_path)
+    index = read_index(folder)
+    if task is not None and index.components.get("controlnet") is not None:
+        task = controlled(task)
+    cls = _class_for(task, index.pipeline, name_or_path)
     return cls.from_pretrained(name_or_path, dtype=dtype, device=device, local_files_only=local_files_only, **options)
 
 

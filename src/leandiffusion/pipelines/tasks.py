@@ -33,6 +33,15 @@ PERTURBED = " with perturbed attention"
 _ALL = TASKS | {f"{task}{PERTURBED}": tuple(map(perturbed, names)) for task, names in TASKS.items()}
 
 
+_CONTROLLED = " with ControlNet"
+
+
+def controlled(task: str) -> str:
+    """The same task with ControlNets; unknown ones as they are."""
+    plain, guided, _ = task.partition(PERTURBED)
+    return f"{plain}{_CONTROLLED}{guided}" if f"{plain}{_CONTROLLED}" in TASKS else task
+
+
 def pipeline_for(task: str, pipeline: str | type) -> str:
     """The pipeline that does the task with the checkpoints of `pipeline`, a class or its name.
 
