@@ -231,6 +231,15 @@ def test_what_inpainting_is_given(pairs: Pairs, given: dict[str, Any], channels:
 
 
 @pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.parametrize("mask", [random(1, 1, 64, 64), random(1, 1, 8, 8), half()], ids=["pixels", "latent", "Pillow"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_inpainting_latents(pairs: Pairs, family: str, mask: Any, channels: int) -> None:
+    """Where the picture, and what is left of it, come as latents, and the mask in either size."""
+    given = {"image": random(1, 4, 8, 8) - 0.5, "masked_image_latents": random(1, 4, 8, 8, seed=9) - 0.5}
+    check(pairs(family, INPAINT, channels), mask_image=mask, strength=0.6, height=64, width=64, **given)
+
+
+@pytest.mark.parametrize("channels", [4, 9])
 @pytest.mark.parametrize(("size", "pad"), [((96, 80), 0), ((96, 80), 8), ((40, 120), 200)])
 def test_only_what_is_around_the_mask(pairs: Pairs, size: tuple[int, int], pad: int, channels: int) -> None:
     mask = Image.new("L", size[::-1])
@@ -356,6 +365,14 @@ def test_a_refiner(refiners: Pair, own: dict[str, Any]) -> None:
     if own:
         plain = draw(refiners[1], image=pillow(), strength=0.6)
         assert (got - plain).abs().max() > VISIBLE * plain.abs().max(), "the argument matters"
+
+
+@pytest.mark.parametrize("name", ["target_size", "negative_target_size"])
+def test_a_refiner_is_told_no_target_size(refiners: Pair, name: str) -> None:
+    """As with diffusers it changes nothing, which a warning says."""
+    with pytest.warns(UserWarning, match=f"{name} changes nothing here: a refiner is told an aesthetic_score"):
+        got = check(refiners, image=pillow(), strength=0.6, **{name: (16, 24)})
+    assert torch.equal(got, draw(refiners[1], image=pillow(), strength=0.6))
 
 
 def test_base_and_refiner(refiners: Pair, pairs: Pairs, tiny: Callable[[str], tuple[Any, Path]]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.notices import warn
 from ..families.two_encoders import Size
 from ..run import inputs
 from ..run.run import Run
@@ -87,13 +88,13 @@ def _sized(request: PictureRequestXL | MaskRequestXL, own: Size) -> tuple[list[f
 
 
 def _scored(request: PictureRequestXL | MaskRequestXL, own: Size) -> tuple[list[float], list[float]]:
-    """Original size, crop and score, and those of the unconditional half. A refiner is told no target size."""
+    """Original size, crop and score, and those of the unconditional half. A refiner is told no target size, and a
+    warning says so of one that is given, which diffusers leaves out without a word."""
     original = request.original_size or own
     away = request.negative_original_size or original
-    inputs.refuse(
-        {"target_size": request.target_size, "negative_target_size": request.negative_target_size},
-        "a refiner is told an aesthetic_score instead",
-    )
+    targets = {"target_size": request.target_size, "negative_target_size": request.negative_target_size}
+    if given := [name for name, pair in targets.items() if pair is not None]:
+        warn(f"{' and '.join(given)} changes nothing here: a refiner is told an aesthetic_score instead.")
     return (
         [*_row("", original, request.crops_coords_top_left), request.aesthetic_score],
         [*_row("negative_", away, request.negative_crops_coords_top_left), request.negative_aesthetic_score],
