@@ -112,7 +112,7 @@ def test_values_and_pictures_agree(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"down_blocks.0.resnets.0.norm1.weight": torch.zeros(1)}, tmp_path / "unet.safetensors")
-    with pytest.raises(WeightsError, match="is no ControlNet"):
+    with pytest.raises(WeightsError, match="is a UNet in the diffusers layout, expected a ControlNet"):
         ControlNetModel.from_single_file(tmp_path / "unet.safetensors")
     sparse(tmp_path / "small.safetensors", prefixed("control_model.", original_controlnet("sd1", tiny=True)))
     with pytest.raises(TensorMismatch, match="of no family that is known: one for Stable Diffusion"):

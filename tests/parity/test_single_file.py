@@ -453,7 +453,7 @@ def test_a_scheduler_in_the_config_folder(write: Any) -> None:
         (["control_model.time_embed.0.weight"], WeightsError, "--controlnet FILE"),
         (["double_blocks.0.img_attn.norm.key_norm.scale"], ConfigError, "Flux"),
         (["down_blocks.0.resnets.0.norm1.weight"], WeightsError, "diffusers layout"),
-        (["encoder.down.0.block.0.norm1.weight"], WeightsError, "a VAE alone"),
+        (["encoder.down.0.block.0.norm1.weight"], WeightsError, "a VAE, expected"),
         (["transformer.h.0.attn.bias"], WeightsError, "unknown kind"),
     ],
 )

@@ -145,5 +145,5 @@ def test_what_is_refused(folder: Path, tiny: Callable[[str], tuple[Any, Path]]) 
     with pytest.raises(NotSupported, match="needs no strips"):
         AutoencoderTiny(**SMALL).enable_tiling()
     other = tiny("sd1")[1] / "vae" / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(TensorMismatch, match="holds no AutoencoderTiny"):
+    with pytest.raises(TensorMismatch, match="is a VAE, expected a tiny VAE"):
         AutoencoderTiny.from_single_file(other)

@@ -56,8 +56,6 @@ def run(
         preview.check()
     destination.prepare(expected_bytes=count * 4 * (resolved.width or 1024) * (resolved.height or 1024))
 
-    last = resolved.seed + count - 1
-    say(f"Drawing with {resolved.model}, seed {resolved.seed}" + (f" to {last}" if count > 1 else ""))
     paths: list[Path] = []
     for drawn in draw(resolved, count, technique_options, destination.folder, given, preview):
         start = time.perf_counter()
@@ -89,6 +87,8 @@ def draw(
     drawer = Drawer(open_model(options, technique_options, say))
     seconds = {"load": round(time.perf_counter() - start, 4)}
     on_step = None if preview is None else preview.callback(drawer.pipe)
+    last = options.seed + count - 1
+    say(f"Drawing with {options.model}, seed {options.seed}" + (f" to {last}" if count > 1 else ""))
     no_bar = True if preview is not None and preview.where == TERMINAL else None  # None: a bar only on a terminal
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from ..core.registry import Registry
 from ..weights.build import build_empty, tensor_bytes
 from ..weights.convert import Entries, under
 from ..weights.header import TensorEntry
+from ..weights.kinds import MODEL, kind_of
 from .folder import component_class
 
 UNET_PREFIX = "model.diffusion_model."
@@ -119,40 +119,12 @@ def cross_attention_size(entries: Entries, block: str) -> int | None:
     return entry.shape[1] if entry is not None and len(entry.shape) == 2 else None
 
 
-_OTHER_KINDS = {
-    "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3 model",
-    "joint_blocks.": "a Stable Diffusion 3 model",
-    "double_blocks.": "a Flux model",
-    "model.diffusion_model.double_blocks.": "a Flux model",
-}
-_COMPONENTS = {
-    "down_blocks.": "a UNet in the diffusers layout",
-    "encoder.down_blocks.": "a VAE in the diffusers layout",
-    "encoder.down.": "a VAE alone",
-    "text_model.": "a text encoder alone",
-}
-
-
 def _unknown(entries: Entries, file: object) -> Exception:
-    def beginning(kinds: Mapping[str, str]) -> str | None:
-        return next((kind for prefix, kind in kinds.items() if under(entries, prefix)), None)
-
-    if any(re.search(r"[._]lora[._]|^lora_|\.(hada|lokr)_", name) for name in entries):
-        return WeightsError(
-            f"{file} is a LoRA, which changes a model and is none: open the model that it was trained for, and "
-            "load_lora_weights into it; on the command line, --model MODEL --lora FILE."
-        )
-    expected = (
-        f"expected a whole checkpoint in the original layout of {', '.join(families.get(n).title for n in families)}"
-    )
-    if under(entries, "control_model.") or "controlnet_cond_embedding.conv_in.weight" in entries:
-        return WeightsError(
-            f"{file} is a ControlNet, which guides a model and is none: ControlNetModel.from_single_file opens it; on "
-            "the command line, --model MODEL --controlnet FILE."
-        )
-    if kind := beginning(_OTHER_KINDS):
-        return ConfigError(f"{file} is {kind}, which is not supported: {expected}.")
-    if kind := beginning(_COMPONENTS):
-        return WeightsError(f"{file} is {kind}: {expected}. Put it into a pipeline folder beside its config.json.")
-    some = ", ".join(list(entries)[:3]) or "nothing"
-    return WeightsError(f"{file} is of an unknown kind ({len(entries)} tensors: {some} …): {expected}.")
+    whole = f"a whole checkpoint in the original layout of {', '.join(families.get(n).title for n in families)}"
+    kind = kind_of(entries)
+    if kind is None or kind == MODEL:
+        some = ", ".join(list(entries)[:3]) or "nothing"
+        return WeightsError(f"{file} is of an unknown kind ({len(entries)} tensors: {some} …): expected {whole}.")
+    if not kind.use:
+        return ConfigError(f"{file} is {kind.title}, which is not supported: expected {whole}.")
+    return WeightsError(f"{file} is {kind.title}, expected {whole}: {kind.use}.")

@@ -16,6 +16,7 @@ from ..modules.base import openers
 from ..weights.build import build_empty
 from ..weights.convert import Entries, convert_controlnet, under
 from ..weights.header import TensorEntry, read_header
+from ..weights.kinds import CONTROLNET, mistaken
 from ..weights.load import fill_network, read_config
 from .base import families
 
@@ -45,7 +46,8 @@ def read_controlnet_file(
     if not ("input_hint_block.0.weight" in found or _PICTURE in found):
         some = ", ".join(list(entries)[:3]) or "nothing"
         raise WeightsError(
-            f"{path} is no ControlNet ({len(entries)} tensors: {some} …): expected names such as "
+            mistaken(path, entries, CONTROLNET)
+            or f"{path} is no ControlNet ({len(entries)} tensors: {some} …): expected names such as "
             f"{PREFIX}input_hint_block.0.weight or {_PICTURE}."
         )
     if config is not None:

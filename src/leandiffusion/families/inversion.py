@@ -21,6 +21,7 @@ from ..core.wording import show
 from ..modules.text import AddedTokens, CLIPTextModel
 from ..modules.tokenizer import CLIPTokenizer
 from ..weights.header import PICKLE_SUFFIXES, read_header
+from ..weights.kinds import INVERSION, mistaken
 from ..weights.one_file import find_one_file
 from ..weights.opened import OpenFile
 
@@ -96,9 +97,11 @@ def read_inversion(
     if isinstance(source, str | Path):
         path = find_file(source, weight_name, **hub)
         where, stem = str(path), path.stem
-        file = OpenFile.at(path)
+        file, entries = OpenFile.at(path), read_header(path).entries
+        if other := mistaken(path, entries, INVERSION):
+            raise TensorMismatch(other)
         tensors: Any = {}
-        for name, entry in read_header(path).entries.items():
+        for name, entry in entries.items():
             tensors[name] = torch.empty(entry.shape, dtype=entry.dtype)
             file.read(entry, tensors[name])
     else:

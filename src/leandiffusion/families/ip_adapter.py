@@ -26,6 +26,7 @@ from ..modules.processors import attention_layers
 from ..run.image_prompt import KeysAndValues
 from ..weights.build import build_empty, put_tensor
 from ..weights.header import PICKLE_SUFFIXES, read_header
+from ..weights.kinds import IP_ADAPTER, mistaken
 from ..weights.opened import OpenFile, stamp_of
 from ..weights.source import Source
 
@@ -114,6 +115,8 @@ def read_ip_adapter(source: Path | Mapping[str, Any]) -> IPAdapter:
     else:
         header, file = read_header(source), OpenFile.at(source, stamp_of(source))
         where, tensors = str(source), {name: Source(entry, file) for name, entry in header.entries.items()}
+    if other := mistaken(where, tensors, IP_ADAPTER):
+        raise TensorMismatch(other)
     projection = {n.removeprefix("image_proj."): t for n, t in tensors.items() if n.startswith("image_proj.")}
     faces = {"norm.weight", "proj.0.weight"} <= {*projection} or any("lora" in name for name in tensors)
     if faces or any(name.startswith("perceiver_resampler") for name in projection):

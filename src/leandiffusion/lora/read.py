@@ -14,15 +14,13 @@ from ..core.errors import ConfigError, MalformedFile, TensorMismatch
 from ..core.jsons import BadJSON, parse_json
 from ..core.wording import show
 from ..weights.header import read_header
+from ..weights.kinds import LORA, mistaken
 from ..weights.opened import OpenFile, stamp_of
 from ..weights.source import Source
 from .names import OTHER_FAMILIES, place_of
 
 METADATA = "lora_adapter_metadata"
 """Under which diffusers writes PEFT's settings into a file's metadata, as JSON."""
-
-CHECKPOINTS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
-
 
 Layers = dict[str, dict[str, Source]]
 """Factors by name, `alpha` among them, by the name that the file has for their layer."""
@@ -87,12 +85,9 @@ def _refuse(where: str, names: list[str], unknown: list[str]) -> None:
             )
     if not unknown:
         return
+    if other := mistaken(where, names, LORA):
+        raise TensorMismatch(other)
     some = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
-    if any(name.startswith(CHECKPOINTS) for name in unknown):
-        raise TensorMismatch(
-            f"{where} is a whole checkpoint, not a LoRA: open it with from_single_file, or on the command line with "
-            "--model."
-        )
     raise TensorMismatch(
         f"{where} is no LoRA that can be read here: {len(unknown)} of its {len(names)} tensors are unknown: {some}. "
         "Expected names such as unet.….lora_A.weight (diffusers, PEFT) or lora_unet_….lora_down.weight (kohya)."

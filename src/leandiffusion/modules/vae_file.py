@@ -14,6 +14,7 @@ from ..core.errors import TensorMismatch
 from ..weights.check import named_for
 from ..weights.convert import Entries, convert_vae, under
 from ..weights.header import TensorEntry, read_header
+from ..weights.kinds import VAE, mistaken
 
 _PREFIXES = ("first_stage_model.", "vae.", "")
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
@@ -31,7 +32,8 @@ def read_vae_file(cls: type[Any], path: Path) -> tuple[dict[str, Any], dict[str,
     if found is None:
         some = ", ".join(list(entries)[:2]) or "nothing"
         raise TensorMismatch(
-            f"{path} holds no VAE ({len(entries)} tensors: {some} …): expected names such as decoder.conv_in.weight, "
+            mistaken(path, entries, VAE)
+            or f"{path} holds no VAE ({len(entries)} tensors: {some} …): expected names such as decoder.conv_in.weight, "
             "alone or under first_stage_model."
         )
     if any(name.startswith(("encoder.down.", "decoder.up.")) for name in found):

@@ -18,6 +18,7 @@ from ..core.errors import ConfigError, TensorMismatch
 from ..core.hub import local_path
 from ..core.output import Output
 from ..weights.header import TensorEntry, read_header
+from ..weights.kinds import TINY_VAE, mistaken
 from ..weights.residence import read_weights
 from .base import Network, either_dtype
 from .blocks import refuse_unsupported
@@ -193,7 +194,8 @@ def read_tiny_file(path: Path) -> tuple[dict[str, Any], Mapping[str, TensorEntry
     entries = read_header(path).entries
     if not is_tiny(entries):
         raise TensorMismatch(
-            f"{path} holds no AutoencoderTiny: expected names such as encoder.layers.0.weight and "
+            mistaken(path, entries, TINY_VAE)
+            or f"{path} holds no AutoencoderTiny: expected names such as encoder.layers.0.weight and "
             "decoder.layers.0.weight."
         )
     config: dict[str, Any] = {"latent_channels": entries["decoder.layers.0.weight"].shape[1]}

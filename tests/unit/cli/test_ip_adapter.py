@@ -49,7 +49,7 @@ def test_it_is_in_the_record_and_drawn_again(adapter: Path) -> None:
 
 
 def test_what_is_wrong_is_told_by_its_option(adapter: Path) -> None:
-    save_file({"odd": torch.zeros(1)}, "odd.safetensors")
+    save_file({"odd.thing": torch.zeros(1)}, "odd.safetensors")
     Path("ip.bin").write_bytes(b"x")
     cases = [
         (["--ip-adapter", str(adapter)], "give a picture for each"),

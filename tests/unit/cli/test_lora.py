@@ -105,3 +105,4 @@ def test_one_for_another_model_ends_before_drawing(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["generate", "a red circle", *QUICK, "--lora", str(tmp_path / "sdxl.safetensors")])
     assert result.exit_code == 1
     assert "Stable Diffusion XL" in " ".join(result.output.split())
+    assert "Drawing with" not in result.output
