@@ -79,11 +79,11 @@ class IPAdapters:
         if encoder is None and image_encoder_folder is not None:
             device = self.device if self._stack.subject.travels_to is None else "cpu"
             encoder = open_encoder(sources[0], folders[0], image_encoder_folder, hub, self.dtype, device)
-        if (config := getattr(encoder, "config", None)) is not None:
-            for adapter, projection in zip(adapters, projections, strict=True):
-                check_encoder(adapter, projection, config)
+        loaded = Loaded(adapters, projections, [1.0] * len(adapters))
+        if image_encoder_folder is not None:  # without one, pictures may come as embeddings alone
+            _check_encoder(loaded, encoder)
         with self._stack.between_steps():
-            self._own_unet()._image_adapters = Loaded(adapters, projections, [1.0] * len(adapters))
+            self._own_unet()._image_adapters = loaded
             self.image_encoder = encoder
             if self.feature_extractor is None and encoder is not None:
                 side = encoder.config.image_size
@@ -234,6 +234,7 @@ class IPAdapters:
                 raise ConfigError(
                     "ip_adapter_image: this pipeline has no image_encoder. Set it, or pass ip_adapter_image_embeds."
                 )
+            _check_encoder(loaded, self.image_encoder)
             return
         if len(embeds) != len(loaded.adapters):
             raise ConfigError(
@@ -262,3 +263,10 @@ class IPAdapters:
             for adapter, each in zip(loaded.adapters, embeds, strict=True)
         ]
         return ImagePrompt(text_layers(unet), seen, loaded.weight)
+
+
+def _check_encoder(loaded: Loaded, encoder: Any) -> None:
+    """TensorMismatch where the encoder is not the one that the adapters were trained with."""
+    if (config := getattr(encoder, "config", None)) is not None:
+        for adapter, projection in zip(loaded.adapters, loaded.projections, strict=True):
+            check_encoder(adapter, projection, config)

@@ -90,6 +90,20 @@ def test_another_image_encoder(pipe: Any, file: Path) -> None:
         pipe.load_ip_adapter(file)
 
 
+def test_an_encoder_that_is_not_used_need_not_fit(pipe: Any, file: Path) -> None:
+    """Where pictures come as embeddings: only a picture that it would have to see is refused."""
+    pipe.image_encoder = CLIPVisionModelWithProjection(**{**files.ENCODER, "projection_dim": 20})
+    pipe.load_ip_adapter(file, image_encoder_folder=None)
+    embeds = torch.rand(2, 1, 24, generator=torch.Generator().manual_seed(0))
+    drawn = [
+        draw(pipe, ip_adapter_image_embeds=[each], generator=torch.Generator().manual_seed(1))
+        for each in (embeds, -embeds)
+    ]
+    assert not torch.equal(*drawn)
+    with pytest.raises(TensorMismatch, match="width 24, and this image encoder makes such of width 20"):
+        draw(pipe, ip_adapter_image=SEEN)
+
+
 def test_calls_that_do_not_fit_what_is_loaded(pipe: Any, file: Path) -> None:
     pipe.load_ip_adapter(file)
     embeds = pipe.prepare_ip_adapter_image_embeds([SEEN], None, None, 1, True)
