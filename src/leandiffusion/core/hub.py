@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointNotFound, WeightsError
+from .errors import CheckpointNotFound, ConfigError, WeightsError
 from .once import once
 from .replacing import finish_saving
 from .wording import show, to_length
@@ -30,7 +31,12 @@ def check_hub_id(name: str) -> None:
 
 
 def local_path(path_or_id: str | Path) -> Path:
-    """The argument as a path with ~ expanded; a path that does not exist for what no file system accepts."""
+    """The argument as a path with ~ expanded; a path that does not exist for what no file system accepts.
+
+    ConfigError for what is neither a text nor a path.
+    """
+    if not isinstance(path_or_id, str | os.PathLike):
+        raise ConfigError(f"a path or hub id is expected, found {show(path_or_id)}: pass a text such as './model'.")
     try:
         path = Path(path_or_id).expanduser()
         path.is_dir()

@@ -24,6 +24,9 @@ PLAIN, WEIGHTED = SYNTAXES = ("plain", "weighted")
 STEP = 1.1
 """What one pair of round brackets multiplies by."""
 
+HEAVIEST = 1e6
+"""Weight beyond which nothing is drawn: embeddings times it leave the numbers that are computed with."""
+
 _MARKS = re.compile(
     r"\\(?P<literal>[()\[\]\\])|\\|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|:\s*[+-]?[.\d]+\s*(?P<schedule>\])"
     r"|\s*\b(?P<word>BREAK|AND)\b\s*|(?P<tag><\w+:[^<>]*>)|(?P<mark>[()\[\]|])|(?P<text>[^\\()\[\]|:<BA]+|.)",
@@ -56,7 +59,7 @@ def check_syntax(name: Any) -> str:
 def parse(text: str) -> list[list[Piece]]:
     """A prompt in the weighted syntax -> its sections, which BREAK separates, as pieces of equal weight.
 
-    ConfigError for weights that are no numbers, NotSupported for what else the notation has, both naming the place.
+    ConfigError for weights that are no numbers or too large, NotSupported for what else the notation has, both naming the place.
     """
     parts: list[tuple[str | None, float]] = []  # None is a BREAK
     open_at: dict[str, list[int]] = {"(": [], "[": []}
@@ -116,6 +119,11 @@ def _sections(parts: list[tuple[str | None, float]]) -> list[list[Piece]]:
     sections: list[list[Piece]] = [[]]
     for text, weight in parts:
         last = sections[-1]
+        if not abs(weight) <= HEAVIEST:
+            raise ConfigError(
+                f"the brackets around {show(text or 'BREAK')} give it a weight of {weight:.3g}: weights go up to "
+                f"{HEAVIEST:.0e}, and rarely beyond 1.5 to any good."
+            )
         if text is None:
             sections.append([])
         elif last and last[-1].weight == weight:

@@ -147,7 +147,7 @@ def _words(
         if len(token) != len(vectors):
             raise ConfigError(f"{len(token)} tokens for {len(vectors)} vectors of {where}: give one word, or one each.")
         return [Learned(check_word(word), row[None], suffix) for word, row in zip(token, vectors, strict=True)]
-    word = token or own or stem
+    word = own or stem if token is None else token
     if word is None:
         raise ConfigError(f"{where} does not say for which word it stands: pass token=.")
     return [Learned(check_word(word), vectors, suffix)]

@@ -117,6 +117,7 @@ class FromPictures:
         found = preprocess("mask_image", self.mask_processor, mask, height, width, box)
         if found.shape[1] != 1:
             raise ConfigError(f"mask_image has {found.shape[1]} channels: pass one, of numbers from 0 to 1.")
+        _check_numbers("mask_image", found, whole=False)
         return found.float()
 
     def _is_latent(self: Any, picture: Tensor) -> bool:
@@ -133,7 +134,8 @@ def preprocess(
         raise ConfigError(f"{name} is {size[1]}x{size[0]} pixels: it needs {least} at least.")
     integers = isinstance(first, np.ndarray) and not np.issubdtype(first.dtype, np.floating)
     if integers or (isinstance(first, Tensor) and not first.is_floating_point()):
-        raise ConfigError(f"{name} holds {first.dtype}: pass floating-point numbers from 0 to 1, such as {name} / 255.")
+        way = f"{name} * 1.0" if "bool" in str(first.dtype) else f"{name} / 255"
+        raise ConfigError(f"{name} holds {first.dtype}: pass floating-point numbers from 0 to 1, such as {way}.")
     try:
         return processor.preprocess(given, height, width, "default" if box is None else "fill", box).detach().float()
     except ConfigError as error:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..run.decoding import decode
 from ..run.inputs import check_count
 from ..schedulers.sigma import LogSNRScheduler, SigmaScheduler
-from .images import to_output
+from .images import check_output_type, to_output
 
 
 class Preview:
@@ -29,6 +30,12 @@ class Preview:
         self, vae: Any, show: Callable[[int, Any], object], *, every: int = 1, output_type: str = "pil",
         longest: int | None = None,
     ) -> None:  # fmt: skip
+        check_output_type(output_type)
+        if not callable(show) or not hasattr(vae, "decode"):
+            raise ConfigError(
+                f"Preview takes a VAE and a function, such as Preview(vae, lambda step, images: …); found a "
+                f"{type(vae).__name__} and a {type(show).__name__}."
+            )
         check_count("every", every)
         if longest is not None:
             check_count("longest", longest)

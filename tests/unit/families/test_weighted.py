@@ -75,6 +75,12 @@ def test_a_weight_that_is_no_number(weight: str) -> None:
         parse(f"(a:{weight})")
 
 
+@pytest.mark.parametrize("prompt", ["(" * 5000 + "red", "(red:99999999)", "((red:-2000):1000)"])
+def test_a_weight_that_no_number_can_hold(prompt: str) -> None:
+    with pytest.raises(ConfigError, match="weights go up to"):
+        parse(prompt)
+
+
 def texts_of(text: str) -> list[str]:
     words = tokenizer()
     return [words.decode(chunk.ids).replace(" ", "") for chunk in chunks_of(words, text)]

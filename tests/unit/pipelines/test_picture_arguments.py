@@ -61,6 +61,8 @@ ON_A_MASK: list[Case] = [
     ({"mask_image": tensor(1, 3, 64, 64)}, ["mask_image has 3 channels", "pass one"]),
     ({"mask_image": [MASK, MASK]}, ["mask_image has 2 entries for 1"]),
     ({"mask_image": np.ones((64, 64), np.uint8)}, ["mask_image holds uint8"]),
+    ({"mask_image": np.ones((64, 64), bool)}, ["mask_image holds bool", r"mask_image \* 1\.0"]),
+    ({"mask_image": tensor(1, 1, 64, 64) * float("nan")}, ["mask_image holds NaN", "finite"]),
     ({"height": 60}, ["height=60", "divisible by 8"]),
     ({"image": tensor(1, 4, 9, 8)}, [r"image must be latents \(B, 4, 8, 8\)", r"\(1, 4, 9, 8\)"]),
     ({"masked_image_latents": tensor(1, 4, 9, 8)}, ["masked_image_latents must be latents", r"\(1, 4, 9, 8\)"]),

@@ -57,3 +57,17 @@ def test_large_latents_are_averaged_before_they_are_decoded(sides: tuple[int, in
 def test_every_counts_from_one(sd1: Any) -> None:
     with pytest.raises(ConfigError, match="every=0"):
         Preview(sd1.vae, print, every=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"output_type": "gif"}, "output_type='gif' is unknown"),
+        ({"show": None}, "a AutoencoderKL and a NoneType"),
+        ({"vae": None}, "a NoneType and a builtin_function_or_method"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_shown_is_refused_at_once(given: dict[str, Any], said: str, sd1: Any) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Preview(**{"vae": sd1.vae, "show": print} | given)
