@@ -11,7 +11,7 @@ import torch
 from ..core.errors import ConfigError, WeightsError
 from ..core.registry import Registry
 from ..weights.build import build_empty, tensor_bytes
-from ..weights.convert import Entries, under
+from ..weights.convert import Entries
 from ..weights.header import TensorEntry
 from ..weights.kinds import MODEL, kind_of
 from .folder import component_class

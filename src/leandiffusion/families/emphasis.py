@@ -59,7 +59,8 @@ def check_syntax(name: Any) -> str:
 def parse(text: str) -> list[list[Piece]]:
     """A prompt in the weighted syntax -> its sections, which BREAK separates, as pieces of equal weight.
 
-    ConfigError for weights that are no numbers or too large, NotSupported for what else the notation has, both naming the place.
+    ConfigError for weights that are no numbers or too large, NotSupported for what else the notation has, both naming
+    the place.
     """
     parts: list[tuple[str | None, float]] = []  # None is a BREAK
     open_at: dict[str, list[int]] = {"(": [], "[": []}

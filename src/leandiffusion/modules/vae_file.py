@@ -33,8 +33,8 @@ def read_vae_file(cls: type[Any], path: Path) -> tuple[dict[str, Any], dict[str,
         some = ", ".join(list(entries)[:2]) or "nothing"
         raise TensorMismatch(
             mistaken(path, entries, VAE)
-            or f"{path} holds no VAE ({len(entries)} tensors: {some} …): expected names such as decoder.conv_in.weight, "
-            "alone or under first_stage_model."
+            or f"{path} holds no VAE ({len(entries)} tensors: {some} …): expected names such as "
+            "decoder.conv_in.weight, alone or under first_stage_model."
         )
     if any(name.startswith(("encoder.down.", "decoder.up.")) for name in found):
         levels = {name.split(".")[2] for name in found if name.startswith("decoder.up.")}
