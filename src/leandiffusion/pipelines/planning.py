@@ -132,14 +132,17 @@ class Planning:
     def apply(self: Any, plan: Plan) -> None:
         """Switch on what the plan says, and everything else off. What was on stays on if that cannot be done.
 
-        ConfigError for what is no plan, or one made for another kind of device, another model or another dtype.
+        ConfigError for what is no plan, or one made for another kind of device, another model or another dtype, and
+        where there is no UNet. BackendUnavailable for techniques that this pipeline or machine cannot run.
         """
         if not isinstance(plan, Plan):
             raise ConfigError(f"apply takes a plan, of plan_for or Plan.load, not a {type(plan).__name__}.")
         device = torch.device(plan.device)
         if device.type != self.device.type and not is_host(self.device):
             raise ConfigError(f"this plan is for {plan.device}, and the pipeline is on {self.device}: plan again here.")
-        unet, is_cast = self._stack.subject.networks["unet"], self._stack.find("half_precision") is not None
+        unet, is_cast = self._stack.subject.networks.get("unet"), self._stack.find("half_precision") is not None
+        if unet is None:
+            raise ConfigError("this pipeline has no UNet, which a plan is for: open it with one, or set pipe.unet.")
         plan.check_for(unet, self._own_dtypes.get("unet") if is_cast else getattr(unet, "dtype", None))
         self._stack.replace(plan.techniques, why=f"planned for {plan.budget}")
         if self._stack.find("offload") is None and device != self.device:

@@ -145,6 +145,8 @@ class Predictor:
 
     def _seconds(self, name: str, chosen: Chosen) -> float:
         residency, works = self.residency(chosen), self._works(name, chosen)
+        if not works[-1].owners:  # no text encoder: calls are given embeddings
+            return 0.0
         dtype = str(self.cast(chosen) or self.blueprint.networks[works[-1].owners[0]].dtype).removeprefix("torch.")
         options: Any = {
             "packed": any(technique.name == "packed_weights" for technique in chosen),

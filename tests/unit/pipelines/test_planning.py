@@ -15,7 +15,7 @@ from tests.unit.plan.profiles import CPU, a_profile
 
 from leandiffusion import ConfigError, DiffusionPipeline, StableDiffusionPipeline
 from leandiffusion.core import malloc
-from leandiffusion.core.errors import BudgetError
+from leandiffusion.core.errors import BackendUnavailable, BudgetError
 from leandiffusion.demo import model_folder
 from leandiffusion.offload.engine import engine_of
 from leandiffusion.pipelines import planning
@@ -234,6 +234,31 @@ def test_a_plan_for_another_model_or_dtype_is_refused(folders: dict[str, Path], 
     pipe.apply(plan)  # the weights' own dtype counts, not what the plan before made of it
     pipe.apply(replace(plan, unet_weights=None))  # an older file
     assert pipe.unet.dtype == torch.float32
+
+
+@pytest.mark.parametrize("missing", ["unet", "vae"])
+def test_where_a_component_is_missing_a_plan_is_refused_before_anything_is_switched(
+    folders: dict[str, Path], missing: str
+) -> None:
+    plan = StableDiffusionPipeline.from_pretrained(folders["sd1"]).plan_for("1GiB")
+    tiled = replace(plan, settings=replace(plan.settings, techniques=(make("vae_tiling", {}),)))
+    pipe: Any = StableDiffusionPipeline.from_pretrained(folders["sd1"], **{missing: None})
+    told = {"unet": "has no UNet, which a plan is for", "vae": "vae_tiling cannot be used here: .* no .*VAE"}[missing]
+    with pytest.raises((ConfigError, BackendUnavailable), match=told):
+        pipe.apply(tiled)
+    assert pipe.plan is None
+    assert not pipe.techniques
+    with pytest.raises(ConfigError, match="planning needs a UNet and a VAE"):
+        pipe.plan_for("1GiB")
+
+
+def test_where_embeddings_are_given_nothing_is_encoded(folders: dict[str, Path]) -> None:
+    whole: Any = StableDiffusionPipeline.from_pretrained(folders["sd1"])
+    pipe: Any = StableDiffusionPipeline.from_pretrained(folders["sd1"], text_encoder=None)
+    plan, other = pipe.plan_for("1GiB"), whole.plan_for("1GiB")
+    assert plan.prediction.stages["encode"].seconds == 0 < other.prediction.stages["encode"].seconds
+    assert plan.prediction.stages["denoise"].peak < other.prediction.stages["denoise"].peak
+    assert Plan.from_json(plan.to_json()).prediction == plan.prediction
 
 
 def test_two_threads_with_a_budget(folders: dict[str, Path], draw: Draw) -> None:
