@@ -4,9 +4,10 @@
     python -m benchmarks.plan --report FILE.jsonl
     python -m benchmarks.plan --again FILE.jsonl
 
-Each combination is predicted before anything of it is read, then drawn by a process of its own: a step to warm up, then
-a few steps and a decode that are measured. What FILE holds already is not drawn again, so that a run that was cut off
-goes on. Random weights of the right shapes, 2 GB each, are written to the folder --work.
+Each combination is predicted before anything of it is read, then drawn by a process of its own: a step and a decode to
+warm up, then a few steps and a decode whose seconds count, and the peaks of both. What FILE holds already is not drawn
+again, so that a run that was cut off goes on. Random weights of the right shapes, 2 GB each, are written to the folder
+--work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -119,35 +119,22 @@ def cases() -> list[Case]:
 
 
 def measure(case: Case, checkpoint: str) -> dict[str, Any]:
-    """Draw: a step to warm up, with what reading and packing weights takes, then the steps that count, and a decode."""
+    """Draw: a step and a decode to warm up, with what reading and packing weights takes, then what counts."""
     import torch
 
-    from leandiffusion.bench.loop import draw_with, open_for_drawing
-    from leandiffusion.bench.run.meter import NullMeter, ProcessMeter
-    from leandiffusion.bench.workload import Job, Row, Workload
+    from leandiffusion.bench.loop import open_for_drawing
+    from leandiffusion.bench.run.calibrate import measure_calls
+    from leandiffusion.run.size import CallSize
 
-    meter = ProcessMeter("cpu")
-    with meter.stage("load"):
-        pipe = open_for_drawing(checkpoint, dtype=torch.float32, device="cpu")
-        for name, settings in case.on:
-            pipe.enable(name, **settings)
-        for name in case.off:
-            pipe.disable(name)
-    row = Row("case", "case", "float32")
-    job = Job(row, Workload(case.model, case.size, case.steps, case.batch, "float32", "cpu", 1), checkpoint, "", None)
-    with meter.stage("first"):
-        draw_with(pipe, replace(job, row=replace(row, pictures=False)), 1, NullMeter())
-    draw_with(pipe, job, case.steps, meter)
-    names = {"text": "encode"}
+    pipe = open_for_drawing(checkpoint, dtype=torch.float32, device="cpu")
+    for name, settings in case.on:
+        pipe.enable(name, **settings)
+    for name in case.off:
+        pipe.disable(name)
+    stages = measure_calls(pipe, CallSize(case.size, case.size, case.batch), case.steps)
     return {
-        "peaks": {names.get(name, name): peak for name, peak in meter.peaks.items() if name not in ("load", "first")},
-        "first": {"peak": meter.peaks["first"], "seconds": meter.seconds["first"]},
-        "seconds": {
-            "encode": meter.seconds["text"],
-            "step": statistics.mean(meter.steps),
-            "decode": meter.seconds["decode"],
-        },
-        "steps": meter.steps,
+        "peaks": {name: stage.peak for name, stage in stages.items()},
+        "seconds": {"step" if name == "denoise" else name: stage.seconds for name, stage in stages.items()},
         "on": [str(applied.technique) for applied in pipe.techniques],
     }
 

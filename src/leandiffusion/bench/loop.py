@@ -25,6 +25,7 @@ def open_for_drawing(checkpoint: str, **options: Any) -> Any:
     pipe.scheduler = build("ddim", pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     pipe.notice = None
+    pipe.prompt_cache = None  # the same words are drawn again, and encoding them is measured
     return pipe
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from leandiffusion import ControlNetModel
+from leandiffusion.bench.loop import open_for_drawing
 from leandiffusion.bench.run import calibrate as calibrating
+from leandiffusion.bench.run import meter
 from leandiffusion.bench.run.calibrate import calibrate
 from leandiffusion.core.config import read_json
 from leandiffusion.core.errors import BudgetError, LeanError
@@ -55,6 +57,26 @@ def test_what_a_plan_begins_with_is_tried_too(tmp_path: Path, pictures: int, con
     assert found is not None
     assert tuple(found.stages) == stages
     assert all(stage.seconds > 0 for stage in found.stages.values())
+
+
+def test_every_call_is_measured_and_of_seconds_the_least_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts are encoded anew each time; the peak of the first call, which makes most, counts too."""
+    pipe = open_for_drawing(str(model_folder()))
+    encoder, steps, peaks, clock = pipe.text_encoder, [], iter([900, 500, 500, 500, 500, 700, 1, 1, 1]), [0.0]
+    forward, tick = encoder.forward, iter([5.0, 2.0, 3.0])
+
+    def encoding(*args: Any, **kwargs: Any) -> Any:
+        clock[0] += next(tick)
+        return forward(*args, **kwargs)
+
+    encoder.forward = encoding
+    monkeypatch.setattr(meter.ProcessMeter, "_now", lambda self: clock[0])
+    monkeypatch.setattr(meter.ProcessMeter, "step", lambda self: steps.append(1) or self._tick())
+    monkeypatch.setattr(meter, "peak_rss", lambda: next(peaks))
+    found = calibrating.measure_calls(pipe, CallSize(64, 64, guidance=False), steps=2, repeats=2)
+    assert found["encode"].seconds == 2.0
+    assert {name: stage.peak for name, stage in found.items()} == {"encode": 900, "denoise": 500, "decode": 700}
+    assert len(steps) == 1 + 2 * 2
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, **took: tuple[int, float]) -> None:

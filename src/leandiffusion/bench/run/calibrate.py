@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -52,28 +53,47 @@ def calibrate(
     return replace(plan, settings=best, runners_up=tuple(others))
 
 
-def try_plan(checkpoint: str, plan: dict[str, Any], controlnets: Sequence[str] = ()) -> dict[str, Any]:
+def try_plan(
+    checkpoint: str, plan: dict[str, Any], controlnets: Sequence[str] = (), steps: int = STEPS, repeats: int = 1
+) -> dict[str, Any]:
     """In a process of its own: by stage the peak in bytes and the seconds of a call as planned, from a few steps."""
-    from .meter import ProcessMeter
-
     wanted = Plan.from_json(plan)
     pipe = _opened(checkpoint, wanted, controlnets)
     pipe.apply(wanted)
-    arguments, meter = _arguments(wanted.call), ProcessMeter(wanted.device)
+    told = measure_calls(pipe, wanted.call, steps, repeats)
+    return {
+        name: (told[name].peak, told[name].seconds * (wanted.steps if name == "denoise" else 1))
+        for name in wanted.prediction.stages
+    }
 
-    def after_step(*_: Any) -> dict[str, Any]:
-        meter.step()
-        return {}
 
-    try:
-        pipe(**arguments, num_inference_steps=1)
+def measure_calls(pipe: Any, call: CallSize, steps: int, repeats: int = 1) -> dict[str, StagePrediction]:
+    """What a pipeline takes by stage, 'denoise' per step on average: one that `open_for_drawing` opened.
+
+    After a call of one step to warm up, `repeats` of so many `steps` are drawn: of the seconds the least counts, since
+    others on the machine only ever make a stage slower; of the peaks the largest, the warm-up's included.
+    """
+    from .meter import ProcessMeter
+
+    arguments, peaks, seconds = _arguments(call), dict[str, int](), dict[str, float]()
+    for repeat in range(1 + repeats):
+        meter = ProcessMeter(str(pipe.device))
+
+        def after_step(*_: Any, meter: ProcessMeter = meter) -> dict[str, Any]:
+            meter.step()
+            return {}
+
         pipe.watch = meter.stage
-        pipe(**arguments, num_inference_steps=STEPS, callback_on_step_end=after_step)
-    finally:
-        meter.close()
-    seconds = meter.seconds | {"denoise": wanted.steps * statistics.median(meter.steps)}
-    peaks = meter.reserved or meter.peaks
-    return {name: (peaks[name], seconds[name]) for name in wanted.prediction.stages}
+        try:
+            pipe(**arguments, num_inference_steps=steps if repeat else 1, callback_on_step_end=after_step)
+        finally:
+            meter.close()
+        for name, peak in (meter.reserved or meter.peaks).items():
+            peaks[name] = max(peaks.get(name, 0), peak)
+        if repeat:
+            took = meter.seconds | {"denoise": statistics.mean(meter.steps)}
+            seconds = {name: min(took[name], seconds.get(name, math.inf)) for name in took}
+    return {name: StagePrediction(peaks[name], seconds[name]) for name in seconds}
 
 
 def _opened(checkpoint: str, plan: Plan, controlnets: Sequence[str]) -> Any:

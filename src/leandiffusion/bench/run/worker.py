@@ -13,7 +13,6 @@ import statistics
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +114,11 @@ def draw(job: dict[str, Any], timeline: bool) -> dict[str, Any]:
     return _figures(meter, asked.dtype, warm_ups, notes)
 
 
-def attempt(checkpoint: str, plan: dict[str, Any], controlnets: Sequence[str] = ()) -> dict[str, Any]:
-    """Draw a little as a plan says."""
+def attempt(checkpoint: str, plan: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """Draw a little as a plan says; the options are those of `calibrate.try_plan`."""
     from .calibrate import try_plan
 
-    return try_plan(checkpoint, plan, controlnets)
+    return try_plan(checkpoint, plan, **options)
 
 
 def _with_warnings(draw: Any) -> tuple[Any, list[str]]:
