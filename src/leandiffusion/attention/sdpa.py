@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.shapes import is_traced
+from ..device.capabilities import is_widened
 from . import backends
 
 
@@ -17,6 +18,9 @@ def fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options
     It has none for the meta device, where it would write attention out. While shapes are traced the CPU's kernel
     stands for any: they all make the result and a number for each row.
     """
+    if q.dtype == torch.float16 and is_widened(q):  # in bfloat16 torch's kernel is as fast as in float32
+        wide = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+        return fused_attention(q.float(), k.float(), v.float(), **wide).to(q.dtype)
     if q.is_meta and is_traced():
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, **options)[0]
     return F.scaled_dot_product_attention(q, k, v, **options)

@@ -68,6 +68,13 @@ def fast_float16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies numbers of that dtype as fast as it can; torch computes others one at a time."""
+    if dtype == torch.bfloat16:
+        return fast_bfloat16()
+    return dtype != torch.float16 or platform.machine().lower() not in X86 or fast_float16()
+
+
 @functools.cache
 def fast_int8() -> bool:
     """Whether this CPU has instructions that multiply bytes and add the products up in 32 bits: VNNI or AMX."""
@@ -109,6 +116,19 @@ def is_unobserved(x: torch.Tensor) -> bool:
     )
 
 
+def is_widened(x: torch.Tensor) -> bool:
+    """Whether layers compute with x in float32 although it is in half precision: on CPUs without instructions for it,
+    where torch would multiply one number at a time."""
+    return (
+        x.dtype in HALF and is_host(x.device) and not multiplies(x.dtype) and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """What layers compute in then: float32 for half precision, any other as it is."""
+    return torch.float32 if dtype in HALF else dtype
+
+
 def has_float64(device: torch.device) -> bool:
     """Whether there are float64 tensors on the device; Apple's GPUs have none."""
     return is_host(device) or kind_of(device).float64
@@ -132,20 +152,16 @@ def leaner_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_host(device) else torch.float16
 
 
-def why_slow(dtype: torch.dtype | None, device: torch.device) -> str | None:
-    """Why computing in that dtype there is slow, and what to take instead; None when it is not."""
-    if not is_host(device) or dtype not in HALF:
+def why_slow(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why torch's own layers are slow in that dtype there, and what to take instead; None when they are not.
+
+    This library's layers are not: they compute in float32 then (`is_widened`).
+    """
+    if not is_host(device) or multiplies(dtype):
         return None
-    has_bfloat16 = fast_bfloat16()
-    if dtype == torch.bfloat16 and not has_bfloat16:
-        return (
-            "bfloat16 is emulated on this CPU, many times slower than float32: use dtype=torch.float32. To save memory "
-            'add offload="sequential", which reads half-precision checkpoints as they are.'
-        )
-    if dtype == torch.float16 and not fast_float16():
-        better = "bfloat16" if has_bfloat16 else "float32"
-        return f"float16 is emulated on this CPU, many times slower: use dtype=torch.{better}."
-    return None
+    better = "bfloat16" if fast_bfloat16() else "float32"
+    name = str(dtype).removeprefix("torch.")
+    return f"{name} is emulated by torch on this CPU, many times slower: use dtype=torch.{better}."
 
 
 def why_no_flash(device: torch.device, dtype: torch.dtype) -> list[str]:

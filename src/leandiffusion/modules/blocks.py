@@ -20,6 +20,7 @@ from ..core.shapes import is_channels_last
 from ..device.host import is_host
 from ..weights.stored import plain
 from .convolution import Conv2d
+from .linear import Linear
 
 
 def refuse_unsupported(owner: object, supported: Mapping[str, tuple[Any, ...]], config: Mapping[str, Any]) -> None:
@@ -74,9 +75,9 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, cond_dim: int | None = None) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.cond_proj = nn.Linear(cond_dim, in_channels, bias=False) if cond_dim is not None else None
-        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.linear_1 = Linear(in_channels, out_channels)
+        self.cond_proj = Linear(cond_dim, in_channels, bias=False) if cond_dim is not None else None
+        self.linear_2 = Linear(out_channels, out_channels)
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         """(B, in_channels), (B, cond_dim) or None -> (B, out_channels)."""
@@ -143,7 +144,7 @@ class ResnetBlock2D(nn.Module):
         super().__init__()
         self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = Conv2d(in_channels, out_channels)
-        self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels is not None else None
+        self.time_emb_proj = Linear(temb_channels, out_channels) if temb_channels is not None else None
         self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = Conv2d(out_channels, out_channels)
         self.conv_shortcut = Conv2d(in_channels, out_channels, 1, padding=0) if in_channels != out_channels else None

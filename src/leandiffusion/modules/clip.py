@@ -22,6 +22,7 @@ from ..core.config import write_json
 from ..core.errors import ConfigError
 from .base import Network
 from .blocks import GradientCheckpointing
+from .linear import Linear
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -93,10 +94,10 @@ class CLIPAttention(nn.Module):
                 "the first must be a multiple of the second."
             )
         self.num_heads, self.dropout = num_heads, dropout
-        self.q_proj = nn.Linear(hidden_size, hidden_size)
-        self.k_proj = nn.Linear(hidden_size, hidden_size)
-        self.v_proj = nn.Linear(hidden_size, hidden_size)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        self.q_proj = Linear(hidden_size, hidden_size)
+        self.k_proj = Linear(hidden_size, hidden_size)
+        self.v_proj = Linear(hidden_size, hidden_size)
+        self.out_proj = Linear(hidden_size, hidden_size)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, is_causal: bool) -> torch.Tensor:
         q, k, v = (
@@ -116,8 +117,8 @@ class CLIPMLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise ConfigError(f"hidden_act={activation!r} is not supported: use one of {', '.join(ACTIVATIONS)}.")
         self.activation = ACTIVATIONS[activation]
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.fc1 = Linear(hidden_size, intermediate_size)
+        self.fc2 = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(x)))

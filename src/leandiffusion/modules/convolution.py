@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device.capabilities import X86, fast_int8, fewer_bits, is_unobserved
+from ..device.capabilities import X86, fast_int8, fewer_bits, is_unobserved, is_widened, multiplies
 from ..weights.int8 import is_int8
 from ..weights.packed import is_packed, packed_weight, unpack
 from ..weights.stored import plain
 from . import im2col, winograd
+from .linear import linear
 
 FEWEST_CHANNELS = 96
 FEWEST_TILES = 64
@@ -54,9 +55,10 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor, double: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, C_out, H', W'). With `double`, x is first enlarged to (2H, 2W) by nearest neighbour."""
         weight = self.weight if is_packed(self.weight) or is_int8(self.weight) else plain(self.weight)
-        free = _is_free(x, weight)
+        free, wide = _is_free(x, weight), is_widened(x)
+        in_float32 = wide or x.dtype == torch.float32
         faster = not (is_int8(weight) and fast_int8())  # than the weight's own kernels
-        if free and x.dtype == torch.float32 and faster and _is_large(x, self, double=double) and pays():
+        if free and in_float32 and faster and _is_large(x, self, double=double) and pays():
             if is_packed(weight):  # for a smaller map
                 unpack(self)
                 weight = self.weight
@@ -70,9 +72,17 @@ class Conv2d(nn.Conv2d):
         if packed is not None:
             geometry = self.padding, self.stride, self.dilation, self.groups
             return torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *geometry, "none", [], "")
-        if free and x.dtype == torch.float32 and _is_small(x, self) and not is_packed(weight):
+        if free and in_float32 and _is_small(x, self) and not is_packed(weight):
             return im2col.convolve(x, weight, self._plain_bias(), stride=self.stride[0])
+        if wide:
+            return self._widened(x, weight)
         return self._conv_forward(x, weight, self.bias)
+
+    def _widened(self, x: Tensor, weight: Tensor) -> Tensor:
+        bias = self._plain_bias()
+        if self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0):  # whose pixels are tokens
+            return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+        return self._conv_forward(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
     def _plain_bias(self) -> Tensor | None:
         return None if self.bias is None else plain(self.bias)
@@ -114,7 +124,7 @@ def may_pack(conv: Conv2d) -> bool:
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether torch's oneDNN computes with packed weights of that dtype on this CPU."""
     ops = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or not multiplies(dtype):
         return False
     if dtype == torch.bfloat16:
         return ops._is_mkldnn_bf16_supported()

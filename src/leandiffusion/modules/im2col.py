@@ -7,10 +7,11 @@ themselves and in each call: for a map of a few pixels that takes longer than co
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.shapes import is_channels_last
+from ..device.capabilities import widened
+from .linear import linear
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1) -> Tensor:
@@ -19,14 +20,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1)
     Beside its result it takes the pixels that are read, B * H' * W' * 9 * C numbers.
     """
     B, C, H, W = x.shape
-    padded = x.new_zeros(B, H + 2, W + 2, C)
+    padded = x.new_zeros(B, H + 2, W + 2, C, dtype=widened(x.dtype))
     padded[:, 1:-1, 1:-1].copy_(x.permute(0, 2, 3, 1))
     columns = padded.unfold(1, 3, stride).unfold(2, 3, stride)  # (B, H', W', C, 3, 3)
     if is_channels_last(weight):
         columns, weight = columns.permute(0, 1, 2, 4, 5, 3), weight.permute(0, 2, 3, 1)
     height, width = columns.shape[1:3]
-    y = F.linear(columns.reshape(B * height * width, 9 * C), weight.reshape(weight.shape[0], 9 * C), bias)
-    return y.view(B, height, width, -1).permute(0, 3, 1, 2)
+    y = linear(columns.reshape(B * height * width, 9 * C), weight.reshape(weight.shape[0], 9 * C), bias)
+    return y.to(x.dtype).view(B, height, width, -1).permute(0, 3, 1, 2)
 
 
 def outputs_of(x: Tensor, *, stride: int = 1) -> int:

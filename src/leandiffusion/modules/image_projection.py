@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.sdpa import fused_attention
+from .linear import Linear
 
 HEAD = 64
 """Channels of a head of the resampler."""
@@ -29,7 +30,7 @@ class PooledProjection(nn.Module):
 
     def __init__(self, width: int, out: int, tokens: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, tokens * out)
+        self.proj = Linear(width, tokens * out)
         self.norm = nn.LayerNorm(out)
 
     @classmethod
@@ -55,7 +56,7 @@ class TokenProjection(nn.Module):
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.proj = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out), nn.LayerNorm(out))
+        self.proj = nn.Sequential(Linear(width, width), nn.GELU(), Linear(width, out), nn.LayerNorm(out))
 
     @classmethod
     def of(cls, shapes: Shapes) -> TokenProjection:
@@ -80,9 +81,9 @@ class PerceiverAttention(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, width, bias=False)
+        self.to_q = Linear(width, inner, bias=False)
+        self.to_kv = Linear(width, 2 * inner, bias=False)
+        self.to_out = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
         """x (R, T, C'), latents (R, S, C') -> (R, S, C')."""
@@ -100,16 +101,16 @@ class Resampler(nn.Module):
     def __init__(self, width: int, hidden: int, out: int, tokens: int, inner: int, depth: int, wide: int) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(1, tokens, hidden) / hidden**0.5)
-        self.proj_in = nn.Linear(width, hidden)
-        self.proj_out = nn.Linear(hidden, out)
+        self.proj_in = Linear(width, hidden)
+        self.proj_out = Linear(hidden, out)
         self.norm_out = nn.LayerNorm(out)
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 [
                     PerceiverAttention(hidden, inner),
                     nn.Sequential(
-                        nn.LayerNorm(hidden), nn.Linear(hidden, wide, bias=False), nn.GELU(),
-                        nn.Linear(wide, hidden, bias=False),
+                        nn.LayerNorm(hidden), Linear(hidden, wide, bias=False), nn.GELU(),
+                        Linear(wide, hidden, bias=False),
                     ),
                 ]
             )

@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..device.capabilities import is_widened
 from .convolution import Conv2d
 from .factors import Kind
+from .linear import Linear
 
 _call_scale: ContextVar[float] = ContextVar("scale of all LoRA adapters", default=1.0)
 
@@ -60,9 +62,12 @@ class Adapted(nn.Module):
         """y, the layer's own output for x, with what the adapters add."""
         # A compiler cannot look into context variables; pipelines refuse scales of calls while it is on.
         overall = 1.0 if torch.compiler.is_compiling() else call_scale()
+        wide = is_widened(x)
+        x = x.float() if wide else x
         for branch in self.branches:
             if scale := overall * branch.scale:
                 factors = {factor: getattr(self, buffer) for factor, buffer in branch.buffers.items()}
+                factors = {name: factor.float() for name, factor in factors.items()} if wide else factors
                 y = branch.kind.add(y, x, self, factors, scale)  # type: ignore[arg-type]
         return y
 
@@ -71,8 +76,18 @@ class Adapted(nn.Module):
         return f"{super().extra_repr()}, lora={[branch.scale for branch in self.branches]}"
 
 
-class LoraLinear(Adapted, nn.Linear):
-    """A linear layer that adapters add to."""
+class LoraLinear(Adapted, Linear):
+    """One of this library's linear layers that adapters add to."""
+
+    plain = Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., ins) -> (..., outs)."""
+        return self.add_branches(x, Linear.forward(self, x))
+
+
+class LoraPlainLinear(Adapted, nn.Linear):
+    """One of torch's linear layers that adapters add to."""
 
     plain = nn.Linear
 
@@ -102,7 +117,7 @@ class LoraPlainConv2d(Adapted, nn.Conv2d):
         return self.add_branches(x, nn.Conv2d.forward(self, x))
 
 
-_ADAPTED = {cls.plain: cls for cls in (LoraLinear, LoraConv2d, LoraPlainConv2d)}
+_ADAPTED = {cls.plain: cls for cls in (LoraLinear, LoraPlainLinear, LoraConv2d, LoraPlainConv2d)}
 
 
 def can_adapt(layer: nn.Module) -> bool:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .clip import CLIPNetwork
+from .linear import Linear
 from .vision import CLIPVisionModel
 
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3
@@ -48,7 +49,7 @@ class StableDiffusionSafetyChecker(CLIPNetwork):
         super().__init__()
         self.vision_model = CLIPVisionModel.from_config({**(vision_config or {}), **(vision_config_dict or {})})
         hidden_size = self.vision_model.config.hidden_size
-        self.visual_projection = nn.Linear(hidden_size, projection_dim, bias=False)
+        self.visual_projection = Linear(hidden_size, projection_dim, bias=False)
         self.concept_embeds = _fixed(CONCEPTS, projection_dim)
         self.special_care_embeds = _fixed(SPECIAL_CONCEPTS, projection_dim)
         self.concept_embeds_weights = _fixed(CONCEPTS)

@@ -18,6 +18,7 @@ from torch import nn
 from ..core.errors import ConfigError
 from ..core.output import Output
 from .clip import CLIPEncoder, CLIPNetwork
+from .linear import Linear
 
 
 @dataclass(eq=False)
@@ -158,7 +159,7 @@ class CLIPTextModel(CLIPNetwork):
         if self.has_projection:
             if projection_dim is None:
                 raise ConfigError(f"{type(self).__name__} needs projection_dim, the size of text_embeds; found None.")
-            self.text_projection = nn.Linear(hidden_size, projection_dim, bias=False)
+            self.text_projection = Linear(hidden_size, projection_dim, bias=False)
         self._initialise(hidden_size, num_hidden_layers, initializer_factor)
 
     def _initialise(self, hidden_size: int, num_layers: int, factor: float) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import in_place_allowed, is_untouched
+from .linear import Linear
 from .lora import LoraLinear
 
 if TYPE_CHECKING:
@@ -67,4 +68,4 @@ def keys_and_values(layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) in (nn.Linear, LoraLinear) and is_untouched(layer)
+    return type(layer) in (Linear, LoraLinear) and is_untouched(layer)

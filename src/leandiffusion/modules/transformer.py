@@ -20,6 +20,7 @@ from ..core.errors import ConfigError
 from ..device.host import is_host
 from .blocks import GradientCheckpointing, GroupNorm, in_place_allowed, is_untouched, repeat_rows
 from .convolution import Conv2d
+from .linear import Linear
 from .perturbed import Perturbed
 from .processors import CustomProcessor, WithProcessor, attention_layers
 from .text_memory import keys_and_values
@@ -46,11 +47,11 @@ class Attention(WithProcessor):
         self.group_norm: nn.Module | None = None
         self.backend: AttentionBackend = backends.get("sdpa")
         context_dim = channels if context_dim is None else context_dim
-        self.to_q = nn.Linear(channels, channels, bias=bias)
-        self.to_k = nn.Linear(context_dim, channels, bias=bias)
-        self.to_v = nn.Linear(context_dim, channels, bias=bias)
+        self.to_q = Linear(channels, channels, bias=bias)
+        self.to_k = Linear(context_dim, channels, bias=bias)
+        self.to_v = Linear(context_dim, channels, bias=bias)
         # The second is where training has its dropout, and where processors call it.
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Identity()])
+        self.to_out = nn.ModuleList([Linear(channels, channels), nn.Identity()])
 
     def forward(
         self,
@@ -149,7 +150,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(channels, 2 * inner)
+        self.proj = Linear(channels, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, inner)."""
@@ -166,7 +167,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)])
+        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -222,11 +223,11 @@ class Transformer2DModel(GradientCheckpointing):
         super().__init__()
         self.linear = linear
         self.norm = GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear else Conv2d(channels, channels, 1, padding=0)
+        self.proj_in = Linear(channels, channels) if linear else Conv2d(channels, channels, 1, padding=0)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, heads, context_dim, upcast=upcast) for _ in range(depth)
         )
-        self.proj_out = nn.Linear(channels, channels) if linear else Conv2d(channels, channels, 1, padding=0)
+        self.proj_out = Linear(channels, channels) if linear else Conv2d(channels, channels, 1, padding=0)
 
     def forward(
         self, x: Tensor, context: Tensor, mask: Tensor | None = None, extra: Mapping[str, Any] | None = None

@@ -18,6 +18,7 @@ from ..core.errors import ConfigError
 from ..core.output import Output
 from ..weights.stored import plain
 from .clip import CLIPEncoder, CLIPNetwork
+from .linear import Linear
 
 
 @dataclass(eq=False)
@@ -116,7 +117,7 @@ class VisionNetwork(CLIPNetwork):
         embeddings = CLIPVisionEmbeddings(hidden_size, num_channels, image_size, patch_size)
         self.vision_model = CLIPVisionTransformer(embeddings, encoder, hidden_size, layer_norm_eps)
         if self.has_projection:
-            self.visual_projection = nn.Linear(hidden_size, projection_dim, bias=False)
+            self.visual_projection = Linear(hidden_size, projection_dim, bias=False)
 
 
 class CLIPVisionModel(VisionNetwork):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.shapes import alike, traced_once
+from ..device.capabilities import widened
 
 OUT, IN = 4, 6
 """Outputs of a tile along one side, and the inputs that they read."""
@@ -37,7 +38,7 @@ _A2, _B2 = _A * _A, _B * _B
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = False) -> Tensor:
     """Convolution of stride 1, padding 1: x (B, C, H, W), weight (C_out, C, 3, 3) -> (B, C_out, H, W), channels-last.
 
-    With `double`, of x enlarged to (2H, 2W) by nearest neighbour, which is never in memory as a whole.
+    Tiles are computed in float32, also those of maps and weights in half precision. With `double`, of x enlarged to (2H, 2W) by nearest neighbour, which is never in memory as a whole.
     """
     channels = weight.shape[0]
     pixels = x.permute(0, 2, 3, 1)
@@ -45,7 +46,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = F
     H, W = (2 * H, 2 * W) if double else (H, W)
     h, w = -(-H // OUT), -(-W // OUT)
     out = x.new_empty(B, H, W, channels)
-    number = IN * IN * x.element_size()  # bytes of a transformed one
+    number = IN * IN * 4  # bytes of a transformed one
     step = max(PART_BYTES // (number * C), 1)
     parts = [slice(c, c + step) for c in range(0, channels, step)]
     fitting = TILES_BYTES // (number * (C + min(step, channels)))
@@ -93,7 +94,7 @@ def _slab(pixels: Tensor, first: int, height: int, width: int, *, double: bool) 
     scale = 2 if double else 1
     begin, end = max(first, 0), min(first + height, scale * H)
     inside = pixels[:, begin // scale : -(-end // scale)]
-    slab = pixels.new_zeros(B, height, width, C)
+    slab = pixels.new_zeros(B, height, width, C, dtype=widened(pixels.dtype))
     place = slab[:, begin - first : end - first, 1 : scale * W + 1]
     if double:
         large = F.interpolate(inside.permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest").permute(0, 2, 3, 1)
@@ -125,6 +126,7 @@ def gather(tiles: Tensor) -> Tensor:
 
 def fold(weight: Tensor) -> Tensor:
     """Weights (C_out, C, 3, 3) -> transformed ones (36, C_out, C): G g G^T."""
+    weight = weight.to(widened(weight.dtype))
     return torch.matmul(weight.new_tensor(_FOLD), weight.flatten(2).transpose(1, 2)).transpose(0, 1)
 
 

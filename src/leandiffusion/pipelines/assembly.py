@@ -9,7 +9,6 @@ from typing import Any, Self
 import torch
 
 from ..core.errors import ConfigError
-from ..device.capabilities import why_slow
 from ..device.names import check_device
 from ..modules.base import check_dtype
 from ..techniques.offloading import check_movable
@@ -78,8 +77,6 @@ class Assembly(FromFolder, FromFile, Saving):
             check_movable(self._stack, chosen["device"])
             if self._stack.find("offload") is not None:
                 del chosen["device"]
-        if reason := why_slow(chosen.get("dtype"), chosen.get("device", self.device)):
-            warnings.warn(reason, stacklevel=2)
         if chosen:
             self._stack.lifted(lambda: self._move(chosen))
         if "dtype" in chosen and (half := self._stack.find("half_precision")) is not None:

@@ -12,7 +12,6 @@ import torch
 from ..core.errors import ConfigError
 from ..core.notices import warn
 from ..core.registry import did_you_mean
-from ..device.capabilities import why_slow
 from ..device.names import check_device, default_device
 from ..plan.budget import sizes_of
 from ..plan.make import check_allow
@@ -71,8 +70,6 @@ class Opening:
             self._stack.enable(placing.offload, "asked for when opening")
         if placing.memory is not None:
             self._keep_within(placing.memory, placing.allow, placing.device)
-        if reason := why_slow(self.dtype, self.device):
-            warn(reason)
         return self
 
     @classmethod

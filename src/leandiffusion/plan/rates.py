@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.malloc import freed_at_once
+from ..device.capabilities import multiplies
 from ..device.host import is_host
 from ..device.pinning import staging_buffer
 from ..measure.ceiling import fastest_convolutions, least_seconds
@@ -89,10 +90,14 @@ Step = Callable[[], object]
 
 
 def measure_dtype(device: torch.device, dtype: torch.dtype, step: Step) -> Measured:
-    """Rates of products, what plain weights of convolutions cost, and of bringing weights from the tier below."""
-    pool, share = _full((POOL_BYTES // dtype.itemsize,), device, dtype), _Share()
+    """Rates of products, what plain weights of convolutions cost, and of bringing weights from the tier below.
+
+    Where layers compute in float32 although their weights are in `dtype`, products are measured so.
+    """
+    computed = dtype if not is_host(device) or multiplies(dtype) else torch.float32
+    pool, share = _full((POOL_BYTES // computed.itemsize,), device, computed), _Share()
     with fastest_convolutions(), tempfile.TemporaryDirectory() as folder:
-        found = _measure(lambda: _samples(pool, Path(folder)), device, step, share)
+        found = _measure(lambda: _samples(pool, dtype, Path(folder)), device, step, share)
     products = {kind: lift((size, amount / seconds) for size, amount, seconds in found[kind]) for kind in PRODUCTS}
     bytes_fetched = sum(amount for _, amount, _ in found["fetch"])
     fetch = bytes_fetched / sum(seconds for _, _, seconds in found["fetch"])
@@ -182,9 +187,9 @@ def _measure(
 # -- what is run -------------------------------------------------------------------------------------------------------
 
 
-def _samples(pool: Tensor, folder: Path) -> Iterator[Sample]:
+def _samples(pool: Tensor, dtype: torch.dtype, folder: Path) -> Iterator[Sample]:
     host, kind = is_host(pool.device), "host" if is_host(pool.device) else "accelerator"
-    packs = host and can_pack(pool.dtype)
+    packs = host and can_pack(dtype)
     for tokens in TOKENS[kind]:
         yield _matmul(tokens, pool)
     for channels, side in MAPS[kind]:
@@ -193,7 +198,7 @@ def _samples(pool: Tensor, folder: Path) -> Iterator[Sample]:
         yield _conv("plain", CHANNELS, outs, 4, pool, packs=False)
     for queries, keys in ATTENDED:
         yield _attention(queries, keys, pool)
-    yield from _reads(folder, pool.dtype) if host else _copies(pool.device)
+    yield from _reads(folder, dtype) if host else _copies(pool.device)
 
 
 def _matmul(tokens: int, pool: Tensor) -> Sample:

@@ -29,18 +29,16 @@ def too_little_memory(device: torch.device) -> bool:
 
 
 def typical_profile(device: torch.device, dtypes: Sequence[str], identity: Mapping[str, str]) -> DeviceProfile:
-    """Rates of a small CPU, in half precision a quarter of them, and the floor of this very process. Warns."""
+    """Rates of a small CPU, which computes half precision in float32, and the floor of this very process. Warns."""
     warn(
         f"{format_bytes(available_memory() or 0)} of memory are left, too little to measure how fast this machine is: "
         "plans assume two typical cores. Peaks of memory are told as ever, seconds are not."
     )
-    slower = {name: 1.0 if name == "float32" else 0.25 for name in dtypes}
-    rates = {name: tuple((x, rate * share) for x, rate in _PRODUCTS) for name, share in slower.items()}
     floor = own_floor(device).bytes  # with what computing brings, which is there from now on
     moves: Points = ((1e6, 4 * _BANDWIDTH), (3e7, 2 * _BANDWIDTH), (1e8, _BANDWIDTH))
     return DeviceProfile(
         taken_under=identity, date="", moves={"kept": moves, "fresh": moves}, overhead=_OVERHEAD,
-        products={name: dict.fromkeys(("matmul", "conv", "attention"), each) for name, each in rates.items()},
+        products={name: dict.fromkeys(("matmul", "conv", "attention"), _PRODUCTS) for name in dtypes},
         reorder=dict.fromkeys(dtypes, ((6e7, 0.04),)), fetch=dict.fromkeys(dtypes, _BANDWIDTH / 2),
         floor=floor, computing=0,
     )  # fmt: skip

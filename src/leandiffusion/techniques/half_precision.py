@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..core.flag import Flag
 from ..device.capabilities import HALF, leaner_dtype, why_slow
 from ..device.host import is_host
+from ..modules.base import Network
 from ..run.size import CallSize
 from ..weights.build import put_tensor
 from ..weights.load import origin_of
@@ -41,12 +42,12 @@ class HalfPrecision(Technique):
     flag: ClassVar[Flag] = Flag("--dtype", value="fp16")
     traced: ClassVar[tuple[str, ...]] = ("encode", "picture", "control", "denoise", "decode")
     price: ClassVar[Price] = Price(
-        saves="Half the memory of weights and activations. On GPUs also more than half the time; on CPUs that depends "
-        "on their instructions.",
+        saves="Half the memory of weights and activations. On GPUs, and on CPUs with instructions for it, also time.",
         costs="Rounding: float16 keeps 11 bits and overflows above 65504, bfloat16 keeps 8 and never overflows.",
-        use="Always on a GPU (float16). On a CPU where `leandiffusion env` shows amx_bf16, and on AMD's with "
-        "avx512_bf16 (bfloat16). Intel's with avx512_bf16 alone multiply it more slowly than float32: there it saves "
-        "memory, not time. `leandiffusion bench published` measures it.",
+        use="Always on a GPU (float16). On a CPU for its memory: those without instructions for it compute each layer in "
+        "float32 and take a little longer. Where `leandiffusion env` shows amx_bf16, and on AMD's with avx512_bf16, "
+        "bfloat16 is faster too; Intel's with avx512_bf16 alone multiply it more slowly than float32. `leandiffusion "
+        "bench published` measures it.",
         refuses="Networks that were built by hand: there is no checkpoint to go back to. Cast them with .to(dtype).",
     )
 
@@ -67,6 +68,8 @@ class HalfPrecision(Technique):
         return [cls(leaner_dtype(subject.device))] if subject.dtype == torch.float32 else []
 
     def notes(self, subject: Subject) -> list[str]:
+        if all(isinstance(network, Network) for network in subject.networks.values()):
+            return []
         reason = why_slow(self.dtype, subject.device)
         return [] if reason is None else [reason]
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.core.errors import ConfigError
+from leandiffusion.device import capabilities
 from leandiffusion.families.base import families
 from leandiffusion.offload.engine import engine_of
 from leandiffusion.offload.units import weight_bytes
@@ -87,7 +88,8 @@ def test_techniques_divide_a_step_together() -> None:
     assert unet_calls(call, (make("deep_cache", {"interval": 3}),))[call] == pytest.approx(1.3 / 3)
 
 
-def test_half_precision_halves(predictor: Make) -> None:
+def test_half_precision_halves(predictor: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "multiplies", lambda dtype: True)  # a CPU with instructions for it
     some = predictor(256, 256)
     plain, half = some.predict(()), some.predict((make("half_precision", {"dtype": torch.bfloat16}),))
     floor = some.profile.floor + some._around_modules

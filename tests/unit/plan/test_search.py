@@ -10,6 +10,7 @@ import pytest
 from tests.unit.plan.profiles import a_profile
 
 from leandiffusion.core.errors import BudgetError, ConfigError
+from leandiffusion.device import capabilities
 from leandiffusion.plan.budget import Budget
 from leandiffusion.plan.make import make_plan
 from leandiffusion.plan.predict import CASTS, Predictor
@@ -62,7 +63,8 @@ def test_nothing_is_switched_on_that_is_not_needed(predictor: Make) -> None:
     assert "model_offload" in plan.unused
 
 
-def test_only_what_is_allowed(predictor: Make) -> None:
+def test_only_what_is_allowed(predictor: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "multiplies", lambda dtype: True)  # a CPU with instructions for it
     some = predictor(profile=a_profile(slow_half=0.2))
     names = {
         allow: {each.name for each in make_plan(some, Budget(None), allow).techniques}

@@ -14,6 +14,7 @@ from leandiffusion.attention import backends
 from leandiffusion.attention.sliced import Sliced
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.demo import model_folder
+from leandiffusion.device import capabilities
 from leandiffusion.families.base import families
 from leandiffusion.measure.work import allocated_bytes
 from leandiffusion.modules.transformer import set_attention_backend
@@ -41,10 +42,15 @@ def networks() -> dict[str, Any]:
     return empty_networks(model_folder())
 
 
-@pytest.mark.parametrize("change", ["", "channels-last", "strips", "slices of attention"])
-def test_a_decode_is_traced_operation_by_operation(networks: dict[str, Any], change: str) -> None:
-    """All that it does but for looking at the picture afterwards."""
-    pipe = open_demo()
+@pytest.mark.parametrize("change", ["", "channels-last", "strips", "slices of attention", "half"])
+def test_a_decode_is_traced_operation_by_operation(
+    networks: dict[str, Any], change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that it does but for looking at the picture afterwards; in half precision, computed in float32."""
+    pipe, dtype = open_demo(), torch.bfloat16 if change == "half" else torch.float32
+    monkeypatch.setattr(capabilities, "multiplies", lambda dtype: dtype == torch.float32)
+    pipe.vae.to(dtype)
+    networks["vae"].to(dtype)
     for vae in (pipe.vae, networks["vae"]):
         if change == "strips":
             vae.enable_tiling(rows=16)
@@ -52,7 +58,7 @@ def test_a_decode_is_traced_operation_by_operation(networks: dict[str, Any], cha
             vae.to(memory_format=torch.channels_last)
         if change == "slices of attention":
             set_attention_backend(vae, Sliced(backends.get("plain"), "max"))
-    real = real_ops(lambda: pipe.vae.decode(latents(1)))
+    real = real_ops(lambda: pipe.vae.decode(latents(1).to(dtype)))
     traced = trace_stages({"vae": networks["vae"]}, CALL)["decode"].ops
     assert sums(traced) == sums(real)
 

@@ -22,24 +22,19 @@ def test_what_is_slow_names_what_is_not(fast: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(capabilities, "fast_bfloat16", lambda: fast)
     monkeypatch.setattr(capabilities, "fast_float16", lambda: False)
     assert why_slow(torch.float32, CPU) is None
-    assert why_slow(None, CPU) is None
     assert why_slow(torch.float16, CUDA) is None
     assert f"use dtype=torch.{'bfloat16' if fast else 'float32'}" in str(why_slow(torch.float16, CPU))
     assert (why_slow(torch.bfloat16, CPU) is None) == fast
 
 
-def test_opening_and_casting_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "fast_bfloat16", lambda: True)
+def test_other_libraries_layers_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "fast_bfloat16", lambda: False)
     monkeypatch.setattr(capabilities, "fast_float16", lambda: False)
-    with pytest.warns(
-        UserWarning, match="float16 is emulated on this CPU, many times slower: use dtype=torch.bfloat16"
-    ):
-        StableDiffusionPipeline.from_pretrained("demo", dtype=torch.float16)
     pipe: Any = StableDiffusionPipeline.from_pretrained("demo")
-    with pytest.warns(UserWarning, match="use dtype=torch.bfloat16"):
-        pipe.to(torch.float16)
-    with pytest.warns(UserWarning, match="use dtype=torch.bfloat16"):
-        pipe.enable("half_precision")
+    half = module.HalfPrecision()
+    assert half.notes(pipe._stack.subject) == []
+    pipe.unet = torch.nn.Linear(1, 1)
+    assert "float16 is emulated by torch" in half.notes(pipe._stack.subject)[0]
 
 
 def test_back_at_what_the_checkpoint_holds() -> None:

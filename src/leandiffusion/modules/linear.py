@@ -1,0 +1,67 @@
+"""Linear layers; and half precision on CPUs without instructions for it, which layers compute in float32.
+
+Torch would multiply such numbers one at a time. Here weights, and all that is between layers, stay in half precision. A
+layer makes its input and its weights wide, a part at a time, and rounds what comes out, once. That is what
+instructions for half precision do, which add up in float32 too.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.shapes import alike
+from ..device.capabilities import is_unobserved, is_widened
+from ..weights.int8 import is_int8
+from ..weights.stored import plain
+
+PART_BYTES, INPUT_BYTES = 16 << 20, 48 << 20
+"""Weights in float32 at a time, and inputs: so many bytes."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`: x (..., C_in), weight (C_out, C_in), bias (C_out,) -> (..., C_out), in the dtype of x.
+
+    That may be float32 too where weights in half precision are made wide.
+    """
+    if not is_widened(weight):
+        return F.linear(x, weight, bias)
+    outs, ins = weight.shape
+    bias = None if bias is None else bias.float()
+    inputs = x.reshape(-1, ins)
+    if not is_unobserved(x) or 4 * ins * max(len(inputs), outs) <= PART_BYTES:
+        return F.linear(x.float(), weight.float(), bias).to(x.dtype)
+    out = x.new_empty(len(inputs), outs)
+    weight = weight.float() if 4 * weight.numel() <= PART_BYTES else weight  # once for all inputs
+    tokens = max(INPUT_BYTES // (4 * ins), 1)
+    for first in alike(range(0, len(inputs), tokens)):
+        some = slice(first, first + tokens)
+        _fill(out[some], inputs[some].float(), weight, bias)
+    return out.view(*x.shape[:-1], outs)
+
+
+def _fill(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """The outputs of x in float32, with weights made wide in parts: of the outputs or, where they are fewer, of the
+    inputs, since each product reads all of the other."""
+    outs, ins = weight.shape
+    step = max(PART_BYTES // (4 * min(outs, ins)), 1)
+    if outs >= ins:
+        for first in alike(range(0, outs, step)):
+            part = slice(first, first + step)
+            out[:, part] = F.linear(x, weight[part].float(), None if bias is None else bias[part])
+        return
+    total = x.new_zeros(len(x), outs) if bias is None else bias.repeat(len(x), 1)
+    for first in alike(range(0, ins, step)):
+        part = slice(first, first + step)
+        total.addmm_(x[:, part], weight[:, part].float().t())
+    out.copy_(total)
+
+
+class Linear(nn.Linear):
+    """A linear layer of a network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., ins) -> (..., outs)."""
+        if not is_widened(x) or is_int8(self.weight):
+            return super().forward(x)
+        return linear(x, plain(self.weight), None if self.bias is None else plain(self.bias))

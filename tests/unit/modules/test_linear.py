@@ -1,0 +1,127 @@
+"""Half precision on CPUs without instructions for it: layers compute in float32 and round what comes out, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leandiffusion import StableDiffusionPipeline
+from leandiffusion.attention.sdpa import fused_attention
+from leandiffusion.device import capabilities
+from leandiffusion.device.capabilities import HALF, is_widened
+from leandiffusion.modules import linear as module
+from leandiffusion.modules.convolution import Conv2d
+from leandiffusion.modules.linear import Linear, linear
+from leandiffusion.modules.lora import put_on
+from leandiffusion.modules.factors import LowRank
+
+
+@pytest.fixture(autouse=True)
+def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "X86", (capabilities.platform.machine().lower(),))
+    monkeypatch.setattr(capabilities, "fast_bfloat16", lambda: False)
+    monkeypatch.setattr(capabilities, "fast_float16", lambda: False)
+
+
+def maps(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape).to(dtype, memory_format=torch.channels_last)
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
+    "linear": (lambda: Linear(40, 70), (2, 9, 40), {}),
+    "linear without bias": (lambda: Linear(40, 70, bias=False), (3, 40), {}),
+    "winograd": (lambda: Conv2d(96, 96), (2, 96, 24, 23), {}),
+    "winograd, enlarged": (lambda: Conv2d(96, 96), (2, 96, 12, 13), {"double": True}),
+    "im2col": (lambda: Conv2d(320, 288), (2, 320, 4, 5), {}),
+    "one pixel": (lambda: Conv2d(40, 70, 1, padding=0), (2, 40, 6, 5), {}),
+    "direct": (lambda: Conv2d(40, 70), (2, 40, 6, 5), {}),
+    "direct, stride 2": (lambda: Conv2d(40, 70, stride=2), (2, 40, 6, 5), {}),
+}
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kind", LAYERS)
+@torch.no_grad()
+def test_a_layer_rounds_its_result_once(kind: str, dtype: torch.dtype) -> None:
+    """Against torch's layer in float64 with the same weights: half a unit in the last place, and float32's rounding."""
+    make, shape, options = LAYERS[kind]
+    layer, x = make().to(dtype), torch.randn(shape).to(dtype)
+    x = x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+    weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()  # type: ignore[union-attr, operator]
+    if isinstance(layer, Conv2d):
+        large = F.interpolate(x.double(), scale_factor=2.0) if options else x.double()
+        expected = F.conv2d(large, weight, bias, layer.stride, layer.padding)  # type: ignore[arg-type]
+    else:
+        expected = F.linear(x.double(), weight, bias)
+    y = layer(x, **options)
+    assert y.dtype == dtype
+    unit = torch.finfo(dtype).eps / 2
+    assert ((y.double() - expected).abs() <= 1.01 * unit * expected.abs() + 1e-5).all()
+
+
+@pytest.mark.parametrize(("part", "inputs"), [(1, 1), (7 * 4 * 40, 10**9), (10**9, 5 * 4 * 40), (3 * 4 * 40, 4 * 4 * 40)])
+@torch.no_grad()
+def test_parts_make_up_the_whole(part: int, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = (torch.randn(*shape).to(torch.bfloat16) for shape in ((2, 11, 40), (24, 40), (24,)))
+    whole = linear(x, weight, bias)
+    monkeypatch.setattr(module, "PART_BYTES", part)
+    monkeypatch.setattr(module, "INPUT_BYTES", inputs)
+    assert (linear(x, weight, bias) - whole).abs().max() <= 2**-7 * whole.abs().max()
+    assert (linear(x, weight) - F.linear(x.float(), weight.float())).abs().max() < 0.1
+
+
+def test_gradients_pass() -> None:
+    layer = Linear(6, 4).to(torch.bfloat16)
+    x = torch.randn(3, 6).to(torch.bfloat16).requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, layer.weight.detach().sum(0).expand(3, -1)) or torch.allclose(
+        x.grad.float(), layer.weight.detach().float().sum(0).expand(3, -1), atol=0.02
+    )
+    assert layer.weight.grad is not None
+
+
+def test_what_computes_as_it_is() -> None:
+    assert not is_widened(torch.ones(1))
+    assert not is_widened(torch.ones(1, dtype=torch.float64))
+    assert is_widened(torch.ones(1, dtype=torch.float16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_widened(torch.ones(1, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@torch.no_grad()
+def test_attention(dtype: torch.dtype) -> None:
+    q, k, mask = torch.randn(1, 2, 5, 8).to(dtype), torch.randn(1, 2, 7, 8).to(dtype), torch.randn(5, 7).to(dtype)
+    wide = F.scaled_dot_product_attention(q.float(), k.float(), k.float(), attn_mask=mask.float())
+    y = fused_attention(q, k, k, attn_mask=mask)
+    assert y.dtype == dtype
+    assert (y.float() - wide).abs().max() < 4 * torch.finfo(dtype).eps
+
+
+@torch.no_grad()
+def test_lora_adds_in_float32() -> None:
+    layer, x = Linear(32, 24).to(torch.bfloat16), torch.randn(4, 32).to(torch.bfloat16)
+    factors = {"down": torch.randn(2, 32).to(torch.bfloat16), "up": torch.randn(24, 2).to(torch.bfloat16)}
+    plain = layer(x).float()
+    put_on(layer, [(LowRank(), factors, 0.5)])
+    change = 0.5 * (x.float() @ factors["down"].float().T @ factors["up"].float().T)
+    assert layer(x).dtype == torch.bfloat16
+    assert (layer(x).float() - plain - change).abs().max() <= 2**-7 * (plain + change).abs().max()
+
+
+def test_a_picture_in_half_precision() -> None:
+    """Against float32, of the same noise: closer than bfloat16's 8 bits let a few steps be apart."""
+    pictures = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        pipe = StableDiffusionPipeline.from_pretrained("demo", dtype=dtype)
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        drawn: Any = pipe("a red circle", num_inference_steps=3, latents=noise, height=128, width=128, output_type="np")
+        pictures.append(drawn.images[0])
+    assert abs(pictures[1] - pictures[0]).max() < 0.02
+    assert abs(pictures[2] - pictures[0]).max() < 0.2
