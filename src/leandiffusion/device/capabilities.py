@@ -119,9 +119,7 @@ def is_unobserved(x: torch.Tensor) -> bool:
 def is_widened(x: torch.Tensor) -> bool:
     """Whether layers compute with x in float32 although it is in half precision: on CPUs without instructions for it,
     where torch would multiply one number at a time."""
-    return (
-        x.dtype in HALF and is_host(x.device) and not multiplies(x.dtype) and not torch.is_autocast_enabled("cpu")
-    )
+    return x.dtype in HALF and is_host(x.device) and not multiplies(x.dtype) and not torch.is_autocast_enabled("cpu")
 
 
 def widened(dtype: torch.dtype) -> torch.dtype:

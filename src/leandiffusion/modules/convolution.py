@@ -75,7 +75,7 @@ class Conv2d(nn.Conv2d):
         if free and in_float32 and _is_small(x, self) and not is_packed(weight):
             return im2col.convolve(x, weight, self._plain_bias(), stride=self.stride[0])
         if wide:
-            return self._widened(x, weight)
+            return self._widened(x, plain(weight))
         return self._conv_forward(x, weight, self.bias)
 
     def _widened(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ _A2, _B2 = _A * _A, _B * _B
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = False) -> Tensor:
     """Convolution of stride 1, padding 1: x (B, C, H, W), weight (C_out, C, 3, 3) -> (B, C_out, H, W), channels-last.
 
-    Tiles are computed in float32, also those of maps and weights in half precision. With `double`, of x enlarged to (2H, 2W) by nearest neighbour, which is never in memory as a whole.
+    Half precision is made float32 tile by tile. With `double`, of x enlarged to (2H, 2W) by nearest neighbour, which is
+    never in memory as a whole.
     """
     channels = weight.shape[0]
     pixels = x.permute(0, 2, 3, 1)

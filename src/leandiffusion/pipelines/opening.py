@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 import torch
 
 from ..core.errors import ConfigError
-from ..core.notices import warn
 from ..core.registry import did_you_mean
 from ..device.names import check_device, default_device
 from ..plan.budget import sizes_of

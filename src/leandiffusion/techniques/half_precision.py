@@ -44,8 +44,8 @@ class HalfPrecision(Technique):
     price: ClassVar[Price] = Price(
         saves="Half the memory of weights and activations. On GPUs, and on CPUs with instructions for it, also time.",
         costs="Rounding: float16 keeps 11 bits and overflows above 65504, bfloat16 keeps 8 and never overflows.",
-        use="Always on a GPU (float16). On a CPU for its memory: those without instructions for it compute each layer in "
-        "float32 and take a little longer. Where `leandiffusion env` shows amx_bf16, and on AMD's with avx512_bf16, "
+        use="Always on a GPU (float16). On a CPU for its memory: those without instructions for it compute each layer "
+        "in float32 and take a little longer. Where `leandiffusion env` shows amx_bf16, and on AMD's with avx512_bf16, "
         "bfloat16 is faster too; Intel's with avx512_bf16 alone multiply it more slowly than float32. `leandiffusion "
         "bench published` measures it.",
         refuses="Networks that were built by hand: there is no checkpoint to go back to. Cast them with .to(dtype).",
