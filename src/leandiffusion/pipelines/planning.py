@@ -15,6 +15,7 @@ from ..core.errors import BudgetError, ConfigError
 from ..core.notices import warn
 from ..device.host import is_host
 from ..device.memory import is_out_of_memory, release
+from ..device.names import check_device
 from ..plan.budget import Budget
 from ..plan.explain import takes
 from ..plan.floor import floor_here
@@ -133,11 +134,12 @@ class Planning:
         """Switch on what the plan says, and everything else off. What was on stays on if that cannot be done.
 
         ConfigError for what is no plan, or one made for another kind of device, another model or another dtype, and
-        where there is no UNet. BackendUnavailable for techniques that this pipeline or machine cannot run.
+        where there is no UNet. BackendUnavailable for a device that is not here, and for techniques that this pipeline
+        or machine cannot run.
         """
         if not isinstance(plan, Plan):
             raise ConfigError(f"apply takes a plan, of plan_for or Plan.load, not a {type(plan).__name__}.")
-        device = torch.device(plan.device)
+        device = check_device(plan.device)
         if device.type != self.device.type and not is_host(self.device):
             raise ConfigError(f"this plan is for {plan.device}, and the pipeline is on {self.device}: plan again here.")
         unet, is_cast = self._stack.subject.networks.get("unet"), self._stack.find("half_precision") is not None

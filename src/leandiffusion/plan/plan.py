@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -12,9 +12,11 @@ from torch import nn
 
 from ..core.config import read_json, write_json
 from ..core.errors import ConfigError, MalformedFile
+from ..run.inputs import check_count
 from ..run.size import CallSize
 from ..techniques import Technique
-from ..techniques.stack import check_together, make
+from ..techniques.base import Exactness
+from ..techniques.stack import check_together, group_of, make
 from .predict import Prediction
 
 FORMAT = 1
@@ -45,6 +47,9 @@ class Settings:
         """The settings that `to_json` wrote. ConfigError for techniques and settings that there are not."""
         chosen = [_technique(dict(each)) for each in values["techniques"]]
         check_together(chosen, fix="Take {0!r} out of the plan.")
+        groups = [group_of(each) for each in chosen]
+        if twice := [each.name for each in chosen if groups.count(group_of(each)) > 1]:
+            raise ConfigError(f"{' and '.join(twice)} take each other's place: keep one of them in the plan.")
         measured = values["measured"]
         return cls(
             tuple(chosen),
@@ -130,16 +135,20 @@ class Plan:
             settings, unet_weights = Settings.from_json(values["settings"]), values.get("unet_weights")
             several = {key: tuple(map(Settings.from_json, values[key])) for key in ("runners_up", "lower")}
             budget = values["budget_bytes"]
+            counts = {"steps": values["steps"], "budget_bytes": budget, "unet_weights": unet_weights}
+            for name, count in counts.items():
+                if count is not None or name == "steps":
+                    check_count(name, count)
             return cls(
                 model=str(values["model"]), device=str(values["device"]), dtype=_dtype_name(values["dtype"]),
-                call=_call(values["call"]), steps=int(values["steps"]), allow=str(values["allow"]),
-                budget=str(values["budget"]), budget_bytes=None if budget is None else int(budget), settings=settings,
+                call=_call(values["call"]), steps=values["steps"], allow=Exactness(values["allow"]).value,
+                budget=str(values["budget"]), budget_bytes=budget, settings=settings,
                 unused={str(name): str(why) for name, why in values["unused"].items()},
-                unet_weights=None if unet_weights is None else int(unet_weights), **several,
+                unet_weights=unet_weights, **several,
             )  # fmt: skip
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else f"has a wrong value ({error})"
             raise ConfigError(
                 f"{source} {what}: make it again with `leandiffusion plan --save-plan`, or mend it by hand."
@@ -192,11 +201,9 @@ def _dtype_name(value: Any) -> str:
 
 
 def _call(values: Mapping[str, Any]) -> CallSize:
-    sides: Sequence[int] = [int(values[name]) for name in ("height", "width", "batch")]
     further = {"chunks": 1, "pictures": 0, "controls": 0}  # older plans do not have them
-    counts = {name: int(values.get(name, least)) for name, least in further.items()}
-    if min(*sides, counts["chunks"]) < 1:
-        raise ConfigError(f"a call of {sides[1]}x{sides[0]} pixels and {sides[2]} pictures draws nothing.")
-    if wrong := [name for name, least in further.items() if counts[name] < least]:
-        raise ConfigError(f"{wrong[0]}={counts[wrong[0]]}: it is {further[wrong[0]]} at least.")
-    return CallSize(*sides, guidance=bool(values["guidance"]), perturbed=bool(values.get("perturbed")), **counts)
+    counts = {name: values[name] for name in ("height", "width", "batch")}
+    counts |= {name: values.get(name, least) for name, least in further.items()}
+    for name, count in counts.items():
+        check_count(name, count, least=further.get(name, 1))
+    return CallSize(**counts, guidance=bool(values["guidance"]), perturbed=bool(values.get("perturbed")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -67,8 +68,14 @@ class Prediction:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The prediction that `to_json` wrote. KeyError, TypeError or ValueError for anything else."""
         names = ("encode", "picture", *STAGES[1:]) if "picture" in values else STAGES
-        stages = {name: StagePrediction(int(values[name]["peak"]), float(values[name]["seconds"])) for name in names}
-        return cls(stages, int(values["host"]))
+        stages = {name: StagePrediction(values[name]["peak"], float(values[name]["seconds"])) for name in names}
+        for name, figure in [("host", values["host"]), *((name, stage.peak) for name, stage in stages.items())]:
+            if type(figure) is not int or figure < 0:
+                raise ValueError(f"{name}: {figure!r} bytes")
+        for name, stage in stages.items():
+            if not 0 <= stage.seconds < math.inf:
+                raise ValueError(f"{name}: {stage.seconds} seconds")
+        return cls(stages, values["host"])
 
     @property
     def figures(self) -> dict[str, float]:

@@ -236,6 +236,13 @@ def test_a_plan_for_another_model_or_dtype_is_refused(folders: dict[str, Path], 
     assert pipe.unet.dtype == torch.float32
 
 
+@pytest.mark.parametrize("device", ["tpu", ""])
+def test_a_plan_for_what_is_no_device_is_refused(folders: dict[str, Path], device: str) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folders["sd1"])
+    with pytest.raises(ConfigError, match="is not a device"):
+        pipe.apply(replace(pipe.plan_for("1GiB"), device=device))
+
+
 @pytest.mark.parametrize("missing", ["unet", "vae"])
 def test_where_a_component_is_missing_a_plan_is_refused_before_anything_is_switched(
     folders: dict[str, Path], missing: str

@@ -187,7 +187,7 @@ def test_a_pipeline_plans_with_what_it_has(
     assert Plan.load(tmp_path / "plan.json").call == saved.call
     values = json.loads((tmp_path / "plan.json").read_text())
     values["call"]["controls"] = -1
-    with pytest.raises(ConfigError, match="controls=-1: it is 0 at least"):
+    with pytest.raises(ConfigError, match="controls=-1: pass a whole number of 0 or more"):
         Plan.from_json(values)
 
 

@@ -55,6 +55,13 @@ def mangled(**changes: Any) -> dict[str, Any]:
     return json.loads(json.dumps(a_plan().to_json())) | changes
 
 
+def predicted(**figures: Any) -> dict[str, Any]:
+    """A plan whose steps are predicted to take that."""
+    values = mangled()
+    values["settings"]["prediction"]["denoise"] = figures
+    return values
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
@@ -62,12 +69,19 @@ def mangled(**changes: Any) -> dict[str, Any]:
         ([], "not a plan of format 1"),
         (mangled(format=2), "not a plan of format 1"),
         ({k: v for k, v in mangled().items() if k != "steps"}, "lacks 'steps'"),
-        (mangled(steps="many"), "has a wrong value"),
+        (mangled(steps="many"), "steps=.many.: pass a whole number"),
         (mangled(dtype="float13"), "dtype='float13' is none of"),
-        (mangled(call={"height": 0, "width": 8, "batch": 1, "guidance": True}), "draws nothing"),
+        (mangled(call={"height": 0, "width": 8, "batch": 1, "guidance": True}), "height=0"),
         (mangled(settings={"techniques": [], "prediction": {"host": 0}, "measured": None}), "lacks 'encode'"),
         (mangled(unused=3), "has a wrong value"),
         (mangled(settings=None), "has a wrong value"),
+        (mangled(steps=0), "steps=0: pass a whole number of 1 or more"),
+        (mangled(steps=float("inf")), "steps=inf"),
+        (mangled(budget_bytes=-1), "budget_bytes=-1"),
+        (mangled(allow="all"), "'all' is not a valid Exactness"),
+        (mangled(call={"height": 8, "width": 8, "batch": 1.7, "guidance": True}), "batch=1.7"),
+        (predicted(peak=-1, seconds=1.0), "denoise: -1 bytes"),
+        (predicted(peak=1, seconds=float("nan")), "denoise: nan seconds"),
     ],
 )
 def test_what_is_no_plan(values: Any, told: str) -> None:
@@ -82,6 +96,7 @@ def test_what_is_no_plan(values: Any, told: str) -> None:
         ([{"name": "vae_tiling", "settings": {"row": 3}}], "has no setting 'row'"),
         ([{"name": "vae_tiling", "settings": {"rows": 3}}], "8 or more"),
         ([{"name": "sequential_offload"}, {"name": "compile"}], "cannot be on together"),
+        ([{"name": "sequential_offload"}, {"name": "model_offload"}], "take each other's place"),
         ([{}], "lacks 'name'"),
         (3, "has a wrong value"),
     ],
