@@ -86,6 +86,26 @@ def test_one_made_anew_is_the_same_of_the_same_seed() -> None:
     assert not ours["controlnet_mid_block.weight"].any()
 
 
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_one_made_for_a_unet(tiny: Callable[[str], tuple[Any, Path]], family: str, copies: bool) -> None:
+    plain, folder = tiny(family)
+    own = leandiffusion.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    asked: dict[str, Any] = {
+        "conditioning_channels": 4, "controlnet_conditioning_channel_order": "bgr", "load_weights_from_unet": copies,
+        "conditioning_embedding_out_channels": (8, 16),
+    }  # fmt: skip
+    made = []
+    for cls, unet in ((diffusers.ControlNetModel, plain.unet), (ControlNetModel, own)):
+        torch.manual_seed(3)
+        made.append(cls.from_unet(unet, **asked))
+    theirs, ours = (net.state_dict() for net in made)
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
+    assert torch.equal(ours["mid_block.resnets.0.conv1.weight"], own.mid_block.resnets[0].conv1.weight) is copies
+    assert made[1].config.controlnet_conditioning_channel_order == "bgr"
+
+
 # -- pipelines ---------------------------------------------------------------------------------------------------------
 
 

@@ -175,6 +175,32 @@ class ControlNetModel(TimeMixin, AttentionFeatures, Network):
         known = inspect.signature(cls.__init__).parameters
         return {name: value for name, value in unet.items() if name in known and name not in ("self", "in_channels")}
 
+    @classmethod
+    def from_unet(
+        cls,
+        unet: Network,
+        controlnet_conditioning_channel_order: str = "rgb",
+        conditioning_embedding_out_channels: Sequence[int] = (16, 32, 96, 256),
+        load_weights_from_unet: bool = True,
+        conditioning_channels: int = 3,
+    ) -> Self:
+        """A new ControlNet for a UNet, with a copy of the weights of its down path unless told otherwise.
+
+        It adds nothing until it is trained. ConfigError for a UNet of a kind that is not supported.
+        """
+        net = cls(
+            **cls.settings_for(unet.config) | {
+                "in_channels": unet.config.in_channels,
+                "controlnet_conditioning_channel_order": controlnet_conditioning_channel_order,
+                "conditioning_embedding_out_channels": conditioning_embedding_out_channels,
+                "conditioning_channels": conditioning_channels,
+            }
+        )  # fmt: skip
+        if load_weights_from_unet:
+            own = net.state_dict().keys()
+            net.load_state_dict({name: w for name, w in unet.state_dict().items() if name in own}, strict=False)
+        return net
+
     def set_attention_slice(self, slice_size: str | int | list[int] | None = "auto") -> None:
         """Compute attention so many heads at a time: 'auto' half, 'max' one, a number, one per layer; None all."""
         set_attention_slice(self, slice_size)
