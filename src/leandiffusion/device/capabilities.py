@@ -65,14 +65,16 @@ def fast_bfloat16() -> bool:
 
 def fast_float16() -> bool:
     """Whether this CPU has instructions for float16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies numbers of that dtype as fast as it can; torch computes others one at a time."""
-    if dtype == torch.bfloat16:
-        return fast_bfloat16()
-    return dtype != torch.float16 or platform.machine().lower() not in X86 or fast_float16()
+def _emulated() -> tuple[torch.dtype, ...]:
+    slow16 = platform.machine().lower() in X86 and not fast_float16()
+    return (*([torch.float16] if slow16 else []), *([] if fast_bfloat16() else [torch.bfloat16]))
+
+
+EMULATED = _emulated()
+"""Half precision that torch multiplies one number at a time on this CPU, which has no instructions for it."""
 
 
 @functools.cache
@@ -119,7 +121,7 @@ def is_unobserved(x: torch.Tensor) -> bool:
 def is_widened(x: torch.Tensor) -> bool:
     """Whether layers compute with x in float32 although it is in half precision: on CPUs without instructions for it,
     where torch would multiply one number at a time."""
-    return x.dtype in HALF and is_host(x.device) and not multiplies(x.dtype) and not torch.is_autocast_enabled("cpu")
+    return x.dtype in EMULATED and is_host(x.device) and not torch.is_autocast_enabled("cpu")
 
 
 def widened(dtype: torch.dtype) -> torch.dtype:
@@ -155,9 +157,9 @@ def why_slow(dtype: torch.dtype, device: torch.device) -> str | None:
 
     This library's layers are not: they compute in float32 then (`is_widened`).
     """
-    if not is_host(device) or multiplies(dtype):
+    if not is_host(device) or dtype not in EMULATED:
         return None
-    better = "bfloat16" if fast_bfloat16() else "float32"
+    better = "float32" if torch.bfloat16 in EMULATED else "bfloat16"
     name = str(dtype).removeprefix("torch.")
     return f"{name} is emulated by torch on this CPU, many times slower: use dtype=torch.{better}."
 

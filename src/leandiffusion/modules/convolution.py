@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device.capabilities import X86, fast_int8, fewer_bits, is_unobserved, is_widened, multiplies
+from ..device.capabilities import EMULATED, X86, fast_int8, fewer_bits, is_unobserved, is_widened
 from ..weights.int8 import is_int8
 from ..weights.packed import is_packed, packed_weight, unpack
 from ..weights.stored import plain
@@ -124,7 +124,7 @@ def may_pack(conv: Conv2d) -> bool:
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether torch's oneDNN computes with packed weights of that dtype on this CPU."""
     ops = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not multiplies(dtype):
+    if not torch.backends.mkldnn.is_available() or dtype in EMULATED:
         return False
     if dtype == torch.bfloat16:
         return ops._is_mkldnn_bf16_supported()

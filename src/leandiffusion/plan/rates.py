@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.malloc import freed_at_once
-from ..device.capabilities import multiplies
+from ..device.capabilities import EMULATED
 from ..device.host import is_host
 from ..device.pinning import staging_buffer
 from ..measure.ceiling import fastest_convolutions, least_seconds
@@ -94,7 +94,7 @@ def measure_dtype(device: torch.device, dtype: torch.dtype, step: Step) -> Measu
 
     Where layers compute in float32 although their weights are in `dtype`, products are measured so.
     """
-    computed = dtype if not is_host(device) or multiplies(dtype) else torch.float32
+    computed = torch.float32 if is_host(device) and dtype in EMULATED else dtype
     pool, share = _full((POOL_BYTES // computed.itemsize,), device, computed), _Share()
     with fastest_convolutions(), tempfile.TemporaryDirectory() as folder:
         found = _measure(lambda: _samples(pool, dtype, Path(folder)), device, step, share)

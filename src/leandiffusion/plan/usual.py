@@ -21,6 +21,7 @@ from ..device.capabilities import usual_dtype
 from ..device.host import is_host
 from ..device.threads import compute_alone, compute_aside
 from ..modules.convolution import Conv2d
+from ..modules.linear import linear
 from ..weights.build import build_empty
 from .profile import identity_of
 
@@ -98,7 +99,7 @@ def _layers(dtype: torch.dtype) -> Iterator[Run]:
         conv.packs = True
         yield partial(conv, _full(2, side, side, channels, dtype=dtype).permute(0, 3, 1, 2))
     x, weight = _full(512, 1280, dtype=dtype), _full(1280, 1280, dtype=dtype)
-    yield lambda: F.linear(x, weight)
+    yield lambda: linear(x, weight)
     q = _full(2, 8, 1024, 40, dtype=dtype)
     yield lambda: F.scaled_dot_product_attention(q, q, q)
 

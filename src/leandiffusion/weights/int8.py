@@ -153,7 +153,8 @@ def linear(x: Tensor, weight: Int8Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: (..., C_in) -> (..., C_out) in the dtype of x."""
     bias = None if bias is None else plain(bias)
     if not weight.file.inputs:
-        return F.linear(x, weight.rounded_weight(), bias)
+        rounded = weight.file.made().rounded(weight.shape, torch.float32)
+        return F.linear(x.float(), rounded, None if bias is None else bias.float()).to(x.dtype)
     return _project(x, weight.file.packed(), bias)
 
 

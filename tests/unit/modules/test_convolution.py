@@ -191,7 +191,7 @@ def test_upsampling_with_a_convolution_of_the_users_own() -> None:
 def test_others_are_torchs_own(what: str, used: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     conv, x = layer(), picture()
     if what == "half":  # on a CPU with instructions for it
-        monkeypatch.setattr(capabilities, "multiplies", lambda dtype: True)
+        monkeypatch.setattr(capabilities, "EMULATED", ())
         conv, x = layer(torch.bfloat16), picture(torch.bfloat16)
     if what == "few channels":
         conv, x = layer(channels=8), picture(channels=8)

@@ -23,9 +23,7 @@ from leandiffusion.modules.lora import put_on
 
 @pytest.fixture(autouse=True)
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "X86", (capabilities.platform.machine().lower(),))
-    monkeypatch.setattr(capabilities, "fast_bfloat16", lambda: False)
-    monkeypatch.setattr(capabilities, "fast_float16", lambda: False)
+    monkeypatch.setattr(capabilities, "EMULATED", HALF)
 
 
 def maps(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -86,6 +84,15 @@ def test_gradients_pass() -> None:
         x.grad.float(), layer.weight.detach().float().sum(0).expand(3, -1), atol=0.02
     )
     assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@torch.no_grad()
+def test_one_graph_when_compiled(dtype: torch.dtype) -> None:
+    torch.compiler.reset()
+    for layer, x in ((Linear(8, 6), torch.randn(2, 8)), (Conv2d(8, 6), torch.randn(1, 8, 5, 5))):
+        whole: Any = torch.compile(layer.to(dtype), backend="eager", fullgraph=True)
+        assert (whole(x.to(dtype)) - layer(x.to(dtype))).abs().max() < 0.02
 
 
 def test_what_computes_as_it_is() -> None:

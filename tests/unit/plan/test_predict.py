@@ -89,7 +89,7 @@ def test_techniques_divide_a_step_together() -> None:
 
 
 def test_half_precision_halves(predictor: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "multiplies", lambda dtype: True)  # a CPU with instructions for it
+    monkeypatch.setattr(capabilities, "EMULATED", ())  # a CPU with instructions for it
     some = predictor(256, 256)
     plain, half = some.predict(()), some.predict((make("half_precision", {"dtype": torch.bfloat16}),))
     floor = some.profile.floor + some._around_modules

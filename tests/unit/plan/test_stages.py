@@ -48,7 +48,7 @@ def test_a_decode_is_traced_operation_by_operation(
 ) -> None:
     """All that it does but for looking at the picture afterwards; in half precision, computed in float32."""
     pipe, dtype = open_demo(), torch.bfloat16 if change == "half" else torch.float32
-    monkeypatch.setattr(capabilities, "multiplies", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(capabilities, "EMULATED", capabilities.HALF)
     pipe.vae.to(dtype)
     networks["vae"].to(dtype)
     for vae in (pipe.vae, networks["vae"]):

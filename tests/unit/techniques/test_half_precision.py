@@ -19,8 +19,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_what_is_slow_names_what_is_not(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "fast_bfloat16", lambda: fast)
-    monkeypatch.setattr(capabilities, "fast_float16", lambda: False)
+    monkeypatch.setattr(capabilities, "EMULATED", (torch.float16,) if fast else capabilities.HALF)
     assert why_slow(torch.float32, CPU) is None
     assert why_slow(torch.float16, CUDA) is None
     assert f"use dtype=torch.{'bfloat16' if fast else 'float32'}" in str(why_slow(torch.float16, CPU))
@@ -28,8 +27,7 @@ def test_what_is_slow_names_what_is_not(fast: bool, monkeypatch: pytest.MonkeyPa
 
 
 def test_other_libraries_layers_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "fast_bfloat16", lambda: False)
-    monkeypatch.setattr(capabilities, "fast_float16", lambda: False)
+    monkeypatch.setattr(capabilities, "EMULATED", capabilities.HALF)
     pipe: Any = StableDiffusionPipeline.from_pretrained("demo")
     half = module.HalfPrecision()
     assert half.notes(pipe._stack.subject) == []
