@@ -38,7 +38,8 @@ class Given:
         """The pictures that the options name, from their files; or, where there are `uploads`, of these alone.
 
         `uploads` are files by the names that the options call them: then no picture is read from disk.
-        OptionError for what cannot be read, and for a mask of another size; OSError for LoRAs.
+        OptionError for what cannot be read, for a mask of another size, and for a black one to crop around; OSError for
+        LoRAs.
         """
         named = pictures_of(options)
         pictures = {name: _read(name, path, uploads) for name, path in named.items()}
@@ -48,6 +49,8 @@ class Given:
                 "mask",
                 f"it is {mask.width}x{mask.height} and the picture {image.width}x{image.height}: make it as large.",
             )
+        if options.padding_mask_crop is not None and mask is not None and mask.convert("L").getbbox() is None:
+            raise OptionError("mask", "it is all black, so there is nothing to draw: make it white where to draw anew.")
         controls = tuple(pictures[f"control_image {path}"] for path in options.control_image or ())
         seen = tuple(pictures[f"ip_image {path_and_scale(text)[0]}"] for text in options.ip_image or ())
         return cls(image, mask, controls, seen, _digests(options, uploads))

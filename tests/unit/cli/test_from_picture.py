@@ -105,6 +105,7 @@ def test_another_picture_under_the_same_name_is_told() -> None:
 def test_what_cannot_be_followed_is_told_before_a_model_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leandiffusion.cli.generate.open_model", None)
     Image.new("L", (30, 20)).save("small.png")
+    Image.new("L", (300, 200)).save("black.png")
     Path("broken.jpg").write_bytes(Path("photo.jpg").read_bytes()[:2000])
     cases = [
         (("--strength", "0.5"), "--strength", "belongs to --image"),
@@ -117,6 +118,7 @@ def test_what_cannot_be_followed_is_told_before_a_model_opens(monkeypatch: pytes
         (("--image", "absent.png"), "--image", "no such file"),
         (("--image", "broken.jpg"), "--image", "Is it whole"),
         (("--image", "photo.jpg", "--mask", "broken.jpg"), "--mask", "Is it whole"),
+        (("--image", "photo.jpg", "--mask", "black.png", "--padding-mask-crop", "8"), "--mask", "it is all black"),
     ]
     for arguments, flag, told in cases:
         result = run(PROMPT, *arguments)
