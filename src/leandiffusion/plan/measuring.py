@@ -64,8 +64,9 @@ def _asked(
         "known": None if known is None else known.to_json(),
     }  # fmt: skip
     asked = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=json.dumps(question), stdout=subprocess.PIPE, text=True, check=True
-    )
+        [sys.executable, "-c", PROGRAM], input=json.dumps(question), stdout=subprocess.PIPE, text=True, check=True,
+        start_new_session=True,  # a terminal's Ctrl-C interrupts this process alone, which ends the other
+    )  # fmt: skip
     return DeviceProfile.from_json(json.loads(asked.stdout.splitlines()[-1]))
 
 
