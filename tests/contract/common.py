@@ -43,9 +43,8 @@ USABLE = [name for name in techniques if name not in UNUSABLE]
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without warnings of slow half precision, which is about time, and of torch's own."""
+    """Without torch's own warnings."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is emulated on this CPU.*")
         warnings.filterwarnings("ignore", module="torch.*")
         yield
 

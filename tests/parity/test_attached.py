@@ -171,7 +171,7 @@ def test_channels_last_and_back(pipe: Any, kind: str, expected: np.ndarray) -> N
     assert np.array_equal(draw(pipe, kind), expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*is emulated on this CPU")
+@pytest.mark.filterwarnings("ignore:.*is emulated by torch on this CPU")
 def test_half_precision_is_diffusers_own(kind: str, folders: dict[str, Path]) -> None:
     pipe = opened(kind, folders)
     plain, theirs = draw(pipe, kind), draw(opened(kind, folders, dtype=torch.bfloat16), kind)

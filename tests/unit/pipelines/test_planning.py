@@ -17,6 +17,7 @@ from leandiffusion import ConfigError, DiffusionPipeline, StableDiffusionPipelin
 from leandiffusion.core import malloc
 from leandiffusion.core.errors import BackendUnavailable, BudgetError
 from leandiffusion.demo import model_folder
+from leandiffusion.device import capabilities
 from leandiffusion.offload.engine import engine_of
 from leandiffusion.pipelines import planning
 from leandiffusion.plan import predict
@@ -184,6 +185,7 @@ def test_planning_again_starts_from_the_dtype_that_the_weights_were_opened_at(
     folders: dict[str, Path], draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "profile_of", lambda device, dtypes: a_profile(slow_half=0.1))
+    monkeypatch.setattr(capabilities, "EMULATED", ())  # a CPU with instructions for it
     pipe = opened(folders, "2GiB", allow="rounding")
     assert "half_precision" in {entry.name for entry in pipe.techniques}
     draw(pipe, height=128, width=128)  # planned anew
