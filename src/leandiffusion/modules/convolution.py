@@ -49,8 +49,10 @@ class Conv2d(nn.Conv2d):
 
     packs: bool = False
 
-    def __init__(self, ins: int, outs: int, size: int = 3, *, stride: int = 1, padding: int = 1) -> None:
-        super().__init__(ins, outs, size, stride=stride, padding=padding)
+    def __init__(
+        self, ins: int, outs: int, size: int = 3, *, stride: int = 1, padding: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(ins, outs, size, stride=stride, padding=padding, bias=bias)
 
     def forward(self, x: Tensor, double: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, C_out, H', W'). With `double`, x is first enlarged to (2H, 2W) by nearest neighbour."""

@@ -22,6 +22,7 @@ from ..weights.kinds import TINY_VAE, mistaken
 from ..weights.residence import read_weights
 from .base import Network, either_dtype
 from .blocks import refuse_unsupported
+from .convolution import Conv2d
 from .features import absent
 from .vae import DecoderOutput
 from .vae_slices import SlicingMixin
@@ -51,8 +52,8 @@ class AutoencoderTinyBlock(nn.Module):
         return self.fuse(self.conv(x) + self.skip(x))
 
 
-def _conv(ins: int, outs: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(ins, outs, 3, padding=1, stride=stride, bias=bias)
+def _conv(ins: int, outs: int, *, stride: int = 1, bias: bool = True) -> Conv2d:
+    return Conv2d(ins, outs, stride=stride, bias=bias)
 
 
 class EncoderTiny(nn.Module):

@@ -18,6 +18,7 @@ from ..core.errors import ConfigError
 from ..core.output import Output
 from ..weights.stored import plain
 from .clip import CLIPEncoder, CLIPNetwork
+from .convolution import Conv2d
 from .linear import Linear
 
 
@@ -46,7 +47,7 @@ class CLIPVisionEmbeddings(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.class_embedding = nn.Parameter(torch.randn(hidden_size))
-        self.patch_embedding = nn.Conv2d(channels, hidden_size, patch_size, stride=patch_size, bias=False)
+        self.patch_embedding = Conv2d(channels, hidden_size, patch_size, stride=patch_size, padding=0, bias=False)
         self.position_embedding = nn.Embedding((image_size // patch_size) ** 2 + 1, hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from ..core.errors import ConfigError
 from ..core.flag import Flag
 from ..device.capabilities import HALF, leaner_dtype, why_slow
 from ..device.host import is_host
-from ..modules.base import Network
 from ..run.size import CallSize
 from ..weights.build import put_tensor
 from ..weights.load import origin_of
@@ -22,6 +21,9 @@ from . import techniques
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo, together
 from .subject import Subject
+
+TORCHS_OWN = (nn.Linear, nn.Conv2d)
+"""Layers of other libraries' networks, which multiply as torch does."""
 
 
 @techniques.register("half_precision")
@@ -68,10 +70,9 @@ class HalfPrecision(Technique):
         return [cls(leaner_dtype(subject.device))] if subject.dtype == torch.float32 else []
 
     def notes(self, subject: Subject) -> list[str]:
-        if all(isinstance(network, Network) for network in subject.networks.values()):
-            return []
         reason = why_slow(self.dtype, subject.device)
-        return [] if reason is None else [reason]
+        layers = (layer for network in subject.networks.values() for layer in network.modules())
+        return [reason] if reason is not None and any(type(layer) in TORCHS_OWN for layer in layers) else []
 
     def apply(self, subject: Subject) -> Undo:
         return together(_cast(network, self.dtype) for network in subject.networks.values())
