@@ -1,4 +1,4 @@
-"""Draws the pictures of the guide's pages on prompts, and on image to image and inpainting, with the packaged model.
+"""Draws the pictures of the guide's pages on prompts, image to image, inpainting and ControlNets, with the packaged model.
 
 `python -m tools.guide_pictures`
 """
@@ -11,10 +11,23 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from leandiffusion import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+from leandiffusion import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+)
+from leandiffusion.demo import controlnets
 
 STEPS, GUIDANCE, GAP = 30, 2.5, 8
 ANEW, THERE = "a large yellow circle on a blue background", "a large yellow star on a green background"
+
+ALONG = (
+    "a red circle and a blue square on a white background",
+    "a yellow circle left of a purple square on a black background",
+    "a green circle below an orange square on a blue background",
+)
 
 WRITTEN = ("red circle", "[red:blue:0.3] circle", "red [circle:star:0.3]", "red [circle|star]", "[red|blue] circle")
 
@@ -43,6 +56,17 @@ def from_pictures() -> list[Image.Image]:
     return [picture, *anew, mask.convert("RGB"), half]
 
 
+def along_shapes() -> list[Image.Image]:
+    """White shapes, what is drawn along them of three prompts, and of the last one without them."""
+    net = ControlNetModel.from_pretrained(controlnets()["silhouette"])
+    draw = StableDiffusionControlNetPipeline.from_pretrained("demo", controlnet=net)
+    shapes = Image.new("RGB", (128, 128))
+    ImageDraw.Draw(shapes).ellipse((14, 58, 62, 106), fill="white")
+    ImageDraw.Draw(shapes).rectangle((76, 22, 112, 58), fill="white")
+    drawn = [draw(prompt, image=shapes, **seeded(3)).images[0] for prompt in ALONG]
+    return [shapes, *drawn, AutoPipelineForText2Image.from_pretrained("demo")(ALONG[-1], **seeded(3)).images[0]]
+
+
 def side_by_side(row: list[Image.Image]) -> Image.Image:
     width, height = row[0].size
     sheet = Image.new("RGB", (len(row) * (width + GAP) - GAP, height), "white")
@@ -53,4 +77,5 @@ def side_by_side(row: list[Image.Image]) -> Image.Image:
 
 if __name__ == "__main__":
     side_by_side(from_pictures()).save(Path("docs/images/from-a-picture.png"), optimize=True)
+    side_by_side(along_shapes()).save(Path("docs/images/controlnet.png"), optimize=True)
     side_by_side(from_prompts()).save(Path("docs/images/prompts.png"), optimize=True)

@@ -85,7 +85,8 @@ def what_decides(options: ResolvedOptions, techniques: TechniqueOptions, files: 
     for field in ("lora", "controlnet", "ip_adapter", "ip_image"):
         if texts := getattr(options, field):
             parts = [path_and_scale(text, field) for text in texts]
-            of_file = {"lora": _lora(files), "ip_image": files.whole}.get(field, files.sampled)
+            ways = {"lora": _lora(files), "controlnet": _controlnet(files), "ip_image": files.whole}
+            of_file = ways.get(field, files.sampled)
             said[field] = [[_read(field, path, of_file), scale] for path, scale in parts]
     if options.embeddings:
         parts = [embedding_and_word(text) for text in options.embeddings]
@@ -126,6 +127,12 @@ def _lora(files: Fingerprints) -> Callable[[str | Path], str]:
     from ..lora.find import find_lora
 
     return lambda path: files.whole(find_lora(path))
+
+
+def _controlnet(files: Fingerprints) -> Callable[[str | Path], str]:
+    from ..demo import packaged_controlnet
+
+    return lambda path: files.sampled(packaged_controlnet(str(path)))
 
 
 def _counts(file: Path, folder: Path) -> bool:

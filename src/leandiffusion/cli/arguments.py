@@ -114,7 +114,8 @@ ControlNet = Annotated[
     list[str],
     typer.Option(
         metavar="PATH[:SCALE]",
-        help="A ControlNet: its folder, .safetensors file or hub id, and how much it counts; may be repeated.",
+        help="A ControlNet: its folder, .safetensors file or hub id, and how much it counts; may be repeated. The demo "
+        "has 'silhouette'.",
         show_default=False,
     ),
 ]

@@ -108,6 +108,7 @@ def _tried(plan: Any, options: PlanOptions, work: Path | None) -> Any:
 def blueprint_of(options: PlanOptions) -> Any:
     """What is known of the model: of a family at full size, or of a checkpoint. ConfigError for names of neither."""
     from ..core.registry import did_you_mean
+    from ..demo import packaged_controlnet
     from ..device.names import check_device, default_device
     from ..families.base import families, family_names
     from ..pipelines.from_folder import packaged
@@ -115,7 +116,9 @@ def blueprint_of(options: PlanOptions) -> Any:
 
     device = default_device() if options.device is None else check_device(options.device)
     names = family_names()
-    controls = [families.get(names[name]) if name in names else name for name in options.controlnet]
+    controls = [
+        families.get(names[name]) if name in names else packaged_controlnet(name) for name in options.controlnet
+    ]
     if options.model in names:
         dtype = _dtype(options, device)
         return Blueprint.of_family(families.get(names[options.model]), dtype, device).controlled_by(controls)

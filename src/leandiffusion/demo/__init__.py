@@ -28,6 +28,18 @@ def loras() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
 
 
+def controlnets() -> dict[str, Path]:
+    """Folders of the packaged model's ControlNets by name: 'silhouette' sees white shapes on black."""
+    folder = Path(str(resources.files(__name__).joinpath("controlnets")))
+    return {each.name: each for each in sorted(folder.iterdir()) if each.is_dir()}
+
+
+def packaged_controlnet(path_or_id: str) -> str:
+    """'silhouette' -> its folder, unless something of that name lies here; all else as it is."""
+    found = controlnets().get(path_or_id)
+    return path_or_id if found is None or Path(path_or_id).exists() else str(found)
+
+
 def notice(prompt: str) -> str | None:
     """What to tell somebody whose prompt has words that the model never saw; None when it knows them all."""
     from .words import DESCRIPTION, unknown_words

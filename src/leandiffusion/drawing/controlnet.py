@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..demo import packaged_controlnet
 from .lora import path_and_scale
 from .wrong import OptionError
 
@@ -43,7 +44,7 @@ def open_nets(options: DrawingOptions, dtype: Any, device: str) -> dict[str, Any
         return {}
     from ..modules.multicontrolnet import open_controlnets
 
-    paths = [path_and_scale(text, FIELD)[0] for text in options.controlnet]
+    paths = [packaged_controlnet(path_and_scale(text, FIELD)[0]) for text in options.controlnet]
     return {"controlnet": open_controlnets(paths, dtype=dtype, device=device)}
 
 

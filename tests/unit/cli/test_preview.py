@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_other_errors_are_not_swallowed() -> None:
     def broken(image: Any) -> None:
         raise ValueError("broken")
 
-    showing = preview.Showing(None, broken, 1)
+    showing = preview.Showing(SimpleNamespace(decode=None), broken, 1)
     with pytest.raises(AttributeError):
         showing(None, 0, 0, {"latents": torch.zeros(1)})
 
