@@ -1,4 +1,4 @@
-"""The packaged model's ControlNet: small, and what is drawn stands where its picture has it, in the prompt's colours."""
+"""The packaged model's ControlNet: small, and what is drawn stands where its picture has it."""
 
 from __future__ import annotations
 
