@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import leandiffusion
@@ -75,3 +76,13 @@ def check(pair: Pair, **asked: Any) -> torch.Tensor:
     expected, got = (draw(pipe, **asked) for pipe in pair)
     assert (got - expected).abs().max() < LATENTS * expected.abs().max()
     return got
+
+
+def pairs_of(
+    name: str, tiny: Callable[[str], tuple[Any, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Pair]:
+    """By the number of ControlNets, diffusers' pipeline and ours with them, the same weights in both."""
+    plain, folder = tiny(name)
+    folders = [tmp_path_factory.mktemp("controlnet") for _ in range(2)]
+    nets = [control_of(plain.unet, each, seed) for seed, each in enumerate(folders)]
+    return lambda count: pair_of(name, plain, folder, nets[:count], folders[:count])

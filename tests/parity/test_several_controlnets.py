@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.parity.controlnet_files import NAMES, VISIBLE, Pair, check, control_of, draw, pair_of, picture
+from tests.parity.controlnet_files import NAMES, VISIBLE, Pair, check, draw, pairs_of, picture
 
 import leandiffusion
 from leandiffusion import CheckpointNotFound, ConfigError, DiffusionPipeline, MultiControlNetModel
@@ -31,10 +31,7 @@ def pair(
     request: pytest.FixtureRequest, tiny: Callable[[str], tuple[Any, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], Pair]:
     """diffusers' pipeline and ours with so many ControlNets, the same weights in both."""
-    plain, folder = tiny(request.param)
-    folders = [tmp_path_factory.mktemp("controlnet") for _ in range(2)]
-    nets = [control_of(plain.unet, each, seed) for seed, each in enumerate(folders)]
-    return lambda count: pair_of(request.param, plain, folder, nets[:count], folders[:count])
+    return pairs_of(request.param, tiny, tmp_path_factory)
 
 
 def test_several_at_once(pair: Callable[[int], Pair]) -> None:

@@ -97,10 +97,11 @@ def _tried(plan: Any, options: PlanOptions, work: Path | None) -> Any:
     from ..bench.run.calibrate import calibrate
     from ..bench.run.models import SHAPE
     from ..bench.run.plan import working_folder
+    from ..demo import packaged_controlnet
     from ..families.base import family_names
 
-    shapes = family_names()
-    model, *nets = (SHAPE + name if name in shapes else name for name in (options.model, *options.controlnet))
+    shapes, controls = family_names(), map(packaged_controlnet, options.controlnet)
+    model, *nets = (SHAPE + name if name in shapes else name for name in (options.model, *controls))
     with working_folder(work) as workdir:
         return calibrate(plan, model, workdir, controlnets=nets, progress=lambda title: say(f"Trying {title} …"))
 

@@ -144,7 +144,7 @@ def fastest_half(device: torch.device) -> torch.dtype:
     """The half-precision dtype that is fast there; float32 on a CPU that has none."""
     if not is_host(device):
         return torch.float16
-    return torch.bfloat16 if fast_bfloat16() else torch.float32
+    return torch.float32 if torch.bfloat16 in EMULATED else torch.bfloat16
 
 
 def leaner_dtype(device: torch.device) -> torch.dtype:
@@ -159,9 +159,8 @@ def why_slow(dtype: torch.dtype, device: torch.device) -> str | None:
     """
     if not is_host(device) or dtype not in EMULATED:
         return None
-    better = "float32" if torch.bfloat16 in EMULATED else "bfloat16"
-    name = str(dtype).removeprefix("torch.")
-    return f"{name} is emulated by torch on this CPU, many times slower: use dtype=torch.{better}."
+    name, better = str(dtype).removeprefix("torch."), fastest_half(device)
+    return f"{name} is emulated by torch on this CPU, many times slower: use dtype={better}."
 
 
 def why_no_flash(device: torch.device, dtype: torch.dtype) -> list[str]:
