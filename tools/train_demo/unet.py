@@ -57,6 +57,14 @@ def draw_timesteps(count: int, steps: int, noisy: float) -> Tensor:
     return (torch.where(torch.rand(count) < noisy, 0.6 + 0.4 * t, t) * steps).long().clamp_(max=steps - 1)
 
 
+def write_out_attention(network: nn.Module) -> None:
+    """Have the network compute attention by plain operations: on so few tokens the backward pass of the fused kernels
+    takes three times as long. The text model's is torch's own function, for which SDPBackend.MATH does the same."""
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.backend = backends.get("plain")
+
+
 def train_unet(
     folder: Path, vae_source: Path, seed: int, start: Path | None = None, settings: UnetTraining | None = None
 ) -> None:
@@ -71,11 +79,7 @@ def train_unet(
         begun = StableDiffusionPipeline.from_pretrained(start)
         model.unet.load_state_dict(begun.unet.state_dict())
         model.text_encoder.load_state_dict(begun.text_encoder.state_dict())
-    # Attention is written out, here and by SDPBackend.MATH in the text model: on so few tokens the backward pass of the
-    # fused kernels takes three times as long.
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.backend = backends.get("plain")
+    write_out_attention(model)
     model.to(memory_format=torch.channels_last)
     run = Run(folder, model, peak=settings.rate, steps=settings.steps, decay=settings.decay)
     scheduler = DDIMScheduler.from_config(SCHEDULER_CONFIG)

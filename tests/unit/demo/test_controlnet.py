@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from tools.demo_world.scenes import Scene, description_of, sample_scene
-from tools.train_controlnet import pictures, silhouettes
+from tools.train_adapter import pictures
+from tools.train_controlnet import silhouettes
 from typer.testing import CliRunner
 
 from leandiffusion import ControlNetModel, StableDiffusionControlNetPipeline
