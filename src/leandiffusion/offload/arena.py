@@ -15,6 +15,11 @@ from .units import ALIGNMENT
 class Arena(Protocol):
     """Gives memory out and takes it back in the same order."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds, whether out or not."""
+        ...
+
     def take(self, nbytes: int) -> Tensor | None:
         """A flat tensor of that many bytes; None when something has to be given back first."""
         ...
@@ -98,20 +103,24 @@ class OneAtATime:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._out = False
+        self._out: int | None = None  # bytes
+
+    @property
+    def nbytes(self) -> int:
+        return self._out or 0
 
     def take(self, nbytes: int) -> Tensor | None:
-        if self._out:
+        if self._out is not None:
             return None
         memory = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-        self._out = True
+        self._out = nbytes
         return memory
 
     def give(self) -> None:
-        self._out = False
+        self._out = None
 
     def reset(self) -> None:
-        self._out = False
+        self._out = None
 
     def turn_to(self, network: str) -> None:
         return None

@@ -59,6 +59,11 @@ class Conveyor:
         self._used: list[Mark] = []  # until which memory that is free again may be in use; the next fill waits for them
         self._lock = Lock()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that the arena has."""
+        return self._arena.nbytes
+
     def arrive(self, unit: Unit) -> Load:
         """Have the unit's weights in memory, and fetch what should come next. Raises what reading raises.
 

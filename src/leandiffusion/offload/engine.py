@@ -142,6 +142,11 @@ class Engine:
         """Those that are still there, by the names they were given."""
         return {name: network for name, reference in self._networks.items() if (network := reference()) is not None}
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the device's memory that is kept for weights that travel, whether any are in it or not."""
+        return self._conveyor.held_bytes
+
     def run(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """`forward(*args, **kwargs)` with the module's weights on the device. Raises what reading them raises; can
         then be called again.

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.malloc import trim
+from ..device.host import is_host
 from ..measure.environment import available_memory
 from ..measure.memory import peak_rss, rss
 from ..modules.tokenizer import CLIPTokenizer
+from ..offload.engine import engine_of
 from ..weights.residence import is_on_disk
 
 if TYPE_CHECKING:
@@ -74,12 +76,22 @@ def measure_floor(device: torch.device) -> Floor:
 
 
 def floor_here(profile: DeviceProfile, networks: Iterable[nn.Module], *, has_computed: bool) -> int:
-    """Bytes of host memory that this process has, or will have once it computes, besides the weights of `networks`.
+    """Bytes of host memory that this process has, or will have once it computes, besides the weights of `networks`
+    and what they travel through.
 
     Programs that import more than this library, the planner itself among them, have more than a fresh process. Not less
     than the profile's.
     """
     trim()
-    weights = {id(t): t.nbytes for network in networks for t in network.parameters() if not is_on_disk(t)}
+    weights: dict[int, int] = {}
+    for network in networks:
+        weights |= {id(t): t.nbytes for t in (*network.parameters(), *network.buffers()) if _is_in_host_memory(t)}
+        engine = engine_of(network)
+        if engine is not None and is_host(engine.policy.device):
+            weights[id(engine)] = engine.held_bytes
     mine = (rss() or 0) - sum(weights.values()) + (0 if has_computed else profile.computing)
     return max(profile.floor, mine)
+
+
+def _is_in_host_memory(tensor: Tensor) -> bool:
+    return is_host(tensor.device) and not is_on_disk(tensor)

@@ -130,15 +130,19 @@ class Models:
             return self._plans[key]
 
     def _predictor(self, name: str, blueprint: Blueprint, call: CallSize) -> Predictor:
-        """It knows from the first plan what it takes to make another for the same call."""
+        """It knows from the first plan what it takes to make another for the same call. Those of a model share its
+        networks without weights, whose objects take memory too."""
         from ..plan.make import dtypes_for
         from ..plan.predict import Predictor
         from ..plan.profile import profile_of
 
         key = name, call
         if key not in self._predictors:
+            alike = next((known for (model, _), known in self._predictors.items() if model == name), None)
             profile = profile_of(self._device, dtypes_for(blueprint, self.settings.allow))
-            self._predictors[key] = Predictor(blueprint, call, STEPS, profile, self._floor(profile))
+            made = Predictor(blueprint, call, STEPS, profile) if alike is None else alike.resized(call)
+            made.floor = self._floor(made)
+            self._predictors[key] = made
             _keep_newest(self._predictors, _MOST_PREDICTORS)
         return self._predictors[key]
 
@@ -201,13 +205,17 @@ class Models:
 
         return Budget.of(self.settings.memory, self._device)
 
-    def _floor(self, profile: Any) -> int:
-        """Bytes of this process besides weights, as they were before the first model was opened."""
+    def _floor(self, predictor: Predictor) -> int:
+        """Bytes of this process besides weights, as they were when the first call had been traced, whose code and
+        objects stay, and before the first model was opened."""
         from ..plan.floor import floor_here
+        from ..plan.make import check_allow
+        from ..plan.search import choices, leanest
 
         if self._floor_bytes is None:
+            leanest(predictor, choices(predictor, check_allow(self.settings.allow)))
             networks = [opened.pipe.unet for opened in self._open.values()]
-            self._floor_bytes = floor_here(profile, networks, has_computed=False)
+            self._floor_bytes = floor_here(predictor.profile, networks, has_computed=False)
         return self._floor_bytes
 
     # -- in the worker ----------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from PIL import Image
 
 from leandiffusion.core.errors import BudgetError
 from leandiffusion.drawing.options import DrawingOptions
-from leandiffusion.plan import make
+from leandiffusion.plan import floor, make, predict
 from leandiffusion.plan.budget import Budget
 from leandiffusion.plan.plan import Plan
+from leandiffusion.plan.stages import trace_stage
 from leandiffusion.run.size import CallSize
 from leandiffusion.server.errors import ApiError
 from leandiffusion.server.jobs import Job
@@ -90,6 +91,30 @@ def test_what_fits_nowhere_is_told_with_the_least_that_would_do(models: Models, 
     with pytest.raises(BudgetError, match="the least that would do is"):
         models.plan("a", CallSize(2048, 2048))
     assert models.opened == []  # nothing was read for it
+
+
+def test_what_planning_itself_leaves_in_memory_counts(models: Models, monkeypatch: pytest.MonkeyPatch):
+    """The floor is asked for once, when the first call is traced, and decides what fits."""
+    traced, before = [], []
+
+    def tracing(stage: str, *args: Any, **options: Any) -> Any:
+        traced.append(stage)
+        return trace_stage(stage, *args, **options)
+
+    def measured(*_: Any, **__: Any) -> int:
+        before.append(len(traced))
+        return 1 << 30
+
+    monkeypatch.setattr(predict, "trace_stage", tracing)
+    monkeypatch.setattr(floor, "floor_here", measured)
+    monkeypatch.setitem(vars(models), "_budget", Budget(2 << 30, reserves=True))
+    assert models.plan("a", SMALL).prediction.peak > 1 << 30
+    assert before == [len(traced)]
+    assert traced
+    assert models.plan("a", replace(SMALL, width=128)).prediction.peak > 1 << 30
+    assert len(before) == 1 < len(traced) / before[0]
+    with pytest.raises(BudgetError):
+        models.plan("a", SMALL, memory=1 << 30)
 
 
 def test_calls_of_another_size_are_drawn_as_planned_for_them(models: Models, monkeypatch: pytest.MonkeyPatch):
