@@ -32,7 +32,7 @@ def run(file: Path, out: Path, options: DrawingOptions, technique_options: Techn
     destination = Destination(out, len(latents))
     destination.prepare()
     recipe = record.recipe
-    pipe = open_model(_resolved(options, recipe), technique_options)
+    pipe = open_model(_resolved(options, recipe), technique_options, draws=False)
     start = time.perf_counter()
     paths: list[Path] = []
     for index, image in enumerate(pipe.decode(latents)):

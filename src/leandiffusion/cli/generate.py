@@ -84,7 +84,8 @@ def draw(
     `given` is what is drawn with. Latents that cannot be decoded are kept in the folder `keep_in`.
     """
     start = time.perf_counter()
-    drawer = Drawer(open_model(options, technique_options, say))
+    with as_usage():
+        drawer = Drawer(open_model(options, technique_options, say))
     seconds = {"load": round(time.perf_counter() - start, 4)}
     on_step = None if preview is None else preview.callback(drawer.pipe)
     last = options.seed + count - 1

@@ -16,6 +16,7 @@ from .given import Given
 from .options import DEMO, ResolvedOptions, embedding_and_word
 from .record import record_of
 from .techniques import TechniqueOptions
+from .wrong import OptionError
 
 OPENED_WITH = (
     "model",
@@ -55,12 +56,17 @@ def open_model(
     options: ResolvedOptions,
     techniques: TechniqueOptions = TechniqueOptions(),  # noqa: B008 - frozen
     say: Callable[[str], object] = lambda line: None,
+    *,
+    draws: bool = True,
 ) -> Any:
     """The pipeline of the chosen model for what is to be drawn, at its dtype, on its device, with the chosen
-    techniques. `say` gets a line where a dtype had to be chosen by measuring."""
+    techniques. `say` gets a line where a dtype had to be chosen by measuring. `draws=False` is for what does not draw
+    with it; else OptionError, before anything is opened, where it draws with pictures that the options do not have."""
     from ..device.names import default_device
     from ..pipelines import open_pipeline
 
+    if draws:
+        _check_drawn_with(options)
     device = options.device or str(default_device())
     asked = options.dtype if techniques.plan is None else options.dtype or techniques.read_plan().dtype
     dtype = dtype_for(asked, options.model, device, planned=techniques.memory is not None, say=say)
@@ -76,6 +82,23 @@ def open_model(
     if options.pag_scale:
         pipe.enable_perturbed_attention(options.pag_scale, *([options.pag_layers] if options.pag_layers else []))
     return pipe
+
+
+def _check_drawn_with(options: ResolvedOptions) -> None:
+    """OptionError unless the options have the pictures that the model's pipeline draws with, as its index says."""
+    from ..pipelines import pipeline_of
+    from ..pipelines.tasks import task_of
+
+    name = pipeline_of(options.model, options.task)
+    task, missing = task_of(name), []
+    if options.image is None and not task.startswith("text-to-image"):
+        missing += ["{image}", "{mask}"] if task.startswith("inpainting") else ["{image}"]
+    own = Path(options.model).expanduser() / "controlnet"
+    if "with ControlNet" in task and not options.controlnet:
+        missing += ["{controlnet} {own}" if own.is_dir() else "{controlnet}", "{control_image}"]
+    if missing:
+        rule = f"{{model}} is a {{name}}, which does {{task}}: give it {', '.join(missing)} too."
+        raise OptionError("model", rule, model=options.model, name=name, task=task, own=own)
 
 
 def dtype_for(

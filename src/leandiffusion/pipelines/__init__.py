@@ -21,27 +21,32 @@ def open_pipeline(
     """Open 'demo', a pipeline folder, a hub id, or a single .safetensors file, with the class it was made for.
 
     `task` is another that its weights can do too: 'text-to-image', 'image-to-image' or 'inpainting', along ControlNets
-    if it was saved with some. `options` are
-    those of `from_pretrained` or `from_single_file`. ConfigError when the checkpoint belongs to a pipeline that is not
-    supported; WeightsError's kinds for what is wrong with the files.
+    if it was saved with some. `options` are those of `from_pretrained` or `from_single_file`. ConfigError when the
+    checkpoint belongs to a pipeline that is not supported; WeightsError's kinds for what is wrong with the files.
     """
+    hub = {key: options[key] for key in ("revision", "cache_dir", "token") if key in options}
+    cls = classes()[pipeline_of(name_or_path, task, local_files_only=local_files_only, **hub)]
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return cls.from_single_file(path, dtype=dtype, device=device, **options)
+    return cls.from_pretrained(name_or_path, dtype=dtype, device=device, local_files_only=local_files_only, **options)
+
+
+def pipeline_of(name_or_path: str | Path, task: str | None = None, **hub: Any) -> str:
+    """The name of the pipeline that `open_pipeline` opens a checkpoint with. Its model_index.json alone is read, or the
+    header of a single file. Raises what opening does."""
+    from ..families.folder import read_index
+    from ..weights.locate import find_index
     from .from_folder import packaged
+    from .tasks import controlled
 
     path = Path(name_or_path).expanduser()
     if path.is_file():
-        cls = _class_for(task, _made_for_file(path), path)
-        return cls.from_single_file(path, dtype=dtype, device=device, **options)
-    from ..families.folder import read_index
-    from ..weights.locate import find_index
-    from .tasks import controlled
-
-    hub = {key: options[key] for key in ("revision", "cache_dir", "token") if key in options}
-    folder = find_index(packaged(name_or_path), local_files_only=local_files_only, **hub)
-    index = read_index(folder)
+        return _name_for(task, _made_for_file(path), path)
+    index = read_index(find_index(packaged(name_or_path), **hub))
     if task is not None and index.components.get("controlnet") is not None:
         task = controlled(task)
-    cls = _class_for(task, index.pipeline, name_or_path)
-    return cls.from_pretrained(name_or_path, dtype=dtype, device=device, local_files_only=local_files_only, **options)
+    return _name_for(task, index.pipeline, name_or_path)
 
 
 def _made_for_file(path: Path) -> str:
@@ -54,14 +59,17 @@ def _made_for_file(path: Path) -> str:
     return pipeline_for("inpainting", family.pipeline) if inpaints else family.pipeline
 
 
-def _class_for(task: str | None, wanted: str, source: str | Path) -> Any:
+def _name_for(task: str | None, wanted: str, source: str | Path) -> str:
     from ..core.errors import ConfigError
     from .tasks import TASKS, pipeline_for, pipeline_names
 
     if wanted not in pipeline_names():
-        known = " and ".join(name for names in TASKS.values() for name in names)
-        raise ConfigError(f"{source} asks for {wanted!r}; supported are {known}.")
-    return classes()[wanted if task is None else pipeline_for(task, wanted)]
+        (first, known), *others = TASKS.items()
+        raise ConfigError(
+            f"{source} asks for {wanted!r}; supported are {' and '.join(known)} for {first}, and those like them for "
+            f"{', '.join(task for task, _ in others)}."
+        )
+    return wanted if task is None else pipeline_for(task, wanted)
 
 
 def classes() -> dict[str, Any]:
@@ -73,4 +81,4 @@ def classes() -> dict[str, Any]:
     return {name: getattr(leandiffusion, name) for name in pipeline_names()}
 
 
-__all__ = ["classes", "open_pipeline"]
+__all__ = ["classes", "open_pipeline", "pipeline_of"]

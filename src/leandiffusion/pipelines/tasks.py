@@ -56,6 +56,11 @@ def pipeline_for(task: str, pipeline: str | type) -> str:
     return _ALL[task][place]
 
 
+def task_of(pipeline: str) -> str:
+    """What the pipeline of that name does."""
+    return next(task for task, names in _ALL.items() if pipeline in names)
+
+
 def known_name(pipeline: str | type) -> str | None:
     """The name under which it, or what it derives from, is one of the pipelines here."""
     names = [pipeline] if isinstance(pipeline, str) else [cls.__name__ for cls in pipeline.__mro__]

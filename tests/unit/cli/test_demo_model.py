@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from leandiffusion import StableDiffusionImg2ImgPipeline
 from leandiffusion.pictures.record import read_record
 
 MODEL = files("leandiffusion") / "demo" / "model" / "model_index.json"
@@ -52,3 +53,13 @@ def test_words_it_never_learned_are_drawn_with_a_notice(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Note:" in result.stderr
     assert (tmp_path / "zebra.png").exists()
+
+
+def test_a_model_saved_for_pictures_is_wrong_usage_without_them(tmp_path):
+    StableDiffusionImg2ImgPipeline.from_pretrained("demo").save_pretrained(tmp_path / "mine")
+    result = leandiffusion(tmp_path, "generate", "a red circle", "--model", "mine", "--steps", "1")
+    assert result.returncode == 2
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert "Invalid value for --model: mine is a StableDiffusionImg2ImgPipeline" in said
+    assert "give it --image too" in said
+    assert "Drawing with" not in said

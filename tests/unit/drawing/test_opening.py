@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ from leandiffusion.drawing.options import DrawingOptions, ResolvedOptions, resol
 from leandiffusion.drawing.techniques import TechniqueOptions
 from leandiffusion.drawing.wrong import OptionError
 from leandiffusion.pictures.latents import read_latents
+from leandiffusion.pipelines.tasks import pipeline_for
 from leandiffusion.schedulers import build
 from leandiffusion.server.models import Models, Settings
 
@@ -60,7 +61,10 @@ def test_the_model_is_opened_as_ordered(monkeypatch: pytest.MonkeyPatch) -> None
         asked.update(settings, name=name)
         return SimpleNamespace(scheduler=build("ddim"), disable_perturbed_attention=lambda: None)
 
-    monkeypatch.setitem(sys.modules, "leandiffusion.pipelines", SimpleNamespace(open_pipeline=open_pipeline))
+    monkeypatch.setattr("leandiffusion.pipelines.open_pipeline", open_pipeline)
+    monkeypatch.setattr("leandiffusion.pipelines.pipeline_of", lambda name, task: pipeline_for(
+        task or "text-to-image", "StableDiffusionPipeline"
+    ))  # fmt: skip
     monkeypatch.setattr("leandiffusion.plan.usual.faster_dtype", lambda device, say: usual_dtype(device))
     open_model(ResolvedOptions(model="m", dtype="bfloat16", device="cpu"))
     assert asked == {"name": "m", "dtype": torch.bfloat16, "device": "cpu", "offload": None, "task": None}
@@ -86,6 +90,36 @@ def test_the_model_is_opened_as_ordered(monkeypatch: pytest.MonkeyPatch) -> None
         open_model(*decided, say=lines.append)
         assert asked["dtype"] == torch.float32
     assert lines == ["measured"]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "said", "missing"),
+    [
+        ("StableDiffusionImg2ImgPipeline", {}, ["image"]),
+        ("StableDiffusionPAGImg2ImgPipeline", {}, ["image"]),
+        ("StableDiffusionInpaintPipeline", {}, ["image", "mask"]),
+        ("StableDiffusionControlNetPipeline", {}, ["controlnet {own}", "control_image"]),
+        ("StableDiffusionControlNetPipeline", {"image": "a.png"}, ["controlnet {own}", "control_image"]),
+        ("StableDiffusionControlNetImg2ImgPipeline", {}, ["image", "controlnet {own}", "control_image"]),
+        ("StableDiffusionImg2ImgPipeline", {"image": "a.png"}, []),
+    ],
+)
+def test_a_model_that_draws_with_pictures_is_refused_by_its_index(
+    pipeline: str, said: dict[str, Any], missing: list[str], tmp_path: Path
+) -> None:
+    parts = {"unet": ["diffusers", "UNet2DConditionModel"]}
+    if "ControlNet" in pipeline:
+        parts["controlnet"] = ["diffusers", "ControlNetModel"]
+    (tmp_path / "controlnet").mkdir()
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **parts}))
+    options = replace(SMALL, model=str(tmp_path), **said)
+    with pytest.raises(ConfigError) as raised:
+        open_model(options)
+    given = ", ".join(missing).format(own=tmp_path / "controlnet")
+    assert isinstance(raised.value, OptionError) == bool(missing)
+    assert str(raised.value).endswith(f": give it {given} too." if missing else "scheduler=….")
+    with pytest.raises(ConfigError, match="lacks vae"):
+        open_model(replace(SMALL, model=str(tmp_path)), draws=False)
 
 
 @pytest.mark.parametrize(
