@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device.capabilities import EMULATED, X86, fast_int8, fewer_bits, is_unobserved, is_widened
+from ..core.shapes import is_channels_last
+from ..device.capabilities import EMULATED, X86, fast_int8, fewer_bits, is_unobserved, is_widened, widened
 from ..weights.int8 import is_int8
 from ..weights.packed import is_packed, packed_weight, unpack
 from ..weights.stored import plain
 from . import im2col, winograd
-from .linear import linear
+from .linear import PART_BYTES, linear
 
 FEWEST_CHANNELS = 96
 FEWEST_TILES = 64
@@ -28,10 +29,11 @@ MOST_OUTPUTS = 128
 with plain weights."""
 
 LEAST_WEIGHT = 3 << 20
-"""Bytes of a weight that takes time to bring into another order, as the smallest of Stable Diffusion's inner levels."""
+"""Bytes of a weight, in the dtype it is computed with, that takes time to bring into another order, as the smallest of
+Stable Diffusion's inner levels."""
 
 LARGE_WEIGHT, MOST_OUTPUTS_OF_LARGE = 32 << 20, 512
-"""Bytes of a weight from which on it is as fast up to so many, and saves twice the weight."""
+"""Such bytes from which on it is as fast up to so many, and saves twice the weight."""
 
 MOST_THREADS = 16
 
@@ -81,10 +83,23 @@ class Conv2d(nn.Conv2d):
         return self._conv_forward(x, weight, self.bias)
 
     def _widened(self, x: Tensor, weight: Tensor) -> Tensor:
+        """In float32, with the weights of some outputs at a time: beside them are theirs in oneDNN's order.
+
+        Made wide channels-last, as the maps are, they need no third copy.
+        """
         bias = self._plain_bias()
         if self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0):  # whose pixels are tokens
             return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-        return self._conv_forward(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+        order = torch.channels_last if is_channels_last(x) else torch.preserve_format
+        count = -(-4 * weight.numel() // PART_BYTES) if is_unobserved(x) and self.groups == 1 else 1
+        weights = weight.chunk(count)
+        biases = [None] * len(weights) if bias is None else bias.float().chunk(count)
+        x32 = x.float()
+        parts = [
+            self._conv_forward(x32, some.to(torch.float32, memory_format=order), shift).to(x.dtype)
+            for some, shift in zip(weights, biases, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _plain_bias(self) -> Tensor | None:
         return None if self.bias is None else plain(self.bias)
@@ -100,7 +115,7 @@ def _is_large(x: Tensor, conv: nn.Conv2d, *, double: bool) -> bool:
 def _is_small(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether im2col is for such a convolution, and pays for a map of this size."""
     square = conv.kernel_size == (3, 3) and conv.padding == conv.dilation == (1, 1) and conv.stride[0] == conv.stride[1]
-    nbytes = conv.weight.nbytes
+    nbytes = conv.weight.numel() * widened(conv.weight.dtype).itemsize
     most = MOST_OUTPUTS if nbytes < LARGE_WEIGHT else MOST_OUTPUTS_OF_LARGE
     return square and nbytes >= LEAST_WEIGHT and im2col.outputs_of(x, stride=conv.stride[0]) <= most
 

@@ -26,7 +26,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1)
     if is_channels_last(weight):
         columns, weight = columns.permute(0, 1, 2, 4, 5, 3), weight.permute(0, 2, 3, 1)
     height, width = columns.shape[1:3]
-    y = linear(columns.reshape(B * height * width, 9 * C), weight.reshape(weight.shape[0], 9 * C), bias)
+    columns = columns.reshape(B * height * width, 9 * C)
+    del padded
+    y = linear(columns, weight.reshape(weight.shape[0], 9 * C), bias)
     return y.to(x.dtype).view(B, height, width, -1).permute(0, 3, 1, 2)
 
 

@@ -144,6 +144,7 @@ def test_upsampling_makes_no_enlarged_map(used: list[Any]) -> None:
         ("a large weight", 1),
         ("stride 2", 1),
         ("half", 0),
+        ("half made wide", 1),
         ("packed", 0),
         ("1x1", 0),
         ("a small weight", 0),
@@ -156,7 +157,8 @@ def test_small_float32_maps_with_plain_weights_are_one_product(
     calls: list[Any] = []
     convolve = im2col.convolve
     monkeypatch.setattr(im2col, "convolve", lambda *a, **k: calls.append(a) or convolve(*a, **k))
-    dtype = torch.bfloat16 if what == "half" else torch.float32
+    monkeypatch.setattr(capabilities, "EMULATED", capabilities.HALF if what == "half made wide" else ())
+    dtype = torch.bfloat16 if what.startswith("half") else torch.float32
     conv, x = layer(dtype, 320), picture(dtype, side=8, channels=320)
     if what in ("three pictures", "a large weight"):
         x = x.repeat(3, 1, 1, 1)

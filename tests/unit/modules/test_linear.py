@@ -14,11 +14,14 @@ from leandiffusion import StableDiffusionPipeline
 from leandiffusion.attention.sdpa import fused_attention
 from leandiffusion.device import capabilities
 from leandiffusion.device.capabilities import HALF, is_widened
+from leandiffusion.measure.work import allocated_bytes
+from leandiffusion.modules import convolution, im2col
 from leandiffusion.modules import linear as module
 from leandiffusion.modules.convolution import Conv2d
 from leandiffusion.modules.factors import LowRank
 from leandiffusion.modules.linear import Linear, linear
 from leandiffusion.modules.lora import put_on
+from leandiffusion.plan.trace import trace
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +76,47 @@ def test_parts_make_up_the_whole(outs: int, part: int, inputs: int, monkeypatch:
     monkeypatch.setattr(module, "INPUT_BYTES", inputs)
     for shift, expected in zip((bias, None), wide, strict=True):
         assert ((linear(x, weight, shift).float() - expected).abs() <= 2**-8 * expected.abs() + 1e-5).all()
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("part", [1, 4 * 9 * 40 * 30, 4 * 9 * 40 * 70])
+@torch.no_grad()
+def test_parts_make_up_the_whole_of_a_direct_convolution(
+    part: int, with_bias: bool, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv, x = Conv2d(40, 70, stride=2, bias=with_bias).to(torch.bfloat16), torch.randn(2, 40, 6, 5).to(torch.bfloat16)
+    x = x.contiguous(memory_format=memory_format)
+    expected = F.conv2d(x.float(), conv.weight.float(), conv.bias.float() if with_bias else None, 2, 1)  # type: ignore[union-attr]
+    monkeypatch.setattr(convolution, "PART_BYTES", part)
+    y = conv(x)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert ((y.float() - expected).abs() <= 2**-8 * expected.abs() + 1e-5).all()
+
+
+@pytest.mark.parametrize(("ins", "outs", "products"), [(960, 640, 0), (1920, 640, 1), (1280, 1280, 1)])
+def test_never_is_a_large_weight_wide_as_a_whole(
+    ins: int, outs: int, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By shapes: a part of it, and beside that as much in oneDNN's order or the pixels that are read."""
+    calls: list[Any] = []
+    convolve = im2col.convolve
+    monkeypatch.setattr(im2col, "convolve", lambda *a, **k: calls.append(a) or convolve(*a, **k))
+    conv = Conv2d(ins, outs).to("meta", torch.bfloat16)
+    x = torch.empty(1, ins, 16, 16, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
+    peak = trace(lambda: conv(x), on_host=True).peak
+    maps = (4 + 2) * 256 * (ins + outs)
+    assert len(calls) == products
+    assert peak <= module.PART_BYTES + (4 * 256 * 9 * ins if products else module.PART_BYTES) + maps
+    assert 4 * conv.weight.numel() > module.PART_BYTES
+
+
+@torch.no_grad()
+def test_what_is_allocated_for_a_direct_convolution_in_parts() -> None:
+    """Of 21 MiB of weights a half at a time, wide and in oneDNN's order."""
+    conv, x = Conv2d(960, 640).to(torch.bfloat16), maps(1, 960, 9, 16, dtype=torch.bfloat16)
+    conv(x)
+    assert allocated_bytes(lambda: conv(x)).peak <= 4 * conv.weight.numel() + (4 + 4) * 9 * 16 * (960 + 640)
 
 
 def test_gradients_pass() -> None:
