@@ -14,7 +14,7 @@ import typer
 from tqdm.auto import tqdm
 
 from ..batch import on_ray
-from ..batch.folder import MANIFEST, CannotWrite, Folder
+from ..batch.folder import MANIFEST, Folder
 from ..batch.jobs import Job, jobs_of
 from ..batch.manifest import DONE, FAILED, WAITING, Manifest
 from ..batch.rows import read_rows
@@ -94,21 +94,16 @@ def _draw(manifest: Manifest, results: Iterator[Result], source: str) -> None:
 @contextmanager
 def _ending(manifest: Manifest, source: str) -> Iterator[None]:
     """Around drawing: the manifest is written however it ends, and an interrupted user is told how to go on."""
+    manifest.write()
     try:
-        manifest.write()
         yield
-    except CannotWrite:
-        raise
     except KeyboardInterrupt:
-        manifest.write()
         again = "the same list" if source == "-" else source
         say(f"{manifest.count(DONE)} rows are done, {manifest.count(WAITING)} left. To go on, give the same command "
             f"again, with {again}.")  # fmt: skip
         raise
-    except Exception:  # a cluster that ended, say
+    finally:
         manifest.write()
-        raise
-    manifest.write()
 
 
 def _bar_of_steps(pipe: Any, job: Job) -> None:
