@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,8 @@ def draw(
     seconds = {"load": round(time.perf_counter() - start, 4)}
     on_step = None if preview is None else preview.callback(drawer.pipe)
     last = options.seed + count - 1
-    say(f"Drawing with {options.model}, seed {options.seed}" + (f" to {last}" if count > 1 else ""))
+    line = f"Drawing with {options.model}, seed {options.seed}" + (f" to {last}" if count > 1 else "")
+    drawer.pipe.watch = partial(_at_first, partial(say, line))
     no_bar = True if preview is not None and preview.where == TERMINAL else None  # None: a bar only on a terminal
     for index in range(count):
         label = "Drawing" if count == 1 else f"Drawing {index + 1}/{count}"
@@ -101,10 +104,18 @@ def draw(
             if path := drawer.keep_latents(error, each, given, keep_in):
                 say(f"The denoised latents are kept in {path}. Go on with:  leandiffusion decode {path}")
             raise
+        drawer.pipe.watch = None
         if drawn.flagged:
             say("Note: the model's safety checker blacked this picture out. Another seed may pass.")
         yield replace(drawn, record=replace(drawn.record, seconds={**seconds, **drawn.record.seconds}))
         seconds = {}
+
+
+def _at_first(tell: Callable[[], object], stage: str) -> AbstractContextManager[None]:
+    """A pipeline's `watch` that tells at the first stage: what is refused was by then."""
+    if stage == "encode":
+        tell()
+    return nullcontext()
 
 
 def _show(image: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from ..core.flag import Flag
 from ..drawing import values
-from ..drawing.values import DTYPES, check_dtype, check_guidance
+from ..drawing.values import DTYPES, check_dtype, check_range
 from .usage import as_usage
 
 
@@ -40,14 +40,14 @@ def parse_memory(text: str) -> str | dict[str, str]:
 
 
 def parse_guidance(text: str) -> float:
-    """The classifier-free guidance scale: a finite number, 0 or more. Up to 1 there is no guidance, and the negative
+    """The classifier-free guidance scale: 0 to 1000. Up to 1 there is no guidance, and the negative
     prompt is not used."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     with as_usage(named=False):
-        check_guidance("guidance_scale", value)
+        check_range("guidance_scale", value)
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -129,7 +130,20 @@ def resolve(options: DrawingOptions) -> ResolvedOptions:
         from .. import demo
 
         options = options.filled_from({name: value for name, value in demo.DEFAULTS.items() if name != "seed"})
+    steps_run(options)
     return ResolvedOptions(**vars(options.filled_from({"seed": secrets.randbelow(2**32)})))
+
+
+def steps_run(options: DrawingOptions) -> int | None:
+    """The steps that are run: of a picture that is drawn on, the last part of the schedule. None where that is up to
+    the model, OptionError where it is no step at all."""
+    steps = options.steps
+    if steps is None or options.image is None or options.strength is None:
+        return steps
+    if not (run := min(steps, int(steps * options.strength))):
+        rule = "{value:g} of {count} steps leaves none: raise it to {least:g} or more, or ask for more {steps}."
+        raise OptionError("strength", rule, value=options.strength, count=steps, least=math.ceil(100 / steps) / 100)
+    return run
 
 
 def check_each(options: DrawingOptions) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.wording import show
+from ..pictures.ranges import RANGES
 from .wrong import OptionError
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Of weights: short names, and torch's."""
 
-MAX_SEED = 2**63 - 1
-MAX_STEPS = 100_000
-MAX_SIDE = 65_536
-MAX_GUIDANCE = 1e6
-MAX_PADDING = 100_000
-MAX_PAG_SCALE = 1000.0
+MAX_SEED = RANGES["seed"][1]
 
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "str": (lambda value: type(value) is str, "a text"),
@@ -78,13 +73,20 @@ def check_side(name: str, side: int) -> None:
             name, "{side} is not a multiple of 8 from 8 up, as pictures' sides must be: use {near}.",
             side=show(side), near=near,
         )  # fmt: skip
-    _within(8, MAX_SIDE)(name, side)
+    check_range(name, side, of="width")
 
 
-def check_guidance(name: str, scale: float) -> None:
-    """OptionError unless it is a finite number, 0 or more. Up to 1 there is no guidance."""
-    if not math.isfinite(scale) or not 0 <= scale <= MAX_GUIDANCE:
-        raise OptionError(name, "{scale:g} is not a guidance scale: use a number from 0 up, such as 7.5.", scale=scale)
+def check_range(name: str, value: float, of: str | None = None) -> None:
+    """OptionError unless it is in the range of the setting `of`, by default the one that is called `name`."""
+    of = of or name
+    least, most = RANGES[of]
+    if not least <= value <= most:  # as NaN is not
+        wrong, such = _SAID.get(of, ("out of range", ""))
+        shown = f"{value:g}" if isinstance(value, float) else show(value)
+        raise OptionError(
+            name, "{value} is {wrong}: use {least} to {most}{such}.", value=shown, wrong=wrong, least=least, most=most,
+            such=such,
+        )  # fmt: skip
 
 
 def check_dtype(name: str, dtype: str) -> None:
@@ -94,16 +96,6 @@ def check_dtype(name: str, dtype: str) -> None:
         raise OptionError(name, "{dtype} is not a dtype of weights. Known: {known}.", dtype=show(dtype), known=known)
 
 
-def _within(least: int, most: int) -> Callable[[str, int], None]:
-    def check(name: str, value: int) -> None:
-        if not least <= value <= most:
-            raise OptionError(
-                name, "{value} is out of range: use {least} to {most}.", value=show(value), least=least, most=most
-            )
-
-    return check
-
-
 def _check_strength(name: str, value: float) -> None:
     if not 0 < value <= 1:
         raise OptionError(
@@ -111,29 +103,18 @@ def _check_strength(name: str, value: float) -> None:
         )
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise OptionError(name, "{value:g} is not a share of the steps: use 0 to 1.", value=value)
-
-
-def _check_pag_scale(name: str, value: float) -> None:
-    if not 0 <= value <= MAX_PAG_SCALE:
-        raise OptionError(
-            name, "{value:g} is not a scale of perturbed attention: use 0 to {most:g}, such as 3.", value=value,
-            most=MAX_PAG_SCALE,
-        )  # fmt: skip
-
+_SAID: Mapping[str, tuple[str, str]] = {
+    "guidance_scale": ("not a guidance scale", ", such as 7.5"),
+    "control_guidance_start": ("not a share of the steps", ""),
+    "control_guidance_end": ("not a share of the steps", ""),
+    "pag_scale": ("not a scale of perturbed attention", ", such as 3"),
+}
+"""What a number out of range is, and what to use for example."""
 
 _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
-    "seed": _within(0, MAX_SEED),
-    "steps": _within(1, MAX_STEPS),
+    **dict.fromkeys(RANGES, check_range),
     "width": check_side,
     "height": check_side,
-    "guidance_scale": check_guidance,
     "dtype": check_dtype,
     "strength": _check_strength,
-    "padding_mask_crop": _within(0, MAX_PADDING),
-    "control_guidance_start": _check_share,
-    "control_guidance_end": _check_share,
-    "pag_scale": _check_pag_scale,
 }

@@ -19,6 +19,7 @@ from ..core.errors import ConfigError
 from ..core.jsons import BadJSON, parse_json
 from ..core.wording import show
 from .png_text import read_png_text
+from .ranges import RANGES
 
 JSON_KEY = "leandiffusion"
 A1111_KEY = "parameters"
@@ -177,19 +178,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "bool | None": (bool, type(None)),
 }
-# What the command line takes for the same settings, or more.
-_RANGES = {
-    "seed": (0, 2**63 - 1),
-    "steps": (1, 100_000),
-    "width": (8, 65_536),
-    "height": (8, 65_536),
-    "guidance_scale": (0, 1e6),
-    "strength": (0, 1),
-    "padding_mask_crop": (0, 100_000),
-    "control_guidance_start": (0, 1),
-    "control_guidance_end": (0, 1),
-    "pag_scale": (0, 1000),
-}
 
 
 def _checked(cls: type, values: Any, without: str = "") -> dict[str, Any]:
@@ -219,8 +207,11 @@ def _checked(cls: type, values: Any, without: str = "") -> dict[str, Any]:
         )
         if not fits:
             raise ConfigError(f"its {name} is {show(value)}, expected {kind}")
-        if name in _RANGES and value is not None and not _RANGES[name][0] <= value <= _RANGES[name][1]:
-            raise ConfigError(f"its {name} is {show(value)}, expected {' to '.join(map(str, _RANGES[name]))}")
+        if name in RANGES and value is not None:
+            number: Any = value
+            least, most = RANGES[name]
+            if not least <= number <= most:
+                raise ConfigError(f"its {name} is {show(value)}, expected {least} to {most}")
     return values
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..device.memory import is_out_of_memory
 from ..drawing.given import Given
 from ..drawing.opening import OWN_OF_EACH
-from ..drawing.options import DrawingOptions, ResolvedOptions, resolve
+from ..drawing.options import DrawingOptions, ResolvedOptions, resolve, steps_run
 from ..drawing.wrong import OptionError
 from .errors import ApiError
 from .jobs import Job, Stopped
@@ -123,7 +123,8 @@ def prepare(
     )  # fmt: skip
     _check_task(blueprint, resolved)
     with _as_told(names):
-        run = _steps_run(resolved)
+        run = steps_run(resolved)
+    assert run
     call = _call(resolved, blueprint)
     plan = models.plan(name, call, memory)
     order = Order(resolved, given, plan, run, count, shown, memory=memory)
@@ -164,18 +165,6 @@ def _call(options: ResolvedOptions, blueprint: Any) -> Any:
     assert options.width is not None
     assert options.height is not None
     return CallSize(options.height, options.width, 1, guided, chunks, pictures=int(options.image is not None))
-
-
-def _steps_run(options: ResolvedOptions) -> int:
-    """Of a picture that is drawn on, the last part of the schedule alone is run. OptionError where that is none."""
-    steps = options.steps
-    assert steps
-    if options.image is None or options.strength is None:
-        return steps
-    if not (run := min(steps, int(steps * options.strength))):
-        rule = "{value:g} of {count} steps leaves none: raise it to {least:g} or more, or ask for more {steps}."
-        raise OptionError("strength", rule, value=options.strength, count=steps, least=math.ceil(100 / steps) / 100)
-    return run
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ class QuickPipeline:
     device = torch.device("cpu")
     techniques = ()
     plan = None
+    watch: Any = None
 
     def __init__(self, calls: list[dict[str, Any]]) -> None:
         self.scheduler = build("ddim")
@@ -46,6 +48,8 @@ class QuickPipeline:
         negative_prompt: str | None = None,
         generator: torch.Generator | None = None,
     ) -> SimpleNamespace:
+        with (self.watch or nullcontext)("encode"):
+            pass
         asked = (prompt, negative_prompt, num_inference_steps, guidance_scale, type(self.scheduler).__name__)
         self._calls.append({"prompt": prompt, "steps": num_inference_steps, "guidance_scale": guidance_scale})
         tint = hashlib.sha256(repr(asked).encode()).digest()[0]

@@ -63,3 +63,9 @@ def test_a_model_saved_for_pictures_is_wrong_usage_without_them(tmp_path):
     assert "Invalid value for --model: mine is a StableDiffusionImg2ImgPipeline" in said
     assert "give it --image too" in said
     assert "Drawing with" not in said
+
+
+def test_what_the_model_refuses_comes_before_the_seed(tmp_path):
+    result = leandiffusion(tmp_path, "generate", "a red circle", "--steps", "2000")
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: num_inference_steps=2000")

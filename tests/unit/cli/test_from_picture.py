@@ -113,6 +113,7 @@ def test_what_cannot_be_followed_is_told_before_a_model_opens(monkeypatch: pytes
         (("--image", "photo.jpg", "--padding-mask-crop", "8"), "--padding-mask-crop", "belongs to --mask"),
         (("--image", "photo.jpg", "--strength", "0"), "--strength", "above 0 and up to 1"),
         (("--image", "photo.jpg", "--strength", "1.5"), "--strength", "above 0 and up to 1"),
+        (("--image", "photo.jpg", "--strength", "0.3", "--steps", "3"), "--strength", "raise it to 0.34 or more"),
         (("--image", "photo.jpg", "--resize", "crop"), "--resize", "none of fit, fill, stretch"),
         (("--image", "photo.jpg", "--mask", "small.png"), "--mask", "30x20 and the picture 300x200"),
         (("--image", "absent.png"), "--image", "no such file"),

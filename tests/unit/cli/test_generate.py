@@ -169,6 +169,7 @@ def test_like_yields_to_what_is_said(studio):
         (["a ring", "--seed", "-1"], "--seed"),
         (["a ring", "--guidance", "nan"], "guidance scale"),
         (["a ring", "--guidance", "-2"], "guidance scale"),
+        (["a ring", "--guidance", "1001"], "use 0 to 1000"),
         (["a ring", "--dtype", "int8"], "bf16"),
         (["a ring", "--scheduler", "eulr"], "'euler'"),
         (["a ring", "--device", "toaster"], "--device"),

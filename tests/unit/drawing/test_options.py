@@ -28,6 +28,7 @@ from leandiffusion.pictures.record import Recipe
         ("height", 80_000, "8 to 65536"),
         ("guidance_scale", float("nan"), "guidance scale"),
         ("guidance_scale", -1, "guidance scale"),
+        ("guidance_scale", 1001.0, "0 to 1000"),
         ("guidance_scale", "7", "a number"),
         ("dtype", "int8", "bf16 (bfloat16)"),
         ("scheduler", "eulr", "'euler'"),
