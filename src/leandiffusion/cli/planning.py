@@ -107,7 +107,9 @@ def _tried(plan: Any, options: PlanOptions, work: Path | None) -> Any:
 
 
 def blueprint_of(options: PlanOptions) -> Any:
-    """What is known of the model: of a family at full size, or of a checkpoint. ConfigError for names of neither."""
+    """What is known of the model: of a family at full size, which 'shape:NAME' is too, or of a checkpoint. ConfigError
+    for names of neither."""
+    from ..bench.run.models import SHAPE, shape_of
     from ..core.registry import did_you_mean
     from ..demo import packaged_controlnet
     from ..device.names import check_device, default_device
@@ -117,12 +119,15 @@ def blueprint_of(options: PlanOptions) -> Any:
 
     device = default_device() if options.device is None else check_device(options.device)
     names = family_names()
-    controls = [
-        families.get(names[name]) if name in names else packaged_controlnet(name) for name in options.controlnet
-    ]
-    if options.model in names:
-        dtype = _dtype(options, device)
-        return Blueprint.of_family(families.get(names[options.model]), dtype, device).controlled_by(controls)
+
+    def family_of(name: str) -> Any:
+        if name.startswith(SHAPE):
+            return shape_of(name)
+        return families.get(names[name]) if name in names else None
+
+    controls = [family_of(name) or packaged_controlnet(name) for name in options.controlnet]
+    if family := family_of(options.model):
+        return Blueprint.of_family(family, _dtype(options, device), device).controlled_by(controls)
     here = Path(options.model).expanduser().exists() or packaged(options.model) != options.model
     if not here and "/" not in options.model:
         known = ["demo", *names]

@@ -124,9 +124,3 @@ def pictures_of(image: Any) -> Tensor | list[Image.Image]:
         f"ip_adapter_image holds a {type(found[0] if found else image).__name__}: pass a Pillow picture, an array "
         "(H, W, 3), or a tensor (n, 3, H, W) that is prepared for the image encoder; for several adapters a list."
     )
-
-
-def rows_of(positive: Tensor, negative: Tensor | None, count: int) -> Tensor:
-    """(1, n, …) -> (count, n, …), or behind as many negative ones."""
-    positive = torch.cat([positive] * count)
-    return positive if negative is None else torch.cat([*[negative] * count, positive])

@@ -21,14 +21,14 @@ from ..families.ip_adapter import (
 from ..lora.weights import by_block, check_weight
 from ..modules.clip_image_processor import CLIPImageProcessor
 from ..modules.processors import CustomProcessor
+from ..modules.vision import CLIPVisionModelWithProjection
+from ..plan.seeing import Eyes
+from ..plan.sketch import Part
 from ..run.guidance import Guidance, embedding_width
-from ..run.image_prompt import ImagePrompt
+from ..run.image_prompt import ImagePrompt, rows_of, see
 from ..run.inputs import refuse
 from ..techniques.traced_unet import Traced
-from .image_prompts import Loaded, aligned, for_each, open_encoder, pictures_of, rows_of
-
-TOKENS = 257
-"""That the usual image encoder makes of a picture, where there is none to ask."""
+from .image_prompts import Loaded, aligned, for_each, open_encoder, pictures_of
 
 
 class IPAdapters:
@@ -140,15 +140,7 @@ class IPAdapters:
         given = pictures_of(image)
         pixels = given if isinstance(given, Tensor) else self.feature_extractor(given, return_tensors="pt").pixel_values
         pixels = pixels.to(self.device, self.dtype)
-        count = len(pixels)
-        with torch.no_grad():
-            if output_hidden_states:
-                both = torch.cat([pixels, torch.zeros_like(pixels[:1])])
-                seen = encoder(both, output_hidden_states=True).hidden_states[-2]
-                positive, negative = seen[:count], seen[count:].expand(count, *seen.shape[1:])
-            else:
-                positive = encoder(pixels).image_embeds
-                negative = torch.zeros_like(positive)
+        positive, negative = see(encoder, pixels, tokens=bool(output_hidden_states))
         return tuple(each.repeat_interleave(num_images_per_prompt, dim=0) for each in (positive, negative))  # type: ignore[return-value]
 
     def prepare_ip_adapter_image_embeds(
@@ -188,19 +180,24 @@ class IPAdapters:
     def _sees(self: Any, request: Any) -> bool:
         return request.ip_adapter_image is not None or request.ip_adapter_image_embeds is not None
 
-    def _image_prompt_bytes(self: Any, rows: int) -> int:
-        """Of the keys and values that the UNet attends to, where each adapter sees one picture, for so many rows."""
-        loaded, unet = self._adapters_loaded(), self._own_unet()
+    def _eyes(self: Any) -> Eyes | None:
+        """What planning is to know of the adapters; None where none is loaded."""
+        loaded, encoder = self._adapters_loaded(), self.image_encoder
         if loaded is None:
-            return 0
-        config = getattr(self.image_encoder, "config", None)
-        seen = TOKENS if config is None else (config.image_size // config.patch_size) ** 2 + 1
-        numbers = sum(layer.to_k.out_features + layer.to_v.out_features for layer in text_layers(unet).values())
-        tokens = 0
-        for projection in loaded.projections:
-            given = (1, seen, projection.widths[0]) if projection.sees_tokens else (1, projection.widths[0])
-            tokens += projection(torch.empty(given, device="meta")).shape[1]
-        return rows * tokens * numbers * unet.dtype.itemsize
+            return None
+        part = Part.of(encoder) if isinstance(encoder, CLIPVisionModelWithProjection) else None
+        return Eyes(part, tuple(loaded.adapters))
+
+    def _seen_by_each(self: Any, request: Any) -> int:
+        """Pictures that an IP-Adapter sees in the call, the one that sees most."""
+        if request.ip_adapter_image_embeds is not None:
+            return max(each.shape[1] for each in request.ip_adapter_image_embeds)
+        images = (
+            []
+            if request.ip_adapter_image is None
+            else for_each(request.ip_adapter_image, len(self._adapters_loaded().adapters))
+        )
+        return max((len(pictures_of(image)) for image in images), default=0)
 
     def _check_image_prompt(self: Any, request: Any) -> None:
         """ConfigError where pictures or embeddings do not belong to what is loaded, before anything is computed."""

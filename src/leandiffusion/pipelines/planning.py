@@ -75,6 +75,7 @@ class Planning:
         guidance: bool = True,
         chunks: int = 1,
         pictures: int | None = None,
+        image_prompts: int = 1,
         allow: str = "exact",
         device: torch.device | str | None = None,
     ) -> Plan:
@@ -84,15 +85,17 @@ class Planning:
         of device ({'cuda': '6GiB', 'cpu': '8GiB'}); None for what is free now, less 5%. Pixels are the model's own
         unless given. `chunks`: the length of prompts in the weighted syntax, in multiples of what a text encoder
         reads at once. `pictures`: how many are encoded to begin with; one in pipelines that draw on pictures.
-        ControlNets, LoRAs, IP-Adapters and perturbed attention count as they are. `allow`: 'exact' for settings that
-        draw the same picture, 'rounding' for half precision too, 'approximate' for those that draw another one.
+        `image_prompts`: how many each IP-Adapter sees, where some are loaded. ControlNets, LoRAs and perturbed
+        attention count as they are. `allow`: 'exact' for settings that draw the same picture, 'rounding' for half
+        precision too, 'approximate' for those that draw another one.
         `print(plan)` shows it, `apply` switches it on.
 
         BudgetError when nothing fits: it says the least that would do. ConfigError for wrong arguments, and for
         networks that are not this library's.
         """
         check_allow(allow)
-        for name, value in (("batch", batch), ("steps", steps), ("chunks", chunks)):
+        counts = {"batch": batch, "steps": steps, "chunks": chunks, "image_prompts": image_prompts}
+        for name, value in counts.items():
             inputs.check_count(name, value)
         where = self.device if device is None else torch.device(device)
         name = str(self._opened_from or type(self).__name__)
@@ -105,9 +108,9 @@ class Planning:
         inputs.check_count("pictures", pictures, least=0)
         guided = guidance and not blueprint.is_distilled
         perturbed = self.perturbed_attention is not None
-        call = CallSize(height, width, batch, guided, chunks, pictures, blueprint.controls, perturbed)
-        rows = batch * (call.predictions + perturbed * (1 + guided))  # those of the longer batch are further ones
-        blueprint = replace(blueprint, others=blueprint.others + self._image_prompt_bytes(rows))
+        blueprint = replace(blueprint, eyes=self._eyes())
+        seen = image_prompts if blueprint.eyes else 0
+        call = CallSize(height, width, batch, guided, chunks, pictures, blueprint.controls, perturbed, seen)
         profile = profile_of(where, dtypes_for(blueprint, allow))
         predictor = Predictor(blueprint, call, steps, profile)
         leanest(predictor, choices(predictor, check_allow(allow)))  # traces all: the code and objects of that stay
@@ -178,7 +181,10 @@ class Planning:
         factor = self.vae_scale_factor
         chunks = math.ceil(tokens / tokens_read(self._stack.subject.networks))
         controls, perturbed = len(self._stack.subject.controls), self.perturbed_attention is not None
-        call = CallSize(shape[2] * factor, shape[3] * factor, shape[0], guided, chunks, pictures, controls, perturbed)
+        seen = self._seen_by_each(request)
+        call = CallSize(
+            shape[2] * factor, shape[3] * factor, shape[0], guided, chunks, pictures, controls, perturbed, seen
+        )
         drawn, self._drawn_as_planned = self._drawn_as_planned, True
         numbers = self._numbers()
         same = plan is not None and (plan.call == call or (drawn and _covers(plan.call, call)))
@@ -186,8 +192,8 @@ class Planning:
             return  # before the first call another plan is free: nothing was read yet
         made = self.plan_for(
             kept.memory, height=call.height, width=call.width, batch=call.batch, guidance=call.guidance,
-            chunks=call.chunks, pictures=call.pictures, steps=request.num_inference_steps or STEPS, allow=kept.allow,
-            device=kept.device,
+            chunks=call.chunks, pictures=call.pictures, image_prompts=max(seen, 1),
+            steps=request.num_inference_steps or STEPS, allow=kept.allow, device=kept.device,
         )  # fmt: skip
         try:
             with self._stack.between_steps():
@@ -236,5 +242,5 @@ class Planning:
 def _covers(planned: CallSize, call: CallSize) -> bool:
     """Whether a call of the second size takes no more than one of the first."""
     same_shape = call.height * call.width <= planned.height * planned.width
-    counts = ("batch", "guidance", "chunks", "pictures", "controls", "perturbed")
+    counts = ("batch", "guidance", "chunks", "pictures", "controls", "perturbed", "image_prompts")
     return same_shape and all(getattr(call, name) <= getattr(planned, name) for name in counts)

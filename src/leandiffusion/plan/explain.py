@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from ..core.units import format_bytes, format_seconds
 from .plan import Plan, Settings
-from .predict import Prediction, StagePrediction
+from .prediction import Prediction, StagePrediction
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 MEASURED = ("measured peak", "measured time")
 
-ROWS = {"encode": "prompt", "picture": "picture", "denoise": "steps", "decode": "decode"}
+ROWS = {"encode": "prompt", "image": "image prompt", "picture": "picture", "denoise": "steps", "decode": "decode"}
 
 
 def headline(plan: Plan) -> str:
@@ -24,9 +24,10 @@ def headline(plan: Plan) -> str:
     guidance = "" if call.guidance else " without guidance"
     given = " from a picture" if call.pictures else ""
     controls = {0: "", 1: " with a ControlNet"}.get(call.controls, f" with {call.controls} ControlNets")
+    seen = {0: "", 1: " with an image prompt"}.get(call.image_prompts, f" with {call.image_prompts} image prompts")
     return (
         f"{plan.model} on {plan.device} in {plan.dtype}: {call.width}x{call.height}{pictures}, {plan.steps} steps"
-        f"{guidance}{given}{controls}, within {plan.budget}"
+        f"{guidance}{given}{controls}{seen}, within {plan.budget}"
     )
 
 

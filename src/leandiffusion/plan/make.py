@@ -15,7 +15,8 @@ from ..techniques import Technique, techniques
 from ..techniques.base import Exactness
 from .budget import Budget
 from .plan import Plan, Settings, weights_of
-from .predict import Prediction, Predictor
+from .predict import Predictor
+from .prediction import Prediction
 from .search import (
     EQUAL,
     ORDER,
@@ -39,8 +40,8 @@ LOWER = 0.9
 """Of a plan's peak at most: what is worth falling back on when memory runs out."""
 
 STAGES = {
-    "encode": "encoding the prompt", "picture": "encoding the picture by the VAE", "denoise": "a step of the UNet",
-    "decode": "decoding by the VAE",
+    "encode": "encoding the prompt", "image": "encoding the image prompt", "picture": "encoding the picture by the VAE",
+    "denoise": "a step of the UNet", "decode": "decoding by the VAE",
 }  # fmt: skip
 
 
@@ -165,6 +166,8 @@ def _too_little(predictor: Predictor, budget: Budget, allow: Exactness, offered:
     needs = format_bytes(ask(prediction.peak)) + (
         f" and {format_bytes(ask(prediction.host))} of host memory" if prediction.host else ""
     )
+    if budget.reserves:
+        needs += f" ({format_bytes(prediction.peak)} as predicted, the rest for errors of the prediction)"
     told = (
         f"{predictor.blueprint.name} at {size} does not fit in {budget}: the least that would do is {needs}, set by "
         f"{STAGES[prediction.worst]}, with {Settings(least.techniques, prediction)}."

@@ -12,15 +12,18 @@ from torch import nn
 
 from ..core.config import read_json, write_json
 from ..core.errors import ConfigError, MalformedFile
-from ..run.inputs import check_count
+from ..run.inputs import check_count, check_side
 from ..run.size import CallSize
 from ..techniques import Technique
 from ..techniques.base import Exactness
 from ..techniques.stack import check_together, group_of, make
-from .predict import Prediction
+from .prediction import Prediction
 
 FORMAT = 1
 """Of the files. Another number means that an older or newer version of this library wrote it."""
+
+PER_LATENT = 8
+"""Pixels along a side, of every family."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +204,12 @@ def _dtype_name(value: Any) -> str:
 
 
 def _call(values: Mapping[str, Any]) -> CallSize:
-    further = {"chunks": 1, "pictures": 0, "controls": 0}  # older plans do not have them
+    further = {"chunks": 1, "pictures": 0, "controls": 0, "image_prompts": 0}  # older plans do not have them
     counts = {name: values[name] for name in ("height", "width", "batch")}
     counts |= {name: values.get(name, least) for name, least in further.items()}
     for name, count in counts.items():
-        check_count(name, count, least=further.get(name, 1))
+        if name in ("height", "width"):
+            check_side(name, count, PER_LATENT)
+        else:
+            check_count(name, count, least=further.get(name, 1))
     return CallSize(**counts, guidance=bool(values["guidance"]), perturbed=bool(values.get("perturbed")))

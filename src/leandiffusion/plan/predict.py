@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -15,8 +14,10 @@ from ..offload.residency import Residency, all_resident
 from ..run.size import CallSize
 from ..techniques import Technique
 from ..techniques.base import UNetCalls
+from .prediction import BESIDES, Prediction, StagePrediction
 from .profile import DeviceProfile
 from .seconds import fetch_seconds, stage_seconds
+from .seeing import Eyes, trace_seeing
 from .sketch import Blueprint, Sketch
 from .stages import TEXTS, owners_of, stages_of, trace_stage
 from .work import StageWork
@@ -24,68 +25,12 @@ from .work import StageWork
 CASTS = "half_precision"
 """The technique that changes the dtype: networks are made at it, rather than cast."""
 
-STAGES = ("encode", "denoise", "decode")
-"""Those that every call has; one on pictures has 'picture' besides, between the first two."""
-
 MODULE_BYTES = 48 << 10
 """Of host memory, beside a module's weights: its Python objects and the kernels compiled for it. Measured as what a
 process had more than the floor after a step, weights and what could be given back left out: 41 MiB with the 911 modules
 of Stable Diffusion 1.5."""
 
 Chosen = tuple[Technique, ...]
-
-
-@dataclass(frozen=True)
-class StagePrediction:
-    """Bytes on the device at the worst moment of a stage, the process's own included on a CPU, and its seconds."""
-
-    peak: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Of a whole call, by stage. `host` are bytes of host memory at the worst moment, beside an accelerator."""
-
-    stages: Mapping[str, StagePrediction]
-    host: int = 0
-
-    @property
-    def peak(self) -> int:
-        """Bytes on the device at the worst moment."""
-        return max(stage.peak for stage in self.stages.values())
-
-    @property
-    def seconds(self) -> float:
-        """Of all stages. Opening the model is not among them."""
-        return sum(stage.seconds for stage in self.stages.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` reads back."""
-        return {"host": self.host, **{name: vars(stage) for name, stage in self.stages.items()}}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The prediction that `to_json` wrote. KeyError, TypeError or ValueError for anything else."""
-        names = ("encode", "picture", *STAGES[1:]) if "picture" in values else STAGES
-        stages = {name: StagePrediction(values[name]["peak"], float(values[name]["seconds"])) for name in names}
-        for name, figure in [("host", values["host"]), *((name, stage.peak) for name, stage in stages.items())]:
-            if type(figure) is not int or figure < 0:
-                raise ValueError(f"{name}: {figure!r} bytes")
-        for name, stage in stages.items():
-            if not 0 <= stage.seconds < math.inf:
-                raise ValueError(f"{name}: {stage.seconds} seconds")
-        return cls(stages, values["host"])
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """'peak_memory' in bytes and the seconds of each stage, as a picture's record has them."""
-        return {"peak_memory": self.peak, **{name: round(stage.seconds, 4) for name, stage in self.stages.items()}}
-
-    @property
-    def worst(self) -> str:
-        """The stage that sets the peak."""
-        return max(self.stages, key=lambda name: self.stages[name].peak)
 
 
 @dataclass(frozen=True)
@@ -112,6 +57,7 @@ class Predictor:
     """Bytes that the process has besides weights; of a fresh one, which the profile knows, unless given."""
 
     _sketches: dict[torch.dtype | None, Sketch] = field(default_factory=dict)
+    _image_encoders: dict[torch.dtype | None, Any] = field(default_factory=dict)
     _with_encoder: dict[torch.dtype | None, Sketch] = field(default_factory=dict)
     _traced: dict[Any, StageWork] = field(default_factory=dict)
     _residencies: dict[Any, Residency] = field(default_factory=dict)
@@ -144,6 +90,8 @@ class Predictor:
         weights = self.residency(chosen).while_running(self._there(name)) + others
         if name == "picture":  # what opening left on disk is read for it, a weight at a time
             weights += max(weight.nbytes for weight in self._encoder(chosen).parameters())
+        if name not in ("encode", "image"):
+            weights += self._seen_bytes(name, chosen)
         works = self._works(name, chosen)
         held = max(each.work.peak for each in works)
         if name == "denoise" and len(works) > 2:  # the UNet sees a part at a time of what ControlNets gave at once
@@ -162,11 +110,13 @@ class Predictor:
         }
         if name == "picture":
             once = sum(weight.nbytes for weight in self._encoder(chosen).parameters())
+        elif name == "image":
+            once = self._eyes.read_bytes(self._image_encoder(chosen), self.cast(chosen) or self.blueprint.dtype)
         else:
             once = residency.fetched_for(self._there(name)) if residency.stays else 0
         seconds = 0.0
         for each in works:
-            arrivals, fetched = residency.arriving(each.owners) if name != "picture" else (0, 0)
+            arrivals, fetched = residency.arriving(each.owners) if name not in BESIDES else (0, 0)
             seconds += each.count * stage_seconds(
                 each.work, dtype, self.profile, fetched=fetched, arrivals=arrivals, **options
             )
@@ -221,23 +171,43 @@ class Predictor:
     @cached_property
     def _around_modules(self) -> int:
         sketch = self._sketch_of("picture" if self.call.pictures else "denoise", None)
-        return MODULE_BYTES * sum(1 for network in sketch.networks.values() for _ in network.modules())
+        networks = [*sketch.networks.values(), *filter(None, [self._image_encoder(())])]
+        return MODULE_BYTES * sum(1 for network in networks for _ in network.modules())
 
     @cached_property
     def _on_host(self) -> bool:
         return is_host(self.blueprint.device)
 
     def _there(self, stage: str) -> list[str]:
-        """Networks whose weights are on the device in the stage, where they take turns. The encoder of pictures does
-        not travel: then those of the stage before still are there."""
-        names = {"picture": TEXTS, "denoise": ("control", "denoise")}.get(stage, (stage,))
-        if stage == "picture":
-            return [name for name in names if name in self.blueprint.networks][-1:]
+        """Networks whose weights are on the device in the stage, where they take turns. Encoders of pictures do not
+        travel: then those of the stage before still are there."""
+        if stage in BESIDES:
+            return [name for name in TEXTS if name in self.blueprint.networks][-1:]
+        names = {"denoise": ("control", "denoise")}.get(stage, (stage,))
         return [owner for name in names for owner in owners_of(name, self.blueprint.networks)]
 
     def _encoder(self, chosen: Chosen) -> Any:
         """What opening leaves on disk of the VAE."""
         return self._sketch_of("picture", self.cast(chosen)).networks["vae"].encoder
+
+    @property
+    def _eyes(self) -> Eyes:
+        return self.blueprint.eyes or Eyes(None, ())
+
+    def _image_encoder(self, chosen: Chosen) -> Any:
+        cast = self.cast(chosen)
+        if cast not in self._image_encoders:
+            self._image_encoders[cast] = self._eyes.open(cast)
+        return self._image_encoders[cast]
+
+    def _seen_bytes(self, stage: str, chosen: Chosen) -> int:
+        """Of the keys and values of pictures that IP-Adapters see, which the UNet attends to in all steps."""
+        if not self.call.image_prompts:
+            return 0
+        kept, call = self._works("image", chosen)[0].work.kept, self.call
+        if stage != "denoise" or not call.perturbed:
+            return kept
+        return kept + kept * call.predictions // (1 + call.guidance)  # those of the longer batch are further ones
 
     def _sketch_of(self, stage: str, cast: torch.dtype | None) -> Sketch:
         """The networks for a stage: encoding pictures takes a VAE that has its encoder."""
@@ -255,12 +225,17 @@ class Predictor:
             sketch = self._sketch_of(stage, cast)
             undo = sketch.put_on(traced)
             try:
-                self._traced[key] = trace_stage(
-                    stage, sketch.networks, call, self.blueprint.device, given_back=given_back
-                )
+                self._traced[key] = self._trace(stage, sketch.networks, call, chosen)
             finally:
                 undo()
         return Work(tuple(owners_of(stage, self.blueprint.networks)), self._traced[key], count)
+
+    def _trace(self, stage: str, networks: Mapping[str, Any], call: CallSize, chosen: Chosen) -> StageWork:
+        device, given_back = self.blueprint.device, self._from_disk(chosen)
+        if stage == "image":
+            encoder = self._image_encoder(chosen)
+            return trace_seeing(self._eyes, encoder, networks, call, device, given_back=given_back)
+        return trace_stage(stage, networks, call, device, given_back=given_back)
 
 
 def predictions(call: CallSize, techniques: Sequence[Technique]) -> UNetCalls:

@@ -16,14 +16,15 @@ from ..techniques import Technique, techniques
 from ..techniques.base import Exactness
 from ..techniques.stack import group_of, refuse_each_other, techniques_by_default
 from .budget import Budget
-from .predict import CASTS, Chosen, Prediction, Predictor, moves
+from .predict import CASTS, Chosen, Predictor, moves
+from .prediction import Prediction
 
 EQUAL = 0.01
 """Times that differ by less are as good as equal: then the more exact, and then the fewer techniques are taken."""
 
 ORDER = tuple(Exactness)
 
-SCOPES = {"encode": ("encode",), "denoise": ("control", "denoise"), "decode": ("picture", "decode")}
+SCOPES = {"encode": ("image", "encode"), "denoise": ("control", "denoise"), "decode": ("picture", "decode")}
 """What is chosen for together: stages of the same networks, by the last of them."""
 
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -24,6 +24,9 @@ from ..weights.load import Origin
 from .empty import described, described_control, empty_network
 from .stages import CONTROLS, owners_of
 
+if TYPE_CHECKING:
+    from .seeing import Eyes
+
 PLANNED = ("text_encoder", "text_encoder_2", "unet", "vae")
 """Components that planning knows the work of, beside ControlNets."""
 
@@ -35,6 +38,11 @@ class Part:
     cls: type[Any]
     config: Mapping[str, Any]
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, network: Network, dtype: torch.dtype | None = None) -> Self:
+        """One like the network, at another dtype if one is given."""
+        return cls(type(network), {**network.config}, network.dtype if dtype is None else dtype)
 
     def build(self, cast: torch.dtype | None = None, *, whole: bool = False) -> Any:
         """The network on the meta device, at another dtype if one is given, unless it is to be `whole` without what
@@ -53,7 +61,7 @@ class Blueprint:
     and ControlNets where it is drawn with some.
 
     `device` is where they are to run, `side` the side in pixels of the square pictures that it was trained on. `others`
-    are bytes of weights of components that are opened beside them.
+    are bytes of weights of components that are opened beside them, `eyes` the IP-Adapters, where there are some.
     """
 
     name: str
@@ -61,6 +69,7 @@ class Blueprint:
     device: torch.device
     side: int
     others: int = 0
+    eyes: Eyes | None = None
 
     @classmethod
     def of_family(cls, family: Family, dtype: torch.dtype, device: torch.device) -> Self:
@@ -103,10 +112,7 @@ class Blueprint:
         others = sum(map(weight_bytes, besides))
         others += sum(map(lora_bytes, planned.values()))
         own: Mapping[str, Any] = dtypes or {}
-        parts = {
-            key: Part(type(network), {**network.config}, own.get(key, network.dtype))
-            for key, network in planned.items()
-        }
+        parts = {key: Part.of(network, own.get(key)) for key, network in planned.items()}
         return cls(name, parts, device, _side(parts), others)
 
     def controlled_by(self, sources: Sequence[str | Path | Family]) -> Self:

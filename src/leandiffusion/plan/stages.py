@@ -43,8 +43,12 @@ were measured in steps and decodes of Stable Diffusion 1.5 and the demo model, a
 CONTROLS = "controlnet"
 """The component's name; several have a number behind it, 'controlnet.0'."""
 
-OWNERS = {"encode": TEXTS, "picture": ("vae",), "control": (CONTROLS,), "denoise": ("unet",), "decode": ("vae",)}
-"""What is traced by itself, and the networks that run in it. 'control' is the part of a step that ControlNets are."""
+OWNERS = {
+    "encode": TEXTS, "image": ("unet",), "picture": ("vae",), "control": (CONTROLS,), "denoise": ("unet",),
+    "decode": ("vae",),
+}  # fmt: skip
+"""What is traced by itself, and the networks that run in it. 'control' is the part of a step that ControlNets are, and
+'image' what IP-Adapters make of pictures for the UNet (`plan.seeing`)."""
 
 TOKENS = 77  # that CLIP reads, where there is no text encoder to ask
 
@@ -62,7 +66,7 @@ def trace_stages(
     kernels take for themselves is known of CPUs only. What such a call does not have, or has no network for, is left
     out. ConfigError for networks of other kinds than this library's.
     """
-    there = [stage for stage in stages_of(call) if owners_of(stage, networks)]
+    there = [stage for stage in stages_of(call) if stage != "image" and owners_of(stage, networks)]
     return {stage: trace_stage(stage, networks, call, device) for stage in there}
 
 
@@ -82,7 +86,7 @@ def trace_stage(
 
 def stages_of(call: CallSize) -> list[str]:
     """What such a call consists of, in order."""
-    absent = {"picture": not call.pictures, "control": not call.controls}
+    absent = {"image": not call.image_prompts, "picture": not call.pictures, "control": not call.controls}
     return [stage for stage in OWNERS if not absent.get(stage)]
 
 
@@ -127,7 +131,7 @@ def _encoding(networks: Mapping[str, Any], call: CallSize) -> Stage:
 
     def run() -> list[Any]:
         kept = []
-        for _ in range(1 + _guided(networks, call)):
+        for _ in range(1 + guided(networks, call)):
             for encoder in encoders:
                 ids = _empty(call.batch * call.chunks, encoder.config.max_position_embeddings, dtype=torch.int64)
                 kept.append(encode_text(encoder, ids, penultimate=both))
@@ -182,7 +186,7 @@ def _run(networks: Mapping[str, Any], call: CallSize) -> Run:
     unet = networks["unet"]
     model: Any = _Model(unet, _NoScheduler(), 7.5 if call.guidance else 1.0)
     height, width = _latent_size(networks, call)
-    text, inputs = unet_inputs(networks, call.batch * (1 + _guided(networks, call)), call.chunks)
+    text, inputs = unet_inputs(networks, call.batch * (1 + guided(networks, call)), call.chunks)
     nets = [networks[name] for name in owners_of("control", networks)][: call.controls]
     pictures = [_empty(1, net.config.conditioning_channels, call.height, call.width, dtype=net.dtype) for net in nets]
     run = Run(
@@ -275,7 +279,7 @@ def _upcasts(networks: Mapping[str, Any]) -> bool:
     return networks.get("text_encoder_2") is not None and bool(networks["vae"].config.force_upcast)
 
 
-def _guided(networks: Mapping[str, Any], call: CallSize) -> bool:
+def guided(networks: Mapping[str, Any], call: CallSize) -> bool:
     """Whether each step predicts twice: not for a network that takes the scale as an input."""
     return call.guidance and embedding_width(networks.get("unet")) is None
 

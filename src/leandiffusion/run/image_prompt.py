@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -40,6 +41,25 @@ class ImagePrompt:
             if parts:
                 images[layer] = parts
         return {"images": images} if images else {}
+
+
+@torch.no_grad()
+def see(encoder: Any, pixels: Tensor, *, tokens: bool) -> tuple[Tensor, Tensor]:
+    """Pictures (n, 3, s, s) -> what an image encoder makes of them, and of nothing: its embeddings (n, P), or with
+    `tokens` its last layer's input (n, T, C)."""
+    count = len(pixels)
+    if not tokens:
+        positive = encoder(pixels).image_embeds
+        return positive, torch.zeros_like(positive)
+    both = torch.cat([pixels, torch.zeros_like(pixels[:1])])
+    seen = encoder(both, output_hidden_states=True).hidden_states[-2]
+    return seen[:count], seen[count:].expand(count, *seen.shape[1:])
+
+
+def rows_of(positive: Tensor, negative: Tensor | None, count: int) -> Tensor:
+    """(1, n, …) -> (count, n, …), or behind as many negative ones."""
+    positive = torch.cat([positive] * count)
+    return positive if negative is None else torch.cat([*[negative] * count, positive])
 
 
 def _last_rows(x: Tensor, rows: int) -> Tensor:

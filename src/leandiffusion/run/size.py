@@ -11,7 +11,7 @@ class CallSize:
 
     `chunks`: how long the texts are, in multiples of what a text encoder reads at once. `pictures`: how many the VAE
     encodes at a time before the first step, `controls`: how many ControlNets each step calls. `perturbed`: each step
-    makes a further prediction, for perturbed-attention guidance.
+    makes a further prediction, for perturbed-attention guidance. `image_prompts`: how many pictures an IP-Adapter sees.
     """
 
     height: int
@@ -22,6 +22,7 @@ class CallSize:
     pictures: int = 0
     controls: int = 0
     perturbed: bool = False
+    image_prompts: int = 0
 
     @property
     def predictions(self) -> int:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..drawing.opening import Drawer
     from ..plan.budget import Budget
     from ..plan.plan import Plan
-    from ..plan.predict import Prediction, Predictor
+    from ..plan.predict import Predictor
+    from ..plan.prediction import Prediction
     from ..plan.sketch import Blueprint
     from ..run.size import CallSize
 

@@ -17,7 +17,7 @@ from leandiffusion.core.config import read_json
 from leandiffusion.core.errors import BudgetError, LeanError
 from leandiffusion.demo import model_folder
 from leandiffusion.plan.plan import Plan, Settings
-from leandiffusion.plan.predict import STAGES, Prediction, StagePrediction
+from leandiffusion.plan.prediction import STAGES, Prediction, StagePrediction
 from leandiffusion.run.size import CallSize
 from leandiffusion.techniques.stack import make
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import errno
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from tests.parity.controlnet_files import save_controlnet
 from tests.unit.plan.profiles import a_profile
 from typer.testing import CliRunner
 
+from leandiffusion import ControlNetModel, StableDiffusionPipeline
 from leandiffusion.cli.app import app
+from leandiffusion.cli.planning import PlanOptions, blueprint_of
 from leandiffusion.pictures.record import read_record
 from leandiffusion.pipelines import planning
-from leandiffusion.plan import profile
+from leandiffusion.plan import make, profile
+from leandiffusion.plan.explain import headline
 from leandiffusion.plan.plan import Plan
 from leandiffusion.techniques import techniques
 
@@ -44,6 +49,50 @@ def test_the_answer_is_a_table_with_reasons(model: str) -> None:
         assert told in result.stdout
     missing = [name for name in techniques if name not in result.stdout]
     assert not missing
+
+
+def planned(*arguments: str) -> Plan:
+    result = run("plan", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return Plan.from_json(json.loads(result.stdout))
+
+
+def test_a_shape_is_a_family_by_its_name() -> None:
+    one, other = (
+        blueprint_of(PlanOptions(name, controlnet=(name,), dtype="float32", device="cpu"))
+        for name in ("sd15", "shape:sd15")
+    )
+    assert one == other
+    assert one.controls == 1
+
+
+def test_several_controlnets_are_planned_for(tmp_path: Path) -> None:
+    net = save_controlnet(tmp_path / "net", StableDiffusionPipeline.from_pretrained("demo").unet)
+    weights = ControlNetModel.from_pretrained(net).num_parameters() * 4
+    size = ("demo", "--size", "64", "--memory", "2GiB")
+    none = planned(*size)
+    one, two = (planned(*size, *("--controlnet", str(net)) * count) for count in (1, 2))
+    mixed = planned(*size, "--controlnet", str(net), "--controlnet", "silhouette")
+    assert [plan.call.controls for plan in (none, one, two, mixed)] == [0, 1, 2, 2]
+    assert "with 2 ControlNets" in headline(mixed)
+    steps = [plan.prediction.stages["denoise"] for plan in (none, one, two)]
+    assert all(plan.techniques == none.techniques for plan in (one, two))
+    for fewer, more in pairwise(steps):
+        assert more.peak - fewer.peak > weights
+        assert more.seconds > 1.1 * fewer.seconds
+
+
+def test_what_is_tried_for_real_has_the_controlnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packaged one, by its name; of the settings the chosen ones only, which takes a process."""
+    monkeypatch.setattr(make, "RUNNERS_UP", 0)
+    plan = planned(
+        "demo", "--controlnet", "silhouette", "--calibrate", "--steps", "2", "--size", "64", "--memory", "2GiB"
+    )
+    measured = plan.settings.measured
+    assert measured is not None
+    assert plan.call.controls == 1
+    assert set(measured.stages) == set(plan.prediction.stages)
+    assert all(stage.peak > 100 << 20 and stage.seconds > 0 for stage in measured.stages.values())
 
 
 @pytest.mark.parametrize("option", ["--save-plan", "--plot"])
@@ -115,7 +164,8 @@ def test_a_budget_decides_the_techniques_and_not_the_picture() -> None:
         (("plan", "sd15", "--memory", "0"), "leaves nothing"),
         (("plan", "sd15", "--memory", "cuda=1GiB"), "memory names 'cuda'"),
         (("plan", "sd15", "--memory", "cpu=1GiB,"), "is not a size"),
-        (("plan", "sd15", "--memory", "50MiB"), "the least that would do"),
+        (("plan", "sd15", "--memory", "50MiB"), "as predicted, the rest for errors of the prediction), set by"),
+        (("plan", "shape:sd155"), "Did you mean 'shape:sd15'"),
         (("plan", "sd15", "--allow", "exakt"), "Did you mean 'exact'"),
         (("plan", "sd15", "--size", "500"), "multiple of 8"),
         (("plan", "demo", "--plot", "nowhere/plan.png"), "no folder nowhere"),

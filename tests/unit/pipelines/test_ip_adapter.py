@@ -13,14 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests.parity import ip_adapter_files as files
 from tests.unit.pipelines.conftest import make_sd1, make_sdxl, quiet
-from tests.unit.plan.profiles import a_profile
 from torch import Tensor
 
 from leandiffusion import ConfigError
 from leandiffusion.core.errors import CheckpointNotFound, NotSupported, TensorMismatch, UnsafeFormat
-from leandiffusion.families.ip_adapter import look
 from leandiffusion.modules.vision import CLIPVisionModelWithProjection
-from leandiffusion.pipelines import planning
 from leandiffusion.weights.residence import names_on_disk, tensors_of
 from leandiffusion.weights.stored import StoredTensor
 
@@ -162,27 +159,3 @@ def test_the_encoder_stays_on_disk(pipe: Any, file: Path) -> None:
     weights = tensors_of(pipe.image_encoder).values()
     assert all(isinstance(weight, StoredTensor) and weight.on_disk for weight in weights)
     assert names_on_disk(pipe.image_encoder) == []  # of those that a use would load for good
-
-
-@pytest.mark.parametrize("kinds", [("plain",), ("plus",), ("full",), ("plain", "plus")], ids="+".join)
-def test_plans_count_what_the_unet_attends_to(
-    pipe: Any, tmp_path: Path, kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the byte, for a picture that each adapter sees."""
-    names = [files.save_adapter(tmp_path, pipe.unet, kind).name for kind in kinds]
-    assert pipe._image_prompt_bytes(2) == 0
-    pipe.load_ip_adapter(tmp_path, subfolder="models", weight_name=names)
-    embeds = pipe.prepare_ip_adapter_image_embeds([SEEN] * len(kinds), None, None, 3, True)
-    seen = [
-        look(adapter, pipe.unet, each, pipe.dtype, pipe.device)
-        for adapter, each in zip(pipe._adapters_loaded().adapters, embeds, strict=True)
-    ]
-    numbers = sum(each.nbytes for one in seen for pair in one.values() for each in pair)
-    assert pipe._image_prompt_bytes(6) == numbers > 0
-    monkeypatch.setattr(planning, "profile_of", lambda device, dtypes: a_profile())
-    monkeypatch.setattr(planning, "floor_here", lambda profile, networks, has_computed: profile.floor)
-    plan = pipe.plan_for("8GiB", height=64, width=64, batch=3)
-    pipe.unload_ip_adapter()
-    without = pipe.plan_for("8GiB", height=64, width=64, batch=3)
-    assert plan.techniques == without.techniques
-    assert plan.prediction.peak - without.prediction.peak == numbers

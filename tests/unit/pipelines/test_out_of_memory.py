@@ -12,7 +12,7 @@ import torch
 from leandiffusion.core.errors import BudgetError, NonFiniteError
 from leandiffusion.pipelines import planning
 from leandiffusion.plan.plan import Plan, Settings
-from leandiffusion.plan.predict import STAGES, Prediction, StagePrediction
+from leandiffusion.plan.prediction import STAGES, Prediction, StagePrediction
 from leandiffusion.run import fallbacks
 from leandiffusion.run.size import CallSize
 from leandiffusion.techniques.stack import make

@@ -24,8 +24,8 @@ LARGEST = 4 * WIDTH * WIDTH * 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, wide = tmp_path_factory.mktemp("text"), {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
-    network = CLIPTextModel(vocab_size=64, num_hidden_layers=2, **wide)
+    folder, wide = tmp_path_factory.mktemp("text"), 4 * WIDTH
+    network = CLIPTextModel(64, hidden_size=WIDTH, intermediate_size=wide, num_hidden_layers=2)
     network(torch.ones(1, 8, dtype=torch.int64))  # what only computing brings is there before anything is measured
     network.save_pretrained(folder)
     return folder

@@ -11,7 +11,7 @@ import torch
 
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.plan.plan import Plan, Settings
-from leandiffusion.plan.predict import Prediction, StagePrediction
+from leandiffusion.plan.prediction import Prediction, StagePrediction
 from leandiffusion.run.size import CallSize
 from leandiffusion.techniques.stack import make
 
@@ -72,6 +72,14 @@ def predicted(**figures: Any) -> dict[str, Any]:
         (mangled(steps="many"), "steps=.many.: pass a whole number"),
         (mangled(dtype="float13"), "dtype='float13' is none of"),
         (mangled(call={"height": 0, "width": 8, "batch": 1, "guidance": True}), "height=0"),
+        (
+            mangled(call={"height": 8, "width": 12, "batch": 1, "guidance": True}),
+            "width=12 is not divisible by 8: the nearest that is, is 16",
+        ),
+        (
+            mangled(call={"height": True, "width": 8, "batch": 1, "guidance": True}),
+            "height=True: pass a positive whole number of pixels, divisible by 8",
+        ),
         (mangled(settings={"techniques": [], "prediction": {"host": 0}, "measured": None}), "lacks 'encode'"),
         (mangled(unused=3), "has a wrong value"),
         (mangled(settings=None), "has a wrong value"),

@@ -13,13 +13,17 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 
 from leandiffusion.core.errors import CheckpointNotFound, ConfigError, UnsafeFormat
 from leandiffusion.core.hub import settings_folder
 from leandiffusion.modules.clip_image_processor import CLIPImageProcessor
+from leandiffusion.modules.controlnet import ControlNetModel
 from leandiffusion.modules.tokenizer import CLIPTokenizer
 from leandiffusion.modules.unet import UNet2DConditionModel
+from leandiffusion.modules.vae import AutoencoderKL
 from leandiffusion.pipelines import open_pipeline
+from leandiffusion.plan.sketch import Blueprint
 from leandiffusion.schedulers import DDIMScheduler
 from leandiffusion.weights.locate import choose_files, find_checkpoint, find_index
 
@@ -177,6 +181,32 @@ def test_only_what_is_needed_is_fetched(hub: Hub, tmp_path: Path) -> None:
     assert folder.name == hub.commit("some/model", "main")
     by_branch = {request for request in hub.requests if "/main/" in request}
     assert by_branch == {"some/model/resolve/main/model_index.json"}, "one file resolves the branch for all others"
+
+
+def test_a_plan_reads_json_files_only_of_controlnets_too(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    hub.texts = {
+        "unet/config.json": json.dumps({**unet.config}),
+        "vae/config.json": json.dumps({**AutoencoderKL().config}),
+    }
+    for name in ("edges", "depth"):
+        hub.repositories[f"some/{name}", "main"] = ["config.json", f"{STEM}.safetensors"]
+    hub.texts["config.json"] = json.dumps(ControlNetModel.settings_for(unet.config))
+    made = Blueprint.of_checkpoint("some/model", torch.float32, torch.device("cpu"))
+    both = made.controlled_by(["some/edges", "some/depth"])
+    assert both.controls == 2
+    assert both.networks["controlnet.1"].build().config.cross_attention_dim == 32
+    assert all(path.endswith(".json") for path in fetched(tmp_path) if "snapshots" in path)
 
 
 def test_opening_asks_the_hub_once(hub: Hub, tmp_path: Path) -> None:

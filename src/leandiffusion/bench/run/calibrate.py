@@ -12,7 +12,7 @@ from typing import Any
 from ...core.errors import BudgetError, LeanError
 from ...core.units import format_bytes
 from ...plan.plan import Plan, Settings
-from ...plan.predict import Prediction, StagePrediction
+from ...plan.prediction import Prediction, StagePrediction
 from ...run.size import CallSize
 from ..workload import GUIDANCE, PROMPT
 from .process import run_task
