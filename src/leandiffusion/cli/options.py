@@ -40,8 +40,7 @@ def parse_memory(text: str) -> str | dict[str, str]:
 
 
 def parse_guidance(text: str) -> float:
-    """The classifier-free guidance scale: 0 to 1000. Up to 1 there is no guidance, and the negative
-    prompt is not used."""
+    """The classifier-free guidance scale: 0 to 1000. Up to 1 there is no guidance, and no negative prompt."""
     try:
         value = float(text)
     except ValueError:

@@ -36,6 +36,11 @@ def show(value: object) -> str:
     return text if len(text) <= 240 else f"{text[:160]}…{text[-60:]}"
 
 
+def dtype_name(dtype: object) -> str:
+    """torch.float16, or what prints so, -> 'float16'."""
+    return str(dtype).removeprefix("torch.")
+
+
 _CONTROLS = ("Cc", "Zl", "Zp", "Cs")  # C0 and C1 controls, line and paragraph separators, lone surrogates
 _BIDI = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 """Bidirectional controls: with them a text can be made to look like another."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..core.units import format_bytes
+from ..core.wording import dtype_name
 from .host import is_host
 from .kinds import kind_of
 from .memory import free_memory
@@ -159,7 +160,7 @@ def why_slow(dtype: torch.dtype, device: torch.device) -> str | None:
     """
     if not is_host(device) or dtype not in EMULATED:
         return None
-    name, better = str(dtype).removeprefix("torch."), fastest_half(device)
+    name, better = dtype_name(dtype), fastest_half(device)
     return f"{name} is emulated by torch on this CPU, many times slower: use dtype={better}."
 
 

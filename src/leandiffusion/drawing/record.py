@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.wording import dtype_name
 from ..pictures.record import PictureRecord, Recipe
 from .given import Given
 from .options import ResolvedOptions
@@ -30,7 +31,7 @@ def record_of(
         scheduler=options.scheduler,
         width=size[0],
         height=size[1],
-        dtype=str(pipe.dtype).removeprefix("torch."),
+        dtype=dtype_name(pipe.dtype),
         device=str(pipe.device),
         vae=options.vae,
         lora=options.lora,

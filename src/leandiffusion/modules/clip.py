@@ -20,6 +20,7 @@ from torch import nn
 from ..attention.sdpa import fused_attention
 from ..core.config import write_json
 from ..core.errors import ConfigError
+from ..core.wording import dtype_name
 from .base import Network
 from .blocks import GradientCheckpointing
 from .linear import Linear
@@ -79,7 +80,7 @@ class CLIPNetwork(Network):
         """Write `folder`/config.json in the layout that transformers reads."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         notes = {"architectures": [type(self).__name__], "model_type": self.model_type}
-        dtype = {"torch_dtype": str(self.dtype).removeprefix("torch.")}
+        dtype = {"torch_dtype": dtype_name(self.dtype)}
         write_json(Path(folder) / self.config_name, {**self.config, **notes, **dtype})
 
 

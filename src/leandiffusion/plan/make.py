@@ -10,6 +10,7 @@ import torch
 from ..core.errors import BudgetError, ConfigError
 from ..core.registry import did_you_mean
 from ..core.units import format_bytes
+from ..core.wording import dtype_name
 from ..device.capabilities import leaner_dtype
 from ..techniques import Technique, techniques
 from ..techniques.base import Exactness
@@ -68,7 +69,7 @@ def make_plan(predictor: Predictor, budget: Budget, allow: str = "exact") -> Pla
     return Plan(
         model=blueprint.name,
         device=str(blueprint.device),
-        dtype=str(blueprint.dtype).removeprefix("torch."),
+        dtype=dtype_name(blueprint.dtype),
         call=predictor.call,
         steps=predictor.steps,
         allow=allow,
@@ -87,7 +88,7 @@ def dtypes_for(blueprint: Blueprint, allow: str) -> tuple[str, ...]:
     own = {part.dtype for part in blueprint.networks.values()}
     if check_allow(allow) != Exactness.EXACT and torch.float32 in own:
         own.add(leaner_dtype(blueprint.device))
-    return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in own))
+    return tuple(sorted(dtype_name(dtype) for dtype in own))
 
 
 def _settings(candidate: Candidate) -> Settings:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..core.config import read_json, write_json
 from ..core.errors import ConfigError, MalformedFile
+from ..core.wording import dtype_name
 from ..run.inputs import check_count, check_side
 from ..run.size import CallSize
 from ..techniques import Technique
@@ -104,7 +105,7 @@ class Plan:
                 f"this plan was made for {self.model}, whose UNet has {self.unet_weights:,} weights, and this model's "
                 f"has {found:,}: plan again with this model."
             )
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         if dtype is not None and name != self.dtype:
             raise ConfigError(
                 f"this plan was made for weights in {self.dtype}, and these are in {name}: "
@@ -183,7 +184,7 @@ def _plain(technique: Technique) -> dict[str, Any]:
     """Settings other than the defaults, as JSON has them."""
     values = {f.name: getattr(technique, f.name) for f in fields(technique)}  # type: ignore[arg-type]
     settings = {
-        name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype | torch.device) else value
+        name: dtype_name(value) if isinstance(value, torch.dtype | torch.device) else value
         for name, value in values.items()
         if value is not None
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..core.wording import dtype_name
 from ..device.host import is_host
 from ..offload.residency import Residency, all_resident
 from ..run.size import CallSize
@@ -102,7 +103,7 @@ class Predictor:
         residency, works = self.residency(chosen), self._works(name, chosen)
         if not works[-1].owners:  # no text encoder: calls are given embeddings
             return 0.0
-        dtype = str(self.cast(chosen) or self.blueprint.networks[works[-1].owners[0]].dtype).removeprefix("torch.")
+        dtype = dtype_name(self.cast(chosen) or self.blueprint.networks[works[-1].owners[0]].dtype)
         options: Any = {
             "packed": any(technique.name == "packed_weights" for technique in chosen),
             "ahead": residency.ahead,

@@ -12,6 +12,7 @@ from itertools import product
 
 import torch
 
+from ..core.wording import dtype_name
 from ..techniques import Technique, techniques
 from ..techniques.base import Exactness
 from ..techniques.stack import group_of, refuse_each_other, techniques_by_default
@@ -51,7 +52,7 @@ def choices(predictor: Predictor, allow: Exactness) -> Choices:
     by_scope = {scope: list(_combined(offers.get(scope, {}).values())) for scope in SCOPES}
     placed = _placements(offers["overall"])
     for cast in casts(predictor) if CASTS in offers["overall"] else ():  # what else there is may depend on the dtype
-        if str(predictor.cast((cast,))).removeprefix("torch.") not in predictor.profile.products:
+        if dtype_name(predictor.cast((cast,))) not in predictor.profile.products:
             continue  # the device does not compute it
         others = _placements(_offers(predictor, predictor.cast((cast,)), allow)["overall"])
         placed += [(cast, *option) for option in others if legal((cast, *option))]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import NonFiniteError
+from ..core.wording import dtype_name
 from ..device.memory import is_out_of_memory, release
 from .fallbacks import copied, in_strips_if_need_be
 from .finite import found_wrong
@@ -56,7 +57,7 @@ def decode_raw(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
         wrong = found_wrong(picture, latents)
     if wrong:
         raise NonFiniteError(
-            f"the decoded picture {wrong} even in {str(dtype).removeprefix('torch.')}: the VAE's weights are damaged, "
+            f"the decoded picture {wrong} even in {dtype_name(dtype)}: the VAE's weights are damaged, "
             "or the latents are far outside the range it was trained on."
         )
     return picture.float()

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import torch
 from torch import Tensor, nn
 
+from ..core.wording import dtype_name
 from ..modules.unet import UNet2DConditionModel
 
 KEY = "leandiffusion.json"
@@ -68,7 +69,7 @@ def _digest(value: Any) -> str:
 
 def shapes_of(key: str) -> str:
     inputs: dict[str, Any] = json.loads(key)["inputs"]
-    return ", ".join(f"{name} {tuple(shape)} {dtype.removeprefix('torch.')}" for name, (shape, dtype) in inputs.items())
+    return ", ".join(f"{name} {tuple(shape)} {dtype_name(dtype)}" for name, (shape, dtype) in inputs.items())
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core.errors import TensorMismatch
 from ..core.notices import warn
-from ..core.wording import LONGEST_MESSAGE, show, to_length
+from ..core.wording import LONGEST_MESSAGE, dtype_name, show, to_length
 from .header import TensorEntry
 
 
@@ -96,7 +96,7 @@ def _original(name: str, entry: TensorEntry) -> str:
 
 
 def _describe(thing: torch.Tensor | TensorEntry) -> str:
-    return f"{str(thing.dtype).removeprefix('torch.')} {show(tuple(thing.shape))}"
+    return f"{dtype_name(thing.dtype)} {show(tuple(thing.shape))}"
 
 
 def _fitted(first: str, lists: Mapping[str, list[str]], last: str) -> str:

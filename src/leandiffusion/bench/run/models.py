@@ -17,6 +17,7 @@ from ...core.config import read_json, write_json
 from ...core.errors import ConfigError
 from ...core.registry import did_you_mean
 from ...core.units import format_bytes
+from ...core.wording import dtype_name
 from ...families.base import Family, families, family_names
 from ...families.folder import INDEX_FILE, component_class
 from ...families.single_file import family_of_file
@@ -56,7 +57,7 @@ def find_controlnet(name: str, workdir: Path, dtype: torch.dtype = torch.bfloat1
     Its weights have the variance of any layer's, those of a real one begin with zeros where they join the UNet's.
     """
     family, name = shape_of(name), name.removeprefix(SHAPE)
-    folder = workdir / f"{name}-controlnet-{str(dtype).removeprefix('torch.')}"
+    folder = workdir / f"{name}-controlnet-{dtype_name(dtype)}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)

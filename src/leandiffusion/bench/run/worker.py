@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.libraries import leave_libraries_alone
+from ...core.wording import dtype_name
 from ...device.host import is_host
 
 SHARE_OF_MEMORY = 0.95
@@ -40,7 +41,7 @@ def survey(device: str | None, half: str | None) -> dict[str, Any]:
             f"device {str(place)!r} cannot be measured: use 'cpu', or a GPU whose events tell time, such as 'cuda'."
         )
     device = str(HOST if is_host(place) else place)
-    half = half or str(fastest_half(place)).removeprefix("torch.")
+    half = half or dtype_name(fastest_half(place))
     environment = describe_for_publication()
     declared = {suite: [row.to_json() for row in rows] for suite, rows in declared_rows().items()}
     return {"device": device, "half": half, "environment": environment, "declared": declared}
