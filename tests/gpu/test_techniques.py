@@ -15,7 +15,8 @@ from leandiffusion.attention import backends
 from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.families.base import families
 from leandiffusion.modules.transformer import Attention
-from leandiffusion.offload.engine import Engine, Policy
+from leandiffusion.offload.engine import Engine
+from leandiffusion.offload.policy import Policy
 from leandiffusion.techniques import techniques
 from leandiffusion.techniques.offloading import run_through
 

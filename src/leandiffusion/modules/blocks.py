@@ -98,10 +98,13 @@ def may_overwrite(maker: nn.Module) -> bool:
 
 
 def is_untouched(layer: nn.Module) -> bool:
-    """Whether a layer runs just its class's forward: no hook, no offloading and no compiler sees it called."""
+    """Whether a layer runs just its class's forward: no hook and no compiler sees it called. Offloading does, which
+    changes only where weights are, and says so by `only_moves`."""
+    own = vars(layer).get("forward")
+    replaced = own is not None and not getattr(own, "only_moves", False)
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._compiled_call_impl
     shared = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
-    return not (hooked or shared or "forward" in vars(layer) or torch.compiler.is_compiling())
+    return not (hooked or shared or replaced or torch.compiler.is_compiling())
 
 
 class GradientCheckpointing(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,8 @@ class Conv2d(nn.Conv2d):
     """
 
     packs: bool = False
+    output_dim: ClassVar[int] = 1
+    """Where the outputs are that each row of the weight gives (`offload.parts`)."""
 
     def __init__(
         self, ins: int, outs: int, size: int = 3, *, stride: int = 1, padding: int = 1, bias: bool = True

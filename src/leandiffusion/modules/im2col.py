@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..core.repeats import once
 from ..core.shapes import is_channels_last
 from ..device.capabilities import widened
 from .linear import linear
@@ -19,17 +20,21 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1)
 
     Beside its result it takes the pixels that are read, B * H' * W' * 9 * C numbers.
     """
+    last = is_channels_last(weight)
+    columns = once("columns", lambda: _columns(x, stride, channels_last=last))
+    weight = weight.permute(0, 2, 3, 1) if last else weight
+    y = linear(columns.flatten(0, 2), weight.reshape(weight.shape[0], -1), bias)
+    return y.to(x.dtype).view(*columns.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+def _columns(x: Tensor, stride: int, *, channels_last: bool) -> Tensor:
+    """x (B, C, H, W) -> (B, H', W', 9 * C): what each output reads, in the order of the weights' numbers."""
     B, C, H, W = x.shape
     padded = x.new_zeros(B, H + 2, W + 2, C, dtype=widened(x.dtype))
     padded[:, 1:-1, 1:-1].copy_(x.permute(0, 2, 3, 1))
     columns = padded.unfold(1, 3, stride).unfold(2, 3, stride)  # (B, H', W', C, 3, 3)
-    if is_channels_last(weight):
-        columns, weight = columns.permute(0, 1, 2, 4, 5, 3), weight.permute(0, 2, 3, 1)
-    height, width = columns.shape[1:3]
-    columns = columns.reshape(B * height * width, 9 * C)
-    del padded
-    y = linear(columns, weight.reshape(weight.shape[0], 9 * C), bias)
-    return y.to(x.dtype).view(B, height, width, -1).permute(0, 3, 1, 2)
+    columns = columns.permute(0, 1, 2, 4, 5, 3) if channels_last else columns
+    return columns.reshape(*columns.shape[:3], 9 * C)
 
 
 def outputs_of(x: Tensor, *, stride: int = 1) -> int:

@@ -7,6 +7,8 @@ instructions for half precision do, which add up in float32 too.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -59,6 +61,9 @@ def _fill(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 class Linear(nn.Linear):
     """A linear layer of a network."""
+
+    output_dim: ClassVar[int] = -1
+    """Where the outputs are that each row of the weight gives (`offload.parts`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., ins) -> (..., outs)."""

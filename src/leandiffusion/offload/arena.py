@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.malloc import trim
 from .units import ALIGNMENT
 
 
@@ -95,6 +96,7 @@ class RingOfEach(Ring):
         size, device = self._sizes[network], self._memory.device
         if size != self.nbytes:
             self._memory = torch.empty(0, dtype=torch.uint8, device=device)  # first, so that never both are there
+            trim()  # the next network's blocks have other sizes than the holes that this one's leave
             self._memory = torch.empty(size, dtype=torch.uint8, device=device)
 
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from ..core.errors import WeightsError
 from ..core.fork import Lock, renew_in_child
 from ..core.malloc import trim
-from ..device.host import is_host
+from ..core.repeats import same_inputs
 from ..weights.load import origin_of
 from ..weights.residence import (
     is_on_disk,
@@ -29,35 +29,14 @@ from ..weights.stored import StoredTensor
 from .arena import Arena, OneAtATime, RingOfEach
 from .conveyor import Conveyor
 from .host import Homes, HostStore
+from .parts import PART_BYTES, joined, output_dim
+from .policy import Policy
 from .prefetch import Prefetcher, prefetcher_for
 from .units import Table, Unit, Weight, cut, ring_sizes, spread
 
-SLOTS = 2
-"""Slots of the ring, each as large as the largest unit. Most units are far smaller, so that many lie ready ahead."""
-
-HEAVY = 16 << 20
-"""Bytes of a unit before which the C library gives back what is free. Steps peak in such layers, where kernels copy
-weights. Holes between blocks below `core.malloc.LARGE` are 45 MiB by then with Stable Diffusion 1.5 at 256 pixels. It
-makes a step about 2% longer."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How weights travel.
-
-    `device` computes. `granularity`: 'leaf', 'block' or 'component' travel at a time. `resident_fraction` of the
-    bytes, from 0 to 1, stay on the device. `slots`: how many of the largest unit the ring has memory for, at least 1.
-    """
-
-    device: torch.device
-    granularity: str = "leaf"
-    resident_fraction: float = 0.0
-    slots: int = SLOTS
-
-    @property
-    def from_disk(self) -> bool:
-        """Whether the tier below is the checkpoint on disk, and not host memory."""
-        return is_host(self.device)
+HEAVY = PART_BYTES // 2
+"""Bytes of a unit before which the C library gives back what is free, if it is no later part of a layer: holes between
+blocks below `core.malloc.LARGE` are 45 MiB by then with Stable Diffusion 1.5 at 256 pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,21 +135,19 @@ class Engine:
         if not self.policy.from_disk:  # inputs follow the weights, from wherever they are
             args, kwargs = moved((args, kwargs), self.policy.device)
         with self._lock:
-            held = self._held.get(module)
-            if held is not None and held.is_stale:
+            parts = self._held.get(module, [])
+            if parts and parts[0].is_stale:
                 self._renew_pieces()
-                held = self._held.get(module)
-            if held is None:
+                parts = self._held.get(module, [])
+            if not parts:
                 return forward(*args, **kwargs)
-            tensors = self._fetch(held)
-            try:
-                for (table, name, _, _), tensor in zip(held.weights, tensors, strict=True):
-                    table[name] = tensor
-                return forward(*args, **kwargs)
-            finally:
-                for (table, name, weight, _), tensor in zip(held.weights, tensors, strict=True):
-                    if table.get(name) is tensor:  # and not replaced by the forward itself
-                        table[name] = weight.master
+            if len(parts) == 1:
+                return self._run_with(parts[0], forward, args, kwargs)
+            dim, rows = output_dim(module), parts[-1].weights[0][2].span
+            assert dim is not None
+            assert rows is not None
+            with same_inputs():
+                return joined((self._run_with(part, forward, args, kwargs) for part in parts), dim, rows[1])
 
     def rest(self) -> None:
         """Let all weights leave the device; the next `run` fetches them again."""
@@ -214,8 +191,12 @@ class Engine:
         out = {each for network in networks.values() for each in left_out(network)} if from_disk else set()
         pieces = cut(networks, policy.granularity, lambda t: not from_disk or (is_on_disk(t) and id(t) not in out))
         resident = set() if from_disk else spread(pieces.units, policy.resident_fraction)
-        travelling = [unit for unit in pieces.units if unit not in resident]
-        self._held = WeakKeyDictionary({m: h for unit in travelling for m, h in _held_by(unit)})
+        travelling = policy.divided([unit for unit in pieces.units if unit not in resident])
+        self._held: WeakKeyDictionary[nn.Module, list[Held]] = WeakKeyDictionary()
+        """The modules whose weights travel, with the parts in which they do."""
+        for unit in travelling:
+            for module, held in _held_by(unit):
+                self._held.setdefault(module, []).append(held)
         self.looked_up = pieces.looked_up
         self._conveyor = Conveyor(
             travelling, _read_from_disk if from_disk else Unit.read_into, _arena(policy, travelling), self._prefetcher,
@@ -242,6 +223,17 @@ class Engine:
         self._prefetcher.renew()
         self._take_up(self.networks)
         self.on_change()
+
+    def _run_with(self, held: Held, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        tensors = self._fetch(held)
+        try:
+            for (table, name, _, _), tensor in zip(held.weights, tensors, strict=True):
+                table[name] = tensor
+            return forward(*args, **kwargs)
+        finally:
+            for (table, name, weight, _), tensor in zip(held.weights, tensors, strict=True):
+                if table.get(name) is tensor:  # and not replaced by the forward itself
+                    table[name] = weight.master
 
     def _fetch(self, held: Held) -> list[Tensor]:
         """What the module is to hold while it runs. It belongs to the module until another unit arrives."""
@@ -273,7 +265,8 @@ def moved(values: Any, device: torch.device) -> Any:
 def _unless_held(weight: Weight, came: Tensor) -> Tensor:
     """What came, unless the master was written to meanwhile and is held in memory: then that."""
     master = weight.master
-    return weight.alike(master.read()) if isinstance(master, StoredTensor) and not master.on_disk else came
+    is_held = isinstance(master, StoredTensor) and not master.on_disk
+    return weight.alike(weight.rows_of(master.read())) if is_held else came
 
 
 def _held_by(unit: Unit) -> Iterator[tuple[nn.Module, Held]]:
@@ -294,7 +287,7 @@ def _put_down(network: nn.Module, progress: Callable[[int], Any] = lambda count:
 
 
 def _read_from_disk(unit: Unit, memory: Tensor) -> None:
-    if unit.nbytes >= HEAVY:
+    if unit.nbytes >= HEAVY and unit.begins_layer:
         trim()
     unit.read_into(memory)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from .engine import Policy
+from .policy import Policy
 from .units import Unit, cut, ring_sizes, spread, weight_bytes
 
 
@@ -18,7 +18,8 @@ class Residency:
     `kept` are on the device that computes as long as the pipeline is, `running` further ones by the name of the network
     that runs. `fetched` come from the tier below each time that a network runs, or with `stays` once for all of its
     runs in a row. `arrivals`: how many units these are, where they come each time; `ahead` says whether the largest
-    have room to come while others compute. `below` are in host memory beneath an accelerator.
+    have room to come while others compute. `part_bytes`: what heavy layers come and compute in parts of, if they do.
+    `below` are in host memory beneath an accelerator.
     """
 
     kept: int
@@ -27,6 +28,7 @@ class Residency:
     stays: bool = False
     arrivals: Mapping[str, int] = field(default_factory=dict)
     ahead: bool = True
+    part_bytes: int | None = None
     below: int = 0
 
     def fetched_for(self, names: Iterable[str]) -> int:
@@ -53,7 +55,7 @@ def residency(networks: Mapping[str, nn.Module], policy: Policy) -> Residency:
     """Weights that travel as `policy` says, as `offload.engine` cuts and moves them. The networks may have none."""
     pieces = cut(networks, policy.granularity)
     resident = spread(pieces.units, policy.resident_fraction)
-    travelling = [unit for unit in pieces.units if unit not in resident]
+    travelling = policy.divided([unit for unit in pieces.units if unit not in resident])
     staying = [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]
     kept = sum(weight.master.nbytes for weight in staying)
     by_network = {name: [unit for unit in travelling if _belongs(unit, name)] for name in networks}
@@ -63,7 +65,9 @@ def residency(networks: Mapping[str, nn.Module], policy: Policy) -> Residency:
         return Residency(kept, fetched, fetched, stays=True, below=below)
     sizes, arrivals = ring_sizes(travelling, policy.slots), {name: len(units) for name, units in by_network.items()}
     rings = {name: sizes[units[0].network] for name, units in by_network.items() if units}
-    return Residency(kept, rings, fetched, arrivals=arrivals, ahead=policy.slots > 1, below=below)
+    return Residency(
+        kept, rings, fetched, arrivals=arrivals, ahead=policy.slots > 1, below=below, part_bytes=policy.in_parts
+    )
 
 
 def _belongs(unit: Unit, network: str) -> bool:

@@ -38,6 +38,9 @@ class Weight:
 
     owners: list[tuple[Table, str]]
     master: Tensor
+    span: tuple[int, int] | None = None
+    """The rows [begin, end) of the master that travel; all of them unless given."""
+
     address: int | None = None
     """Where the master's numbers lie if they were packed: elsewhere they are no longer what was packed."""
 
@@ -45,9 +48,11 @@ class Weight:
         self._look_at_master()
 
     def _look_at_master(self) -> None:
-        master = self.master
-        self.nbytes = master.nbytes
-        self._layout = master.dtype, master.shape, master.stride()  # asking a stored tensor takes far longer
+        master, shape = self.master, self.master.shape
+        if self.span is not None:
+            shape = torch.Size((self.span[1] - self.span[0], *shape[1:]))
+        self.nbytes = shape.numel() * master.itemsize
+        self._layout = master.dtype, shape, master.stride()  # asking a stored tensor takes far longer
         self._kind = self._describe()
 
     def _describe(self) -> tuple[Any, ...]:
@@ -86,9 +91,13 @@ class Weight:
     def write_to(self, memory: Tensor) -> None:
         """Copy the numbers to memory of this shape; those on disk are read straight into it."""
         if isinstance(self.master, StoredTensor):
-            self.master.read_into(memory)
+            self.master.read_into(memory, self.span)
         else:
-            memory.copy_(self.master, non_blocking=True)
+            memory.copy_(self.rows_of(self.master), non_blocking=True)
+
+    def rows_of(self, tensor: Tensor) -> Tensor:
+        """Of a tensor like the master, what travels."""
+        return tensor if self.span is None else tensor[slice(*self.span)]
 
     def view(self, memory: Tensor, begin: int) -> Tensor:
         """This weight's place in a flat tensor of bytes, with its master's dtype, shape and strides."""
@@ -118,6 +127,12 @@ class Unit:
         """The network that it is part of; those that run in turns in every step count as one."""
         name = self.name.partition(".")[0]
         return IN_TURNS[0] if name in IN_TURNS else name
+
+    @property
+    def begins_layer(self) -> bool:
+        """Whether no part of its layers comes before it."""
+        span = self.weights[0].span
+        return span is None or span[0] == 0
 
     @property
     def modules(self) -> list[nn.Module]:

@@ -219,14 +219,20 @@ class Predictor:
         return self._with_encoder[cast]
 
     def _work(self, stage: str, call: CallSize, count: float, chosen: Chosen) -> Work:
-        cast, given_back = self.cast(chosen), self._from_disk(chosen)
+        cast, given_back, part_bytes = self.cast(chosen), self._from_disk(chosen), self.residency(chosen).part_bytes
         traced = tuple(each for each in chosen if stage in each.traced and each.name != CASTS)
-        key = stage, call, cast, given_back, tuple(map(str, traced))
+        key = stage, call, cast, given_back, part_bytes, tuple(map(str, traced))
         if key not in self._traced:
             sketch = self._sketch_of(stage, cast)
             undo = sketch.put_on(traced)
             try:
+<<<<<<< HEAD
                 self._traced[key] = self._trace(stage, sketch.networks, call, chosen)
+=======
+                self._traced[key] = trace_stage(
+                    stage, sketch.networks, call, self.blueprint.device, given_back=given_back, part_bytes=part_bytes
+                )
+>>>>>>> f37ef9e (Heavy layers from disk travel and compute in parts of their outputs; feed-forward in parts and text memory with offloading too)
             finally:
                 undo()
         return Work(tuple(owners_of(stage, self.blueprint.networks)), self._traced[key], count)

@@ -31,6 +31,7 @@ from ..run.perturbation import Perturbation, PerturbedAttention
 from ..run.run import Run
 from ..run.size import CallSize
 from ..run.tasks.text_to_image import TextToImage
+from .parts import in_parts
 from .trace import trace
 from .work import StageWork
 
@@ -72,16 +73,19 @@ def trace_stages(
 
 def trace_stage(
     stage: str, networks: Mapping[str, nn.Module], call: CallSize, device: torch.device | str = "cpu", *,
-    given_back: bool = False,
+    given_back: bool = False, part_bytes: int | None = None,
 ) -> StageWork:  # fmt: skip
     """One of the stages, as `trace_stages` has them. `given_back`: freed memory goes back to the system all the while
-    (`core.malloc`), as where weights come from disk, and not only where the VAE's slices or strips have it so."""
+    (`core.malloc`), as where weights come from disk, and not only where the VAE's slices or strips have it so.
+    `part_bytes`: what heavy layers are computed in parts of (`offload.parts`), if they are."""
     _check(networks)
     on_host = is_host(device)
     make = {
         "encode": _encoding, "picture": _picture, "control": _controlling, "denoise": _denoising, "decode": _decoding,
     }[stage]  # fmt: skip
-    return trace(*make(networks, call), on_host=on_host, slack=SLACK if on_host else 0.0, given_back=given_back)
+    run_stage, before = make(networks, call)
+    with in_parts(networks.values(), part_bytes):
+        return trace(run_stage, before, on_host=on_host, slack=SLACK if on_host else 0.0, given_back=given_back)
 
 
 def stages_of(call: CallSize) -> list[str]:

@@ -16,6 +16,9 @@ from ..core.fork import Lock
 
 Undo = Callable[[], None]
 
+Run = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
+"""(module, its forward, args, kwargs) -> what the module gives."""
+
 _ABSENT = object()
 
 
@@ -131,8 +134,8 @@ class Around:
     It keeps no module alive. A copy of the module runs its own forward; so does the module itself once `run` is None.
     """
 
-    def __init__(self, module: nn.Module, run: Callable[[nn.Module, Callable[..., Any], Any, Any], Any] | None) -> None:
-        self._module = ref(module)
+    def __init__(self, module: nn.Module, run: Run | None, *, only_moves: bool = False) -> None:
+        self._module, self._only_moves = ref(module), only_moves
         self.inner = vars(module).get("forward")
         """The forward that the instance had before; None when it was its class's."""
         self.run = run
@@ -145,6 +148,11 @@ class Around:
 
     def _forward(self, module: nn.Module) -> Callable[..., Any]:
         return type(module).forward.__get__(module) if self.inner is None else self.inner
+
+    @property
+    def only_moves(self) -> bool:
+        """Whether what the module gives is what its class's forward does, with weights that `run` brought."""
+        return self._only_moves and self.inner is None
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -170,11 +178,14 @@ class Around:
         return twin
 
 
-def around_forward(module: nn.Module, run: Callable[[nn.Module, Callable[..., Any], Any, Any], Any]) -> None:
-    """Have `run`(module, forward, args, kwargs) called in place of the module's forward. Done once, it stays once."""
+def around_forward(module: nn.Module, run: Run, *, only_moves: bool = False) -> None:
+    """Have `run`(module, forward, args, kwargs) called in place of the module's forward. Done once, it stays once.
+
+    `only_moves`: it gives what the forward gives, having brought weights.
+    """
     current = vars(module).get("forward")
     if not isinstance(current, Around) or current.run != run:
-        module.forward = Around(module, run)  # pyright: ignore[reportAttributeAccessIssue]
+        module.forward = Around(module, run, only_moves=only_moves)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def own_forward(module: nn.Module, run: Callable[..., Any]) -> None:

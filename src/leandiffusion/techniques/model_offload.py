@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..core.flag import Flag
-from ..offload.engine import Policy
+from ..offload.policy import Policy
 from ..run.size import CallSize
 from . import techniques
 from .base import Price, Technique

@@ -19,7 +19,8 @@ from ..device.host import is_host
 from ..device.memory import release
 from ..device.names import HOST, check_device, current_device, numbered, why_unusable
 from ..device.streams import why_no_overlap
-from ..offload.engine import Engine, Policy, engine_of, moved
+from ..offload.engine import Engine, engine_of, moved
+from ..offload.policy import Policy
 from ..offload.residency import Residency, residency
 from ..offload.units import weight_bytes
 from ..weights.load import origin_of
@@ -204,7 +205,7 @@ def run_through(engine: Engine, device: torch.device) -> Undo:
 
 def _wrap(engine: Engine) -> None:
     for module in engine.modules:
-        around_forward(module, engine.run)
+        around_forward(module, engine.run, only_moves=True)
 
 
 def _look_up_below(engine: Engine, device: torch.device) -> Undo:

@@ -92,12 +92,13 @@ class StoredTensor(Tensor):
         self.read_into(tensor)
         return tensor
 
-    def read_into(self, into: Tensor) -> None:
-        """Fill `into`, of this shape and any dtype, device and strides."""
+    def read_into(self, into: Tensor, span: tuple[int, int] | None = None) -> None:
+        """Fill `into`, of this shape and any dtype, device and strides; of `span`, rows [begin, end), if it is given,
+        which takes numbers that lie in the file as they are here (`entry.transpose`)."""
         if self.held.value is not None:
-            into.copy_(self.held.value)
+            into.copy_(self.held.value if span is None else self.held.value[slice(*span)])
         else:
-            self._fill(self.entry, into)
+            self._fill(self.entry if span is None else self.entry.rows(*span), into)
 
     def _fill(self, entry: TensorEntry, into: Tensor) -> None:
         """Read the entry, which is this tensor's or a part of it."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from leandiffusion import ConfigError, UNet2DConditionModel
-from leandiffusion.offload.engine import Engine, Policy, engine_of
+from leandiffusion.offload.engine import Engine, engine_of
+from leandiffusion.offload.policy import Policy
 from leandiffusion.techniques.offloading import run_through
 from leandiffusion.weights.load import open_network
 from leandiffusion.weights.residence import load_from_disk, names_on_disk

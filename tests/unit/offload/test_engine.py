@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from leandiffusion import AutoencoderKL, UNet2DConditionModel, WeightsError
 from leandiffusion.device import pinning
 from leandiffusion.offload import host
-from leandiffusion.offload.engine import Engine, Policy
+from leandiffusion.offload.engine import Engine
 from leandiffusion.offload.host import HostStore
+from leandiffusion.offload.policy import Policy
 from leandiffusion.offload.units import GRANULARITIES, cut
 from leandiffusion.techniques.offloading import run_through
 from leandiffusion.weights.load import open_network

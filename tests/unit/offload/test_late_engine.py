@@ -15,7 +15,8 @@ from tests.unit.offload.test_engine import UNET, VAE, compute, open_both, same
 from torch import Tensor
 
 from leandiffusion import AutoencoderKL, UNet2DConditionModel
-from leandiffusion.offload.engine import Engine, Policy
+from leandiffusion.offload.engine import Engine
+from leandiffusion.offload.policy import Policy
 from leandiffusion.offload.prefetch import StreamPrefetcher
 from leandiffusion.offload.units import GRANULARITIES, Unit
 from leandiffusion.techniques.offloading import run_through

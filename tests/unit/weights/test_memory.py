@@ -22,7 +22,8 @@ import json, sys, torch
 from torch import nn
 from leandiffusion.core.config import Configurable
 from leandiffusion.weights.build import tensor_bytes
-from leandiffusion.offload.engine import Engine, Policy
+from leandiffusion.offload.engine import Engine
+from leandiffusion.offload.policy import Policy
 from leandiffusion.techniques.offloading import run_through
 from leandiffusion.weights.load import open_network
 from leandiffusion.weights.residence import read_weights

@@ -1,0 +1,45 @@
+"""How weights travel: what an engine is told, and the planner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..device.host import is_host
+from .parts import PART_BYTES, in_parts
+from .units import Unit
+
+SLOTS = 2
+"""Slots of the ring, each as large as the largest unit. Most units are far smaller, so that many lie ready ahead."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How weights travel.
+
+    `device` computes. `granularity`: 'leaf', 'block' or 'component' travel at a time. `resident_fraction` of the
+    bytes, from 0 to 1, stay on the device. `slots`: how many of the largest unit the ring has memory for, at least 1.
+    Leaves that travel from disk come in parts of at most `part_bytes`.
+    """
+
+    device: torch.device
+    granularity: str = "leaf"
+    resident_fraction: float = 0.0
+    slots: int = SLOTS
+    part_bytes: int = PART_BYTES
+
+    @property
+    def from_disk(self) -> bool:
+        """Whether the tier below is the checkpoint on disk, and not host memory."""
+        return is_host(self.device)
+
+    @property
+    def in_parts(self) -> int | None:
+        """Bytes of the parts in which heavy layers travel; None where they travel whole. Accelerators have more memory,
+        and a call takes time there."""
+        return self.part_bytes if self.from_disk and self.granularity == "leaf" else None
+
+    def divided(self, units: list[Unit]) -> list[Unit]:
+        """The units as they travel, heavy ones in parts."""
+        return units if self.in_parts is None else list(in_parts(units, self.in_parts))
