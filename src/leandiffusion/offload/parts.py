@@ -29,9 +29,10 @@ _TORCHS: dict[type[nn.Module], int] = {nn.Linear: -1, nn.Conv2d: 1}
 def output_dim(module: nn.Module) -> int | None:
     """The dimension of the module's output along which each entry depends on its own row of weight and bias alone; None
     where there is no such. Classes say so by an attribute of this name, which does not hold for their subclasses."""
-    kind = type(module)
+    kind, own = type(module), vars(module).get("forward")
     dim = vars(kind).get("output_dim", _TORCHS.get(kind))
-    return dim if getattr(module, "groups", 1) == 1 else None
+    is_kinds = own is None or getattr(own, "only_moves", False)
+    return dim if is_kinds and getattr(module, "groups", 1) == 1 else None
 
 
 def in_parts(units: Iterable[Unit], limit: int) -> Iterator[Unit]:
@@ -52,10 +53,14 @@ def in_parts(units: Iterable[Unit], limit: int) -> Iterator[Unit]:
 def _rows(unit: Unit) -> int:
     """Of the weight of the one layer that the unit is; 0 where it cannot be computed in parts."""
     modules, masters = unit.modules, [weight.master for weight in unit.weights]
-    counts = {master.shape[0] if master.dim() else 0 for master in masters}
+    if len(modules) != 1 or output_dim(modules[0]) is None:
+        return 0
+    travelling = {name for weight in unit.weights for _, name in weight.owners}
+    there = {name for name, parameter in modules[0]._parameters.items() if parameter is not None}
     transposed = any(isinstance(master, StoredTensor) and master.entry.transpose for master in masters)
-    alone = len(modules) == 1 and output_dim(modules[0]) is not None and len(counts) == 1 and not transposed
-    return counts.pop() if alone else 0
+    if transposed or travelling != there or not {"weight"} <= there <= {"weight", "bias"}:
+        return 0  # a part's rows of one would meet all rows of the other
+    return len(masters[0])
 
 
 def joined(parts: Iterable[Tensor], dim: int, size: int) -> Tensor:

@@ -226,13 +226,7 @@ class Predictor:
             sketch = self._sketch_of(stage, cast)
             undo = sketch.put_on(traced)
             try:
-<<<<<<< HEAD
                 self._traced[key] = self._trace(stage, sketch.networks, call, chosen)
-=======
-                self._traced[key] = trace_stage(
-                    stage, sketch.networks, call, self.blueprint.device, given_back=given_back, part_bytes=part_bytes
-                )
->>>>>>> f37ef9e (Heavy layers from disk travel and compute in parts of their outputs; feed-forward in parts and text memory with offloading too)
             finally:
                 undo()
         return Work(tuple(owners_of(stage, self.blueprint.networks)), self._traced[key], count)
@@ -242,7 +236,8 @@ class Predictor:
         if stage == "image":
             encoder = self._image_encoder(chosen)
             return trace_seeing(self._eyes, encoder, networks, call, device, given_back=given_back)
-        return trace_stage(stage, networks, call, device, given_back=given_back)
+        part_bytes = self.residency(chosen).part_bytes
+        return trace_stage(stage, networks, call, device, given_back=given_back, part_bytes=part_bytes)
 
 
 def predictions(call: CallSize, techniques: Sequence[Technique]) -> UNetCalls:

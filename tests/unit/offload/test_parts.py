@@ -86,6 +86,25 @@ def test_what_does_not_compute_by_rows_travels_whole(layer: nn.Module) -> None:
     assert len(parts_of(layer)) == 1
 
 
+def test_a_layer_whose_bias_stays_in_memory_travels_whole(folder: Path) -> None:
+    unet, engine = travelling(folder, part_bytes=LIMIT)
+    plain = open_network(UNet2DConditionModel, folder).requires_grad_(False)
+    heavy = next(m for m, parts in engine._held.items() if len(parts) > 1)
+    name = next(name for name, module in unet.named_modules() if module is heavy)
+    bias = torch.ones(len(heavy.weight))
+    for network in (unet, plain):
+        network.get_submodule(name).bias = nn.Parameter(bias, requires_grad=False)
+    assert torch.allclose(compute(unet), compute(plain), rtol=1e-5, atol=1e-5)
+    assert len(engine._held[heavy]) == 1
+
+
+def test_layers_that_compute_in_a_way_of_their_own_travel_whole() -> None:
+    assert len(parts_of(nn.utils.spectral_norm(nn.Linear(100, 1000)))) == 1
+    layer = nn.Linear(100, 1000)
+    layer.forward = lambda x: x  # type: ignore[method-assign]
+    assert len(parts_of(layer)) == 1
+
+
 def test_layers_with_adapters_travel_whole() -> None:
     layer = Linear(100, 1000)
     assert output_dim(layer) == -1

@@ -52,7 +52,8 @@ def test_the_ring_and_what_stays_are_the_engines_own(
         assert told.running[network] == arena.nbytes
     assert told.ahead == (slots > 1)
     if not fraction:  # else what stays is spread over the VAE's encoder too, which is left out here
-        units = {held.unit.name for held in engine._held.values() if held.unit.name.startswith("unet")}
+        held = [held.unit.name for parts in engine._held.values() for held in parts]
+        units = {name for name in held if name.startswith("unet")}
         assert told.arrivals["unet"] == len(units)
 
 
