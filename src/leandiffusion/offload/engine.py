@@ -265,8 +265,9 @@ def moved(values: Any, device: torch.device) -> Any:
 def _unless_held(weight: Weight, came: Tensor) -> Tensor:
     """What came, unless the master was written to meanwhile and is held in memory: then that."""
     master = weight.master
-    is_held = isinstance(master, StoredTensor) and not master.on_disk
-    return weight.alike(weight.rows_of(master.read())) if is_held else came
+    if isinstance(master, StoredTensor) and not master.on_disk:
+        return weight.alike(weight.rows_of(master.read()))
+    return came
 
 
 def _held_by(unit: Unit) -> Iterator[tuple[nn.Module, Held]]:
