@@ -105,3 +105,25 @@ pipe("a large red circle on a white background", height=64, width=64, num_infere
 print([name for name in ("sympy", "torch._dynamo", "torch.distributed.tensor") if name in sys.modules])
 """
     assert run(code).splitlines()[-1] == "[]"
+
+
+def test_planning_loads_no_library_that_its_plans_leave_out():
+    """OpenVINO takes 26 MB of memory to import."""
+    code = """
+import sys, torch
+from leandiffusion.families import families
+from leandiffusion.plan.budget import Budget
+from leandiffusion.plan.make import make_plan
+from leandiffusion.plan.predict import Predictor
+from leandiffusion.plan.profile import DeviceProfile
+from leandiffusion.plan.sketch import Blueprint
+from leandiffusion.run.size import CallSize
+sys.path.insert(0, "tests/unit/plan")
+from profiles import a_profile
+host = torch.device("cpu")
+model = Blueprint.of_family(families.get("sd1"), torch.float32, host)
+plan = make_plan(Predictor(model, CallSize(64, 64, 1, True), 2, a_profile()), Budget(4 << 30))
+assert "openvino" in plan.unused
+print([name for name in ("openvino", "sympy", "torch._dynamo", "torch.distributed.tensor") if name in sys.modules])
+"""
+    assert run(code).splitlines()[-1] == "[]"

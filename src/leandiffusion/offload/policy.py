@@ -40,6 +40,12 @@ class Policy:
         and a call takes time there."""
         return self.part_bytes if self.from_disk and self.granularity == "leaf" else None
 
+    @property
+    def gives_back(self) -> bool:
+        """Whether freed memory is to go back to the system meanwhile (`core.malloc`). Beside whole components in memory
+        it saves little, and asking the system for what was given back costs a tenth of a step's time."""
+        return self.from_disk and self.granularity != "component"
+
     def divided(self, units: list[Unit]) -> list[Unit]:
         """The units as they travel, heavy ones in parts."""
         return units if self.in_parts is None else list(in_parts(units, self.in_parts))

@@ -19,7 +19,8 @@ class Residency:
     that runs. `fetched` come from the tier below each time that a network runs, or with `stays` once for all of its
     runs in a row. `arrivals`: how many units these are, where they come each time; `ahead` says whether the largest
     have room to come while others compute. `part_bytes`: what heavy layers come and compute in parts of, if they do.
-    `below` are in host memory beneath an accelerator.
+    `gives_back`: whether freed memory goes back to the system meanwhile. `below` are in host memory beneath an
+    accelerator.
     """
 
     kept: int
@@ -29,6 +30,7 @@ class Residency:
     arrivals: Mapping[str, int] = field(default_factory=dict)
     ahead: bool = True
     part_bytes: int | None = None
+    gives_back: bool = False
     below: int = 0
 
     def fetched_for(self, names: Iterable[str]) -> int:
@@ -66,8 +68,9 @@ def residency(networks: Mapping[str, nn.Module], policy: Policy) -> Residency:
     sizes, arrivals = ring_sizes(travelling, policy.slots), {name: len(units) for name, units in by_network.items()}
     rings = {name: sizes[units[0].network] for name, units in by_network.items() if units}
     return Residency(
-        kept, rings, fetched, arrivals=arrivals, ahead=policy.slots > 1, below=below, part_bytes=policy.in_parts
-    )
+        kept, rings, fetched, arrivals=arrivals, ahead=policy.slots > 1, part_bytes=policy.in_parts,
+        gives_back=policy.gives_back, below=below,
+    )  # fmt: skip
 
 
 def _belongs(unit: Unit, network: str) -> bool:

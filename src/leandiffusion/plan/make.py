@@ -117,7 +117,7 @@ def _reasons(predictor: Predictor, best: Candidate, budget: Budget, allow: Exact
         if name in on:
             continue
         offered = cls.candidates(subject, predictor.call)
-        reasons = (offered or [cls()])[0].why_not(subject)
+        reasons = [] if cls.loads_library and not offered else (offered or [cls()])[0].why_not(subject)
         if reasons:
             yield name, "; ".join(reasons)
         elif ORDER.index(cls.exactness) > ORDER.index(allow):

@@ -126,11 +126,7 @@ class Predictor:
     def _gives_back(self, stage: str, chosen: Chosen) -> bool:
         """Whether freed memory goes back to the system in that stage (`core.malloc.freed_at_once`)."""
         in_parts = any(technique.name in ("vae_slicing", "vae_tiling") for technique in chosen)
-        return self._on_host and (self._from_disk(chosen) or (in_parts and stage in ("picture", "decode")))
-
-    def _from_disk(self, chosen: Chosen) -> bool:
-        """Whether weights travel to the CPU, which they do from disk."""
-        return self._on_host and any(map(moves, chosen))
+        return self.residency(chosen).gives_back or (self._on_host and in_parts and stage in ("picture", "decode"))
 
     def _works(self, name: str, chosen: Chosen) -> list[Work]:
         """What is computed in the stage, in a step of 'denoise'; the ControlNets' part comes first."""
@@ -219,9 +215,9 @@ class Predictor:
         return self._with_encoder[cast]
 
     def _work(self, stage: str, call: CallSize, count: float, chosen: Chosen) -> Work:
-        cast, given_back, part_bytes = self.cast(chosen), self._from_disk(chosen), self.residency(chosen).part_bytes
+        cast, where = self.cast(chosen), self.residency(chosen)
         traced = tuple(each for each in chosen if stage in each.traced and each.name != CASTS)
-        key = stage, call, cast, given_back, part_bytes, tuple(map(str, traced))
+        key = stage, call, cast, where.gives_back, where.part_bytes, tuple(map(str, traced))
         if key not in self._traced:
             sketch = self._sketch_of(stage, cast)
             undo = sketch.put_on(traced)
@@ -232,12 +228,11 @@ class Predictor:
         return Work(tuple(owners_of(stage, self.blueprint.networks)), self._traced[key], count)
 
     def _trace(self, stage: str, networks: Mapping[str, Any], call: CallSize, chosen: Chosen) -> StageWork:
-        device, given_back = self.blueprint.device, self._from_disk(chosen)
+        device, where = self.blueprint.device, self.residency(chosen)
         if stage == "image":
             encoder = self._image_encoder(chosen)
-            return trace_seeing(self._eyes, encoder, networks, call, device, given_back=given_back)
-        part_bytes = self.residency(chosen).part_bytes
-        return trace_stage(stage, networks, call, device, given_back=given_back, part_bytes=part_bytes)
+            return trace_seeing(self._eyes, encoder, networks, call, device, given_back=where.gives_back)
+        return trace_stage(stage, networks, call, device, given_back=where.gives_back, part_bytes=where.part_bytes)
 
 
 def predictions(call: CallSize, techniques: Sequence[Technique]) -> UNetCalls:

@@ -99,6 +99,9 @@ class Technique(ABC):
     """The stages ('encode', 'picture', 'control', 'denoise', 'decode') whose work changes when networks without weights
     run with it on."""
 
+    loads_library: ClassVar[bool] = False
+    """Whether `why_not` loads a large library to find out. The planner does not ask if it leaves the technique out."""
+
     unplanned: ClassVar[str] = "what it gains shows only when it runs: `leandiffusion bench` measures it"
     """Why the planner leaves it to users, for those without `candidates`."""
 

@@ -242,7 +242,7 @@ class Stack:
         engines = {engine_of(network) for network in self.subject.networks.values()} - {None}
         for engine in sorted(engines, key=id):  # in one order: nobody waits for somebody who waits for him
             turns.enter_context(engine.turn)  # type: ignore[union-attr]
-        if any(engine.policy.from_disk for engine in engines):  # type: ignore[union-attr]
+        if any(engine.policy.gives_back for engine in engines):  # type: ignore[union-attr]
             turns.enter_context(freed_at_once())
 
     def _settle(self) -> None:
