@@ -1,4 +1,5 @@
-"""Calls that repeat with the same inputs, for other parts of the outputs: what they need compute only once."""
+"""A layer that is called again and again with the same input, for other parts of its outputs: what all of these calls
+compute is made once."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ _kept: ContextVar[dict[str, Any] | None] = ContextVar("what repeated calls share
 
 @contextmanager
 def same_inputs() -> Iterator[None]:
-    """Meanwhile, in this thread, one function is called again and again with the same inputs."""
+    """Meanwhile, in this thread, one layer is called again and again with the same input."""
     token = _kept.set({})
     try:
         yield
@@ -22,8 +23,14 @@ def same_inputs() -> Iterator[None]:
         _kept.reset(token)
 
 
-def once(name: str, make: Callable[[], T]) -> T:
-    """`make()`, which depends on the function's inputs alone; from its first call on, among calls that repeat."""
+def are_repeating() -> bool:
+    """Whether calls within `same_inputs` are under way in this thread."""
+    return _kept.get() is not None
+
+
+def made_once(name: str, make: Callable[[], T]) -> T:
+    """`make()`, which depends on the layer's input alone. Calls that repeat get what the first of them made under this
+    name, until they end."""
     kept = _kept.get()
     if kept is None:
         return make()

@@ -51,7 +51,7 @@ class Conv2d(nn.Conv2d):
     """
 
     packs: bool = False
-    output_dim: ClassVar[int] = 1
+    output_dim: ClassVar[int] = -3
     """Where the outputs are that each row of the weight gives (`offload.parts`)."""
 
     def __init__(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..core.repeats import once
+from ..core.repeats import made_once
 from ..core.shapes import is_channels_last
 from ..device.capabilities import widened
 from .linear import linear
@@ -21,7 +21,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1)
     Beside its result it takes the pixels that are read, B * H' * W' * 9 * C numbers.
     """
     last = is_channels_last(weight)
-    columns = once("columns", lambda: _columns(x, stride, channels_last=last))
+    columns = made_once("columns", lambda: _columns(x, stride, channels_last=last))
     weight = weight.permute(0, 2, 3, 1) if last else weight
     y = linear(columns.flatten(0, 2), weight.reshape(weight.shape[0], -1), bias)
     return y.to(x.dtype).view(*columns.shape[:3], -1).permute(0, 3, 1, 2)

@@ -125,6 +125,12 @@ def can_adapt(layer: nn.Module) -> bool:
     return type(layer) in _ADAPTED or isinstance(layer, Adapted)
 
 
+def make_adapted(layer: nn.Module) -> None:
+    """Make it a layer that adapters add to; none does yet."""
+    if not isinstance(layer, Adapted):
+        layer.__class__ = _ADAPTED[type(layer)]
+
+
 def put_on(layer: nn.Module, added: Sequence[tuple[Kind, Mapping[str, Tensor], float]]) -> None:
     """Let the layer add these, factors and scale of each, in place of what it added before; nothing makes it plain."""
     for branch in layer.branches if isinstance(layer, Adapted) else ():
@@ -136,8 +142,7 @@ def put_on(layer: nn.Module, added: Sequence[tuple[Kind, Mapping[str, Tensor], f
             layer.__dict__.pop("branches", None)
             layer.__class__ = layer.plain  # pyright: ignore[reportAttributeAccessIssue]
         return
-    if not isinstance(layer, Adapted):
-        layer.__class__ = _ADAPTED[type(layer)]
+    make_adapted(layer)
     branches = []
     for number, (kind, factors, scale) in enumerate(added):
         buffers = {factor: f"lora_{number}_{factor}" for factor in factors}

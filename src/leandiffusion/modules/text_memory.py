@@ -27,6 +27,19 @@ class TextMemory:
     def __init__(self, text: Tensor) -> None:
         self.text = text
         self._made: dict[int, tuple[Attention, Tensor, Tensor]] = {}
+        self._derived: list[TextMemory] = []
+
+    def derived(self, text: Tensor) -> TextMemory:
+        """A memory of another text, made of this one, that is cleared with it."""
+        self._derived.append(TextMemory(text))
+        return self._derived[-1]
+
+    def clear(self) -> None:
+        """Let go of what was made, and of what those derived from it hold."""
+        self._made.clear()
+        for each in self._derived:
+            each.clear()
+        self._derived.clear()
 
     def of(self, layer: Attention) -> tuple[Tensor, Tensor]:
         """The layer's keys and values of the text, (B, S, nh * hs) each."""

@@ -144,6 +144,9 @@ def set_attention_slice(network: nn.Module, slice_size: str | int | list[int] | 
 INNER_BYTES = 24 << 20
 """Of the feed-forward's inner numbers in memory at once, on a CPU."""
 
+LIGHT_BYTES = 8 << 20
+"""Of its weights: so many stay together in the memory through which weights travel."""
+
 
 class GEGLU(nn.Module):
     """Linear to two halves, one gating the other through GELU (Shazeer 2020)."""
@@ -180,9 +183,14 @@ class FeedForward(nn.Module):
         return out
 
     def _may_split(self, x: Tensor) -> bool:
-        """Whether calling the layers once for some tokens at a time changes nothing but the time that it takes."""
+        """Whether calling the layers once for some tokens at a time changes nothing but the time that it takes.
+
+        Not where heavy weights travel: they would come once for each call.
+        """
         layers = self.net[0], *self.net[0].children(), self.net[2]
-        return is_host(x.device) and in_place_allowed() and all(is_untouched(layer) for layer in layers)
+        travel = any("forward" in vars(layer) for layer in layers)
+        light = sum(p.nbytes for p in self.parameters()) <= LIGHT_BYTES
+        return is_host(x.device) and in_place_allowed() and (light or not travel) and all(map(is_untouched, layers))
 
 
 class BasicTransformerBlock(nn.Module):

@@ -10,11 +10,13 @@ weights are transformed when they are used: nothing is kept, and whoever changes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.repeats import are_repeating, made_once
 from ..core.shapes import alike, traced_once
 from ..device.capabilities import widened
 
@@ -34,13 +36,18 @@ _A, _B = 3 / 4, 3 / 2
 _A2, _B2 = _A * _A, _B * _B
 
 
-@traced_once
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = False) -> Tensor:
     """Convolution of stride 1, padding 1: x (B, C, H, W), weight (C_out, C, 3, 3) -> (B, C_out, H, W), channels-last.
 
     Half precision is made float32 tile by tile. With `double`, of x enlarged to (2H, 2W) by nearest neighbour, which is
-    never in memory as a whole.
+    never in memory as a whole. Calls that repeat for other outputs (`core.repeats`) share the tiles, unless these take
+    more than what would be kept of weights.
     """
+    return _convolve(x, weight, bias, double=double, repeats=are_repeating())
+
+
+@traced_once
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool, repeats: bool) -> Tensor:
     channels = weight.shape[0]
     pixels = x.permute(0, 2, 3, 1)
     B, H, W, C = pixels.shape
@@ -53,7 +60,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = F
     fitting = TILES_BYTES // (number * (C + min(step, channels)))
     at_once = min(max(fitting, FEWEST_TILES), MOST_TILES)
     single = B * h * w <= at_once  # so that each weight is used once
-    keep = not single and number * C * channels <= KEPT_BYTES
+    keep = not single and not repeats and number * C * channels <= KEPT_BYTES
+    shared = repeats and number * C * B * h * w <= KEPT_BYTES
     at_once = at_once if single or keep else MOST_TILES
     pictures, rows = (max(at_once // (h * w), 1), h) if h * w <= at_once else (1, max(at_once // w, 1))
     weights = [fold(weight[part]) if keep else weight[part] for part in parts]
@@ -61,7 +69,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = F
         for r in alike(range(0, h, rows)):
             n = min(rows, h - r)
             window = OUT * r - 1, OUT * n + 2, OUT * w + 2
-            tiles = transform(_slab(pixels[b : b + pictures], *window, double=double))
+            slab = partial(_slab, pixels[b : b + pictures], *window, double=double)
+            tiles = made_once(f"tiles {b} {r}", lambda: transform(slab())) if shared else transform(slab())  # noqa: B023
             strip = out[b : b + pictures, OUT * r : OUT * (r + n)]
             _fill([strip[..., part] for part in parts], tiles, weights, bias)
             del tiles  # before those of the next rows are made

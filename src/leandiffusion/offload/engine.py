@@ -43,13 +43,15 @@ blocks below `core.malloc.LARGE` are 45 MiB by then with Stable Diffusion 1.5 at
 class Held:
     """What a module holds of its unit: each weight, where it stands in the module, and its place in the memory.
 
-    `count`: parameters and buffers that the module had, those that do not travel included.
+    `count`: parameters and buffers that the module had, those that do not travel included. `dim`: where parts of its
+    output go, whatever is put around its forward later; None where all of it comes at once.
     """
 
     unit: Unit
     weights: list[tuple[Table, str, Weight, int]]
     tables: tuple[Table, ...]
     count: int
+    dim: int | None
 
     @property
     def is_stale(self) -> bool:
@@ -143,11 +145,11 @@ class Engine:
                 return forward(*args, **kwargs)
             if len(parts) == 1:
                 return self._run_with(parts[0], forward, args, kwargs)
-            dim, rows = output_dim(module), parts[-1].weights[0][2].span
+            dim, span = parts[-1].dim, parts[-1].weights[0][2].span
             assert dim is not None
-            assert rows is not None
+            assert span is not None
             with same_inputs():
-                return joined((self._run_with(part, forward, args, kwargs) for part in parts), dim, rows[1])
+                return joined((self._run_with(part, forward, args, kwargs) for part in parts), dim, span[1])
 
     def rest(self) -> None:
         """Let all weights leave the device; the next `run` fetches them again."""
@@ -278,7 +280,7 @@ def _held_by(unit: Unit) -> Iterator[tuple[nn.Module, Held]]:
             (table, name, *places[id(table), name]) for table in tables for name in table if (id(table), name) in places
         ]
         if found:
-            yield module, Held(unit, found, tables, sum(map(len, tables)))
+            yield module, Held(unit, found, tables, sum(map(len, tables)), output_dim(module))
 
 
 def _put_down(network: nn.Module, progress: Callable[[int], Any] = lambda count: None, *, leave: set[int]) -> list[str]:

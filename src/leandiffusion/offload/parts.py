@@ -1,7 +1,8 @@
 """Heavy layers in parts: some rows of the weight travel and give their outputs, then the next.
 
 Each output of a linear layer or a convolution depends on its own row of the weight and no other, so that parts change
-nothing but how much of it is in memory at a time: the largest of Stable Diffusion 1.5's UNet takes 113 MiB in float32.
+nothing but rounding, and how much is in memory at a time: the largest of Stable Diffusion 1.5's UNet takes 113 MiB in
+float32.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ PART_BYTES = 16 << 20
 MULTIPLE = 32
 """Of rows that a part has, but for the last: matrix products are faster with whole vectors and blocks."""
 
-_TORCHS: dict[type[nn.Module], int] = {nn.Linear: -1, nn.Conv2d: 1}
+_TORCHS: dict[type[nn.Module], int] = {nn.Linear: -1, nn.Conv2d: -3}
 
 
 def output_dim(module: nn.Module) -> int | None:
-    """The dimension of the module's output along which each entry depends on its own row of weight and bias alone; None
-    where there is no such. Classes say so by an attribute of this name, which does not hold for their subclasses."""
+    """The dimension of the module's output, from the last, along which each entry depends on its own row of weight and
+    bias alone; None where there is no such. A class says so by an attribute of this name, but not for subclasses."""
     kind, own = type(module), vars(module).get("forward")
     dim = vars(kind).get("output_dim", _TORCHS.get(kind))
     is_kinds = own is None or getattr(own, "only_moves", False)

@@ -20,7 +20,7 @@ class Policy:
 
     `device` computes. `granularity`: 'leaf', 'block' or 'component' travel at a time. `resident_fraction` of the
     bytes, from 0 to 1, stay on the device. `slots`: how many of the largest unit the ring has memory for, at least 1.
-    Leaves that travel from disk come in parts of at most `part_bytes`.
+    Leaves that travel from disk come in parts of at most `part_bytes`, or of 32 rows where these take more.
     """
 
     device: torch.device
@@ -35,7 +35,7 @@ class Policy:
         return is_host(self.device)
 
     @property
-    def in_parts(self) -> int | None:
+    def bytes_of_parts(self) -> int | None:
         """Bytes of the parts in which heavy layers travel; None where they travel whole. Accelerators have more memory,
         and a call takes time there."""
         return self.part_bytes if self.from_disk and self.granularity == "leaf" else None
@@ -48,4 +48,4 @@ class Policy:
 
     def divided(self, units: list[Unit]) -> list[Unit]:
         """The units as they travel, heavy ones in parts."""
-        return units if self.in_parts is None else list(in_parts(units, self.in_parts))
+        return units if self.bytes_of_parts is None else list(in_parts(units, self.bytes_of_parts))

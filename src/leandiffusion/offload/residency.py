@@ -18,7 +18,7 @@ class Residency:
     `kept` are on the device that computes as long as the pipeline is, `running` further ones by the name of the network
     that runs. `fetched` come from the tier below each time that a network runs, or with `stays` once for all of its
     runs in a row. `arrivals`: how many units these are, where they come each time; `ahead` says whether the largest
-    have room to come while others compute. `part_bytes`: what heavy layers come and compute in parts of, if they do.
+    have room to come while others compute. `part_bytes`: what heavy layers compute in parts of, if all of them do.
     `gives_back`: whether freed memory goes back to the system meanwhile. `below` are in host memory beneath an
     accelerator.
     """
@@ -67,8 +67,10 @@ def residency(networks: Mapping[str, nn.Module], policy: Policy) -> Residency:
         return Residency(kept, fetched, fetched, stays=True, below=below)
     sizes, arrivals = ring_sizes(travelling, policy.slots), {name: len(units) for name, units in by_network.items()}
     rings = {name: sizes[units[0].network] for name, units in by_network.items() if units}
+    parts = policy.bytes_of_parts
+    whole = parts is not None and any(unit.nbytes > parts for unit in resident)  # and such set the peak
     return Residency(
-        kept, rings, fetched, arrivals=arrivals, ahead=policy.slots > 1, part_bytes=policy.in_parts,
+        kept, rings, fetched, arrivals=arrivals, ahead=policy.slots > 1, part_bytes=None if whole else parts,
         gives_back=policy.gives_back, below=below,
     )  # fmt: skip
 

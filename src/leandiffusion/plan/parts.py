@@ -1,4 +1,4 @@
-"""Networks without weights whose heavy layers compute in parts, as those do whose weights travel (`offload.parts`)."""
+"""Networks without weights that compute as those do whose layers travel: heavy ones in parts (`offload.parts`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..offload.parts import computed_in_parts, output_dim
-from ..offload.units import weight_bytes
 from ..techniques.hooks import around_forward, own_forward
 
 
 @contextmanager
-def in_parts(networks: Iterable[nn.Module | None], part_bytes: int | None) -> Iterator[None]:
-    """Meanwhile layers with more bytes of weights than that compute in parts; none of them where it is None."""
+def travelling_layers(networks: Iterable[nn.Module | None], part_bytes: int | None) -> Iterator[None]:
+    """Meanwhile layers compute as if their weights travelled, those with more bytes of them than that in parts. Nothing
+    changes where it is None."""
     if part_bytes is None:
         yield
         return
@@ -24,11 +24,11 @@ def in_parts(networks: Iterable[nn.Module | None], part_bytes: int | None) -> It
         return computed_in_parts(module, part_bytes, forward, args, kwargs)
 
     modules = (module for network in networks if network is not None for module in network.modules())
-    heavy = [m for m in modules if output_dim(m) is not None and weight_bytes(m) > part_bytes]
-    for module in heavy:
+    layers = [module for module in modules if output_dim(module) is not None]
+    for module in layers:
         around_forward(module, run, only_moves=True)
     try:
         yield
     finally:
-        for module in heavy:
+        for module in layers:
             own_forward(module, run)

@@ -15,7 +15,7 @@ from ..core.errors import ConfigError
 from ..families.base import Family
 from ..families.folder import UNNEEDED
 from ..modules.base import Network
-from ..modules.lora import adapted_layers
+from ..modules.lora import adapted_layers, make_adapted
 from ..offload.units import weight_bytes
 from ..techniques import Technique
 from ..techniques.hooks import Undo, together
@@ -33,16 +33,19 @@ PLANNED = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 @dataclass(frozen=True)
 class Part:
-    """A network: its class and config, and the dtype of its weights."""
+    """A network: its class and config, the dtype of its weights, and the names of layers that adapters are on, which
+    travel whole."""
 
     cls: type[Any]
     config: Mapping[str, Any]
     dtype: torch.dtype
+    adapted: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, network: Network, dtype: torch.dtype | None = None) -> Self:
         """One like the network, at another dtype if one is given."""
-        return cls(type(network), {**network.config}, network.dtype if dtype is None else dtype)
+        own = network.dtype if dtype is None else dtype
+        return cls(type(network), {**network.config}, own, tuple(adapted_layers(network)))
 
     def build(self, cast: torch.dtype | None = None, *, whole: bool = False) -> Any:
         """The network on the meta device, at another dtype if one is given, unless it is to be `whole` without what
@@ -51,6 +54,8 @@ class Part:
         network = empty_network(self.cls, self.config, cast or self.dtype)
         for prefix in () if whole else filter(None, UNNEEDED.get(self.cls.__name__, ())):
             setattr(network, prefix.rstrip("."), nn.Identity())
+        for name in self.adapted:
+            make_adapted(network.get_submodule(name))
         object.__setattr__(network, "_origin", Origin(self.cls, self.config, {}))
         return network
 

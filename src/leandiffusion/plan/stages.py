@@ -31,7 +31,7 @@ from ..run.perturbation import Perturbation, PerturbedAttention
 from ..run.run import Run
 from ..run.size import CallSize
 from ..run.tasks.text_to_image import TextToImage
-from .parts import in_parts
+from .parts import travelling_layers
 from .trace import trace
 from .work import StageWork
 
@@ -84,7 +84,7 @@ def trace_stage(
         "encode": _encoding, "picture": _picture, "control": _controlling, "denoise": _denoising, "decode": _decoding,
     }[stage]  # fmt: skip
     run_stage, before = make(networks, call)
-    with in_parts(networks.values(), part_bytes):
+    with travelling_layers(networks.values(), part_bytes):
         return trace(run_stage, before, on_host=on_host, slack=SLACK if on_host else 0.0, given_back=given_back)
 
 

@@ -138,5 +138,5 @@ class Perturbation:
         if memory is None:
             return None
         if self._own is None or self._own.text is not text or memory is not self._memory:
-            self._memory, self._own = memory, TextMemory(text)
+            self._memory, self._own = memory, memory.derived(text)
         return self._own

@@ -196,6 +196,7 @@ class Run:
             if is_host(x.device):  # other devices would have to be waited for: there it shows at the end
                 _check_finite(x, predicted)
         _check_finite(x, predicted)
+        self._forget()  # what the steps kept is not to lie beside what decodes them
         return x
 
     def _predict(self, x: Tensor, i: int) -> Tensor:

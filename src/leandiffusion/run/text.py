@@ -24,4 +24,5 @@ class Text:
 
     def forget(self) -> None:
         """Forget what layers made of it."""
+        self.memory.clear()
         self.memory = TextMemory(self.conditioning.embeds)

@@ -152,7 +152,7 @@ class Around:
     @property
     def only_moves(self) -> bool:
         """Whether what the module gives is what its class's forward does, with weights that `run` brought."""
-        return self._only_moves and self.inner is None
+        return self._only_moves and (self.inner is None or getattr(self.inner, "only_moves", False))
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -128,7 +128,7 @@ class InParts:
 
 
 def _memory_of(memory: TextMemory | None, inputs: Mapping[str, Any]) -> TextMemory | None:
-    return None if memory is None else TextMemory(inputs["encoder_hidden_states"])
+    return None if memory is None else memory.derived(inputs["encoder_hidden_states"])
 
 
 def _parts(pictures: int, texts: int, size: int) -> Iterator[tuple[range, range]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from leandiffusion.modules import transformer
 from leandiffusion.modules.transformer import FeedForward
+from leandiffusion.techniques.hooks import around_forward
 
 CHANNELS = 6
 
@@ -72,3 +73,21 @@ def test_who_looks_on_sees_one_call(onlooker: str, layer: FeedForward) -> None:
     with torch.set_grad_enabled(onlooker == "gradients"):
         layer(x)
     assert tokens == [14]
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@torch.no_grad()
+def test_heavy_weights_that_travel_come_once(heavy: bool, layer: FeedForward, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbytes = sum(p.nbytes for p in layer.parameters())
+    monkeypatch.setattr(transformer, "LIGHT_BYTES", nbytes - 1 if heavy else nbytes)
+    x, come = torch.randn(2, 7, CHANNELS), []
+
+    def bring(module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        come.append(module)
+        return forward(*args, **kwargs)
+
+    expected = layer(x)
+    for each in (layer.net[0].proj, layer.net[2]):
+        around_forward(each, bring, only_moves=True)
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+    assert len(come) == (2 if heavy else 2 * len(split(14)))

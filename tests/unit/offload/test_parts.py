@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from leandiffusion import UNet2DConditionModel
-from leandiffusion.core.repeats import once, same_inputs
+from leandiffusion.core.repeats import made_once, same_inputs
+from leandiffusion.modules import winograd
 from leandiffusion.modules.convolution import Conv2d
 from leandiffusion.modules.linear import Linear
 from leandiffusion.modules.lora import LoraLinear
@@ -105,6 +107,28 @@ def test_layers_that_compute_in_a_way_of_their_own_travel_whole() -> None:
     assert len(parts_of(layer)) == 1
 
 
+def test_a_forward_that_somebody_wraps_later(folder: Path) -> None:
+    unet, engine = travelling(folder, part_bytes=LIMIT)
+    expected = compute(unet)
+    heavy = next(m for m, parts in engine._held.items() if len(parts) > 1)
+    forward = heavy.forward
+    heavy.forward = lambda *args, **kwargs: 2 * forward(*args, **kwargs)
+    doubled = compute(unet)
+    heavy.forward = forward
+    assert not torch.allclose(doubled, expected)
+    assert torch.equal(compute(unet), expected)
+
+
+def test_a_copy_of_a_travelling_network_travels_too(folder: Path) -> None:
+    unet, _ = travelling(folder, part_bytes=LIMIT)
+    expected = compute(unet)
+    twin = copy.deepcopy(unet)
+    engine = Engine({"unet": twin}, Policy(CPU, part_bytes=LIMIT))
+    run_through(engine, CPU)
+    assert torch.equal(compute(twin), expected)
+    assert any(len(parts) > 1 for parts in engine._held.values())
+
+
 def test_layers_with_adapters_travel_whole() -> None:
     layer = Linear(100, 1000)
     assert output_dim(layer) == -1
@@ -118,12 +142,13 @@ def test_layers_with_adapters_travel_whole() -> None:
     [
         (lambda: Linear(100, 1000), (2, 7, 100)),
         (lambda: nn.Linear(100, 1000, bias=False), (100,)),
+        (lambda: nn.Conv2d(64, 256, 3), (64, 8, 8)),
         (lambda: Conv2d(96, 288), (1, 96, 40, 40)),  # by Winograd's algorithm
         (lambda: Conv2d(256, 480), (2, 256, 4, 4)),
         (lambda: Conv2d(320, 640, stride=2), (2, 320, 8, 8)),  # as one product
         (lambda: Conv2d(100, 1000, 1, padding=0), (2, 100, 5, 3)),
     ],
-    ids=["linear", "without a bias", "large map", "small map", "one product", "pixels"],
+    ids=["linear", "without a bias", "without a batch", "large map", "small map", "one product", "pixels"],
 )
 def test_the_same_numbers(layer: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     module, x = layer().to(dtype).requires_grad_(False), torch.randn(shape).to(dtype)
@@ -200,6 +225,13 @@ def test_hooks_see_a_layer_called_once_with_all_of_its_output(folder: Path) -> N
     assert seen == [len(heavy.weight)]
 
 
+def test_parts_are_told_where_no_heavy_layer_computes_whole(folder: Path) -> None:
+    unet = open_network(UNet2DConditionModel, folder)
+    for fraction, told in ((0.0, LIMIT), (0.5, None)):
+        assert residency({"unet": unet}, Policy(CPU, "leaf", fraction, part_bytes=LIMIT)).part_bytes == told
+    assert residency({"unet": unet}, Policy(CPU, "block", part_bytes=LIMIT)).part_bytes is None
+
+
 def test_what_repeats_is_made_once() -> None:
     made = []
 
@@ -207,12 +239,28 @@ def test_what_repeats_is_made_once() -> None:
         made.append(len(made))
         return made[-1]
 
-    assert [once("a", make), once("a", make)] == [0, 1]
+    assert [made_once("a", make), made_once("a", make)] == [0, 1]
     with same_inputs():
-        assert [once("a", make), once("a", make), once("b", make)] == [2, 2, 3]
+        assert [made_once("a", make), made_once("a", make), made_once("b", make)] == [2, 2, 3]
         with same_inputs():
-            assert once("a", make) == 4
-        assert once("a", make) == 2
+            assert made_once("a", make) == 4
+        assert made_once("a", make) == 2
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["tiles are shared", "too many to share"])
+def test_parts_of_a_convolution_share_what_they_read(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, x = Conv2d(96, 384).requires_grad_(False), torch.randn(1, 96, 40, 40)
+    made: list[int] = []
+    transform = winograd.transform
+    monkeypatch.setattr(winograd, "transform", lambda slab: made.append(1) or transform(slab))
+    monkeypatch.setattr(winograd, "KEPT_BYTES", winograd.KEPT_BYTES if kept else 0)
+    with torch.no_grad():
+        expected, whole = conv(x), len(made)
+        made.clear()
+        found = computed_in_parts(conv, 340_000, conv.forward, (x,), {})
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(parts_of(conv, 340_000)) == 4
+    assert len(made) == (whole if kept else 4 * whole)
 
 
 def test_joining() -> None:

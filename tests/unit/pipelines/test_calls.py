@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from leandiffusion import ConfigError
+from leandiffusion import ConfigError, StableDiffusionPAGPipeline, StableDiffusionPipeline
+from leandiffusion.modules.text_memory import TextMemory
 from leandiffusion.schedulers import PRESETS
 from leandiffusion.schedulers import build as build_scheduler
 
@@ -267,3 +268,28 @@ def test_a_notice_is_given_once_at_the_callers_line(sd1: Any, draw: Draw) -> Non
 def test_autocast_is_warned_of(sd1: Any, draw: Draw) -> None:
     with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match=r"torch.autocast is on: .* faster"):
         draw(sd1)
+
+
+@pytest.mark.parametrize("technique", [None, "sequential_offload", "unet_slicing", "perturbed attention"])
+def test_no_keys_of_a_text_lie_beside_a_decode(technique: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    perturbed = technique == "perturbed attention"
+    pipe: Any = (StableDiffusionPAGPipeline if perturbed else StableDiffusionPipeline).from_pretrained("demo")
+    pipe.set_progress_bar_config(disable=True)
+    if technique is not None and not perturbed:
+        pipe.enable(technique)
+    made: list[TextMemory] = []
+    of, decode, beside = TextMemory.of, pipe.vae.decode, []
+
+    def note(memory: TextMemory, layer: Any) -> Any:
+        made.append(memory)
+        return of(memory, layer)
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        beside.append(sum(len(memory._made) for memory in made))
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(TextMemory, "of", note)
+    monkeypatch.setattr(pipe.vae, "decode", look)
+    pipe("a red circle", height=64, width=64, num_inference_steps=2)
+    assert made
+    assert beside == [0]

@@ -17,7 +17,10 @@ from leandiffusion import AutoPipelineForImage2Image, ConfigError, ControlNetMod
 from leandiffusion.demo import model_folder
 from leandiffusion.families.base import families
 from leandiffusion.measure.work import allocated_bytes
-from leandiffusion.offload.units import weight_bytes
+from leandiffusion.offload.engine import Engine
+from leandiffusion.offload.policy import Policy
+from leandiffusion.offload.residency import residency
+from leandiffusion.offload.units import ring_sizes, weight_bytes
 from leandiffusion.pipelines import planning
 from leandiffusion.plan import stages
 from leandiffusion.plan.empty import empty_networks
@@ -210,6 +213,21 @@ def test_loras_count(tmp_path: Path) -> None:
     after = Blueprint.of_networks("demo", pipe._stack.subject.networks, CPU).others
     factors = sum(buffer.nbytes for buffer in pipe.unet.buffers())
     assert after - before >= factors > 0
+
+
+def test_layers_with_adapters_travel_whole_in_plans_too() -> None:
+    pipe, policy = open_demo(), Policy(CPU, part_bytes=40_000)
+    rings = []
+    for name in (None, "night"):
+        if name is not None:
+            pipe.load_lora_weights(name)
+        pipe("a red circle", num_inference_steps=1, height=64, width=64, output_type="latent")
+        parts = Blueprint.of_networks("demo", pipe._stack.subject.networks, CPU).networks
+        engine = Engine({"unet": pipe.unet}, policy)
+        rings.append(ring_sizes({held.unit for each in engine._held.values() for held in each}, policy.slots)["unet"])
+        engine.close()
+        assert residency({"unet": parts["unet"].build()}, policy).running["unet"] == pytest.approx(rings[-1], rel=0.1)
+    assert rings[1] > 2 * rings[0]
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])

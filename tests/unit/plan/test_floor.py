@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from leandiffusion.modules.text import CLIPTextModel
-from leandiffusion.offload.engine import Engine, Policy
+from leandiffusion.offload.engine import Engine
+from leandiffusion.offload.policy import Policy
 from leandiffusion.offload.units import GRANULARITIES
 from leandiffusion.plan.floor import floor_here
 from leandiffusion.techniques.offloading import run_through
