@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core.errors import WeightsError
 from ..core.fork import Lock, renew_in_child
@@ -227,7 +227,7 @@ class Engine:
         self.on_change()
 
     def _run_with(self, held: Held, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        tensors = self._fetch(held)
+        tensors = self._own(held) if _records_gradients((args, kwargs)) else self._fetch(held)
         try:
             for (table, name, _, _), tensor in zip(held.weights, tensors, strict=True):
                 table[name] = tensor
@@ -236,6 +236,10 @@ class Engine:
             for (table, name, weight, _), tensor in zip(held.weights, tensors, strict=True):
                 if table.get(name) is tensor:  # and not replaced by the forward itself
                     table[name] = weight.master
+
+    def _own(self, held: Held) -> list[Tensor]:
+        """What the module is to hold where a backward pass will use it again: memory that nothing else is put into."""
+        return [weight.alike(weight.rows_of(weight.on(self.policy.device))) for _, _, weight, _ in held.weights]
 
     def _fetch(self, held: Held) -> list[Tensor]:
         """What the module is to hold while it runs. It belongs to the module until another unit arrives."""
@@ -262,6 +266,13 @@ def engine_of(network: nn.Module) -> Engine | None:
 def moved(values: Any, device: torch.device) -> Any:
     """The same nest of values with every tensor on the device."""
     return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
+
+
+def _records_gradients(values: Any) -> bool:
+    """Whether gradients of one of the tensors among the values are recorded."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(isinstance(value, Tensor) and value.requires_grad for value in tree_leaves(values))
 
 
 def _unless_held(weight: Weight, came: Tensor) -> Tensor:

@@ -232,6 +232,23 @@ def test_parts_are_told_where_no_heavy_layer_computes_whole(folder: Path) -> Non
     assert residency({"unet": unet}, Policy(CPU, "block", part_bytes=LIMIT)).part_bytes is None
 
 
+@pytest.mark.parametrize(
+    "settings", [{"part_bytes": LIMIT}, {}, {"granularity": "block"}, {"granularity": "component"}]
+)
+def test_gradients_of_the_input(folder: Path, settings: dict[str, Any]) -> None:
+    """The memory through which weights travel holds others by the time of the backward pass."""
+    gradients = []
+    for travels in (False, True):
+        unet = open_network(UNet2DConditionModel, folder).requires_grad_(False)
+        if travels:
+            run_through(Engine({"unet": unet}, Policy(CPU, **settings)), CPU)
+        x = INPUTS[0].clone().requires_grad_()
+        unet(x, *INPUTS[1:]).sample.square().sum().backward()
+        gradients.append(x.grad)
+    assert gradients[0].abs().max() > 1e-3
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_what_repeats_is_made_once() -> None:
     made = []
 
