@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.repeats import same_inputs
-from ..core.shapes import is_channels_last
+from ..core.shapes import alike, is_channels_last
 from ..weights.stored import StoredTensor
 from .units import Unit, Weight
 
@@ -91,7 +91,7 @@ def computed_in_parts(module: nn.Module, limit: int, forward: Callable[..., Tens
     if dim is None or len(parts) == 1:
         return forward(*args, **kwargs)
     with same_inputs():
-        return joined((_with(part, forward, args, kwargs) for part in parts), dim, _rows(whole))
+        return joined((_with(part, forward, args, kwargs) for part in alike(parts)), dim, _rows(whole))
 
 
 def _with(part: Unit, forward: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:

@@ -216,23 +216,26 @@ class Predictor:
 
     def _work(self, stage: str, call: CallSize, count: float, chosen: Chosen) -> Work:
         cast, where = self.cast(chosen), self.residency(chosen)
+        part_bytes = where.part_bytes if stage in ("control", "denoise") else None  # elsewhere layers are not as heavy
         traced = tuple(each for each in chosen if stage in each.traced and each.name != CASTS)
-        key = stage, call, cast, where.gives_back, where.part_bytes, tuple(map(str, traced))
+        key = stage, call, cast, where.gives_back, part_bytes, tuple(map(str, traced))
         if key not in self._traced:
             sketch = self._sketch_of(stage, cast)
             undo = sketch.put_on(traced)
             try:
-                self._traced[key] = self._trace(stage, sketch.networks, call, chosen)
+                self._traced[key] = self._trace(stage, sketch.networks, call, chosen, part_bytes)
             finally:
                 undo()
         return Work(tuple(owners_of(stage, self.blueprint.networks)), self._traced[key], count)
 
-    def _trace(self, stage: str, networks: Mapping[str, Any], call: CallSize, chosen: Chosen) -> StageWork:
-        device, where = self.blueprint.device, self.residency(chosen)
+    def _trace(
+        self, stage: str, networks: Mapping[str, Any], call: CallSize, chosen: Chosen, part_bytes: int | None
+    ) -> StageWork:
+        device, given_back = self.blueprint.device, self.residency(chosen).gives_back
         if stage == "image":
             encoder = self._image_encoder(chosen)
-            return trace_seeing(self._eyes, encoder, networks, call, device, given_back=where.gives_back)
-        return trace_stage(stage, networks, call, device, given_back=where.gives_back, part_bytes=where.part_bytes)
+            return trace_seeing(self._eyes, encoder, networks, call, device, given_back=given_back)
+        return trace_stage(stage, networks, call, device, given_back=given_back, part_bytes=part_bytes)
 
 
 def predictions(call: CallSize, techniques: Sequence[Technique]) -> UNetCalls:

@@ -84,7 +84,7 @@ def trace_stage(
         "encode": _encoding, "picture": _picture, "control": _controlling, "denoise": _denoising, "decode": _decoding,
     }[stage]  # fmt: skip
     run_stage, before = make(networks, call)
-    with travelling_layers(networks.values(), part_bytes):
+    with travelling_layers((networks[name] for name in owners_of(stage, networks)), part_bytes):
         return trace(run_stage, before, on_host=on_host, slack=SLACK if on_host else 0.0, given_back=given_back)
 
 
