@@ -46,6 +46,15 @@ def test_computing_aside_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A suite in the background is started with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_caller_waits_until_work_that_is_not_wanted_ends() -> None:
     def work(interrupted: threading.Event) -> None:
         main = threading.main_thread().ident
