@@ -189,8 +189,9 @@ class FeedForward(nn.Module):
         """
         layers = self.net[0], *self.net[0].children(), self.net[2]
         travel = any("forward" in vars(layer) for layer in layers)
-        light = sum(p.nbytes for p in self.parameters()) <= LIGHT_BYTES
-        return is_host(x.device) and in_place_allowed() and (light or not travel) and all(map(is_untouched, layers))
+        if travel and sum(p.nbytes for p in self.parameters()) > LIGHT_BYTES:
+            return False
+        return is_host(x.device) and in_place_allowed() and all(map(is_untouched, layers))
 
 
 class BasicTransformerBlock(nn.Module):

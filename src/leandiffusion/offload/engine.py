@@ -29,7 +29,7 @@ from ..weights.stored import StoredTensor
 from .arena import Arena, OneAtATime, RingOfEach
 from .conveyor import Conveyor
 from .host import Homes, HostStore
-from .parts import PART_BYTES, joined, output_dim
+from .parts import PART_BYTES, joined, output_dim, run_with
 from .policy import Policy
 from .prefetch import Prefetcher, prefetcher_for
 from .units import Table, Unit, Weight, cut, ring_sizes, spread
@@ -228,14 +228,7 @@ class Engine:
 
     def _run_with(self, held: Held, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         tensors = self._own(held) if _records_gradients((args, kwargs)) else self._fetch(held)
-        try:
-            for (table, name, _, _), tensor in zip(held.weights, tensors, strict=True):
-                table[name] = tensor
-            return forward(*args, **kwargs)
-        finally:
-            for (table, name, weight, _), tensor in zip(held.weights, tensors, strict=True):
-                if table.get(name) is tensor:  # and not replaced by the forward itself
-                    table[name] = weight.master
+        return run_with([place[:3] for place in held.weights], tensors, forward, args, kwargs)
 
     def _own(self, held: Held) -> list[Tensor]:
         """What the module is to hold where a backward pass will use it again: memory that nothing else is put into."""

@@ -7,7 +7,7 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.repeats import same_inputs
 from ..core.shapes import alike, is_channels_last
 from ..weights.stored import StoredTensor
-from .units import Unit, Weight
+from .units import Table, Unit, Weight
 
 PART_BYTES = 16 << 20
 """Of a layer, that travel at a time. Smaller ones save little beside what a step holds, and compute more slowly."""
@@ -96,10 +96,20 @@ def computed_in_parts(module: nn.Module, limit: int, forward: Callable[..., Tens
 
 def _with(part: Unit, forward: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
     held = [(table, name, weight) for weight in part.weights for table, name in weight.owners]
+    tensors = [weight.alike(weight.rows_of(weight.master.detach())) for _, _, weight in held]
+    return run_with(held, tensors, forward, args, kwargs)
+
+
+def run_with(
+    held: Sequence[tuple[Table, str, Weight]], tensors: Sequence[Tensor], forward: Callable[..., Any], args: Any,
+    kwargs: Any,
+) -> Any:  # fmt: skip
+    """`forward(*args, **kwargs)` of a module that holds the tensors meanwhile, and its masters afterwards."""
     try:
-        for table, name, weight in held:
-            table[name] = weight.alike(weight.rows_of(weight.master.detach()))
+        for (table, name, _), tensor in zip(held, tensors, strict=True):
+            table[name] = tensor
         return forward(*args, **kwargs)
     finally:
-        for table, name, weight in held:
-            table[name] = weight.master
+        for (table, name, weight), tensor in zip(held, tensors, strict=True):
+            if table.get(name) is tensor:  # and not replaced by the forward itself
+                table[name] = weight.master

@@ -43,7 +43,7 @@ class Policy:
     @property
     def gives_back(self) -> bool:
         """Whether freed memory is to go back to the system meanwhile (`core.malloc`). Beside whole components in memory
-        it saves little, and asking the system for what was given back costs a tenth of a step's time."""
+        it saves little, and asking the system for what was given back costs up to a quarter of a step's time."""
         return self.from_disk and self.granularity != "component"
 
     def divided(self, units: list[Unit]) -> list[Unit]:
