@@ -41,7 +41,7 @@ def freed_at_once() -> Iterator[None]:
     """
     global _users
     if is_traced():
-        with giving_back(LARGE):
+        with giving_back():
             yield
         return
     with _lock:

@@ -24,12 +24,16 @@ class Tracer(Protocol):
         """Meanwhile each operation stands for so many."""
         ...
 
-    def giving_back(self, size: int) -> AbstractContextManager[None]:
-        """Meanwhile blocks of that many bytes or more go back to the system when they are freed."""
+    def giving_back(self) -> AbstractContextManager[None]:
+        """Meanwhile large blocks go back to the system when they are freed."""
         ...
 
     def once(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """`function(*args, **kwargs)`, or a tensor like the one that it gave for the same shapes."""
+        ...
+
+    def repeat(self, what: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The same for functions that are equal by `what`, where one new tensor is all that they give."""
         ...
 
 
@@ -48,6 +52,13 @@ def traced_once(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+def repeated(what: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """`function(*args, **kwargs)`, which a tracer runs once for all that `what` says are equal and that get the same
+    shapes."""
+    tracer = _tracer.get()
+    return function(*args, **kwargs) if tracer is None else tracer.repeat(what, function, args, kwargs)
+
+
 @contextmanager
 def traced_by(tracer: Tracer) -> Iterator[None]:
     """Tell the code that runs meanwhile, in this thread, that it is being traced."""
@@ -63,10 +74,10 @@ def is_traced() -> bool:
     return _tracer.get() is not None
 
 
-def giving_back(size: int) -> AbstractContextManager[None]:
-    """Tell the tracer that blocks of that many bytes or more go back to the system at once meanwhile."""
+def giving_back() -> AbstractContextManager[None]:
+    """Tell the tracer that large blocks go back to the system at once meanwhile."""
     tracer = _tracer.get()
-    return nullcontext() if tracer is None else tracer.giving_back(size)
+    return nullcontext() if tracer is None else tracer.giving_back()
 
 
 def meta_is_host() -> bool:

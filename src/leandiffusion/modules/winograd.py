@@ -43,10 +43,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool = F
     never in memory as a whole. Calls that repeat for other outputs (`core.repeats`) share the tiles, unless these take
     more than what would be kept of weights.
     """
-    return _convolve(x, weight, bias, double=double, repeats=are_repeating())
+    if are_repeating():  # what they share belongs to the first of them alone
+        return _convolve(x, weight, bias, double=double, repeats=True)
+    return _convolve_once(x, weight, bias, double=double, repeats=False)
 
 
-@traced_once
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool, repeats: bool) -> Tensor:
     channels = weight.shape[0]
     pixels = x.permute(0, 2, 3, 1)
@@ -75,6 +76,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool, r
             _fill([strip[..., part] for part in parts], tiles, weights, bias)
             del tiles  # before those of the next rows are made
     return out.permute(0, 3, 1, 2)
+
+
+_convolve_once = traced_once(_convolve)
 
 
 def _fill(places: Sequence[Tensor], v: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> None:
@@ -113,6 +117,7 @@ def _slab(pixels: Tensor, first: int, height: int, width: int, *, double: bool) 
     return slab
 
 
+@traced_once
 def transform(slab: Tensor) -> Tensor:
     """Inputs (B, 4n + 2, 4w + 2, C) -> transformed tiles (6, 6, B, n, w, C): B^T d B."""
     B, height, width, C = slab.shape
@@ -124,6 +129,7 @@ def transform(slab: Tensor) -> Tensor:
     return tiles
 
 
+@traced_once
 def gather(tiles: Tensor) -> Tensor:
     """Products (6, 6, B, n, w, C) -> outputs (B, 4n, 4w, C): A^T m A."""
     _, _, B, n, w, C = tiles.shape
@@ -134,6 +140,7 @@ def gather(tiles: Tensor) -> Tensor:
     return y.view(B, OUT * n, OUT * w, C)
 
 
+@traced_once
 def fold(weight: Tensor) -> Tensor:
     """Weights (C_out, C, 3, 3) -> transformed ones (36, C_out, C): G g G^T."""
     weight = weight.to(widened(weight.dtype))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from .policy import Policy
-from .units import Unit, cut, ring_sizes, spread, weight_bytes
+from .units import Unit, cut, ring_size, spread, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -53,27 +54,62 @@ def all_resident(networks: Mapping[str, nn.Module]) -> Residency:
     return Residency(sum(weight_bytes(network) for network in networks.values()))
 
 
-def residency(networks: Mapping[str, nn.Module], policy: Policy) -> Residency:
-    """Weights that travel as `policy` says, as `offload.engine` cuts and moves them. The networks may have none."""
-    pieces = cut(networks, policy.granularity)
-    resident = spread(pieces.units, policy.resident_fraction)
-    travelling = policy.divided([unit for unit in pieces.units if unit not in resident])
-    staying = [*pieces.inner, *(weight for unit in resident for weight in unit.weights)]
-    kept = sum(weight.master.nbytes for weight in staying)
-    by_network = {name: [unit for unit in travelling if _belongs(unit, name)] for name in networks}
-    fetched = {name: sum(unit.nbytes for unit in units) for name, units in by_network.items()}
-    below = 0 if policy.from_disk else sum(fetched.values()) + sum(weight_bytes(each) for each in pieces.looked_up)
+@dataclass(frozen=True, eq=False, slots=True)
+class Piece:
+    """A unit, or what its weights take where they stay: the component that it is of, the network whose ring it goes
+    through, bytes of its weights, of the memory that it takes, and of that of each part that it travels in."""
+
+    component: str
+    network: str
+    weights: int
+    nbytes: int
+    parts: tuple[int, ...]
+
+
+class Pieces:
+    """Networks, which may be without numbers, and what they are cut into, as long as nothing in them is replaced."""
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        self.networks = networks
+        self._cuts: dict[Any, tuple[list[Piece], int, int]] = {}
+
+    def cut(self, policy: Policy) -> tuple[list[Piece], int, int]:
+        """The units, and bytes of weights that stay in any case and of those that are looked up."""
+        key = policy.granularity, policy.bytes_of_parts
+        if key not in self._cuts:
+            whole = cut(self.networks, policy.granularity)
+            pieces = [self._piece(unit, policy) for unit in whole.units]
+            inner = sum(weight.master.nbytes for weight in whole.inner)
+            self._cuts[key] = pieces, inner, sum(map(weight_bytes, whole.looked_up))
+        return self._cuts[key]
+
+    def _piece(self, unit: Unit, policy: Policy) -> Piece:
+        component = next(name for name in self.networks if unit.name == name or unit.name.startswith(f"{name}."))
+        weights, parts = sum(weight.master.nbytes for weight in unit.weights), policy.divided([unit])
+        return Piece(component, unit.network, weights, unit.nbytes, tuple(part.nbytes for part in parts))
+
+
+def residency(networks: Pieces, policy: Policy) -> Residency:
+    """Weights that travel as `policy` says, as `offload.engine` cuts and moves them."""
+    pieces, inner, looked_up = networks.cut(policy)
+    resident = spread(pieces, policy.resident_fraction)
+    kept = inner + sum(piece.weights for piece in resident)
+    by_network: dict[str, list[int]] = {name: [] for name in networks.networks}
+    by_ring: dict[str, list[int]] = {}
+    ring_of: dict[str, str] = {}
+    for piece in pieces:
+        if piece not in resident:
+            by_network[piece.component] += piece.parts
+            by_ring.setdefault(piece.network, []).extend(piece.parts)
+            ring_of[piece.component] = piece.network
+    fetched = {name: sum(parts) for name, parts in by_network.items()}
+    below = 0 if policy.from_disk else sum(fetched.values()) + looked_up
     if policy.granularity == "component":
         return Residency(kept, fetched, fetched, stays=True, below=below)
-    sizes, arrivals = ring_sizes(travelling, policy.slots), {name: len(units) for name, units in by_network.items()}
-    rings = {name: sizes[units[0].network] for name, units in by_network.items() if units}
-    parts = policy.bytes_of_parts
-    whole = parts is not None and any(unit.nbytes > parts for unit in resident)  # and such set the peak
+    rings = {name: ring_size(by_ring[ring], policy.slots) for name, ring in ring_of.items()}
+    limit = policy.bytes_of_parts
+    whole = limit is not None and any(piece.nbytes > limit for piece in resident)  # and such set the peak
     return Residency(
-        kept, rings, fetched, arrivals=arrivals, ahead=policy.slots > 1, part_bytes=None if whole else parts,
-        gives_back=policy.gives_back, below=below,
+        kept, rings, fetched, arrivals={name: len(parts) for name, parts in by_network.items()},
+        ahead=policy.slots > 1, part_bytes=None if whole else limit, gives_back=policy.gives_back, below=below,
     )  # fmt: skip
-
-
-def _belongs(unit: Unit, network: str) -> bool:
-    return unit.name == network or unit.name.startswith(f"{network}.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from weakref import ref
 
 import torch
@@ -271,16 +271,32 @@ def ring_sizes(units: Iterable[Unit], slots: int) -> dict[str, int]:
     sizes: dict[str, list[int]] = {}
     for unit in units:
         sizes.setdefault(unit.network, []).append(unit.nbytes)
-    return {network: min(slots * max(each), sum(each)) for network, each in sizes.items()}
+    return {network: ring_size(each, slots) for network, each in sizes.items()}
 
 
-def spread(units: list[Unit], fraction: float) -> set[Unit]:
+def ring_size(units: Sequence[int], slots: int) -> int:
+    """The same of one network, whose units take so many bytes each."""
+    return min(slots * max(units), sum(units))
+
+
+class Sized(Protocol):
+    """A unit, or what is known of one."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+Some = TypeVar("Some", bound=Sized)
+
+
+def spread(units: Iterable[Some], fraction: float) -> set[Some]:
     """Units holding about `fraction` of the bytes, spread evenly, so that travel and computing go on side by side."""
-    chosen: set[Unit] = set()
+    chosen: set[Some] = set()
     seen = kept = 0
     for unit in units:
-        seen += unit.nbytes
-        if kept + unit.nbytes <= fraction * seen:
+        nbytes = unit.nbytes
+        seen += nbytes
+        if kept + nbytes <= fraction * seen:
             chosen.add(unit)
-            kept += unit.nbytes
+            kept += nbytes
     return chosen

@@ -62,6 +62,7 @@ class Predictor:
     _with_encoder: dict[torch.dtype | None, Sketch] = field(default_factory=dict)
     _traced: dict[Any, StageWork] = field(default_factory=dict)
     _residencies: dict[Any, Residency] = field(default_factory=dict)
+    _timed: dict[tuple[str, Chosen], float] = field(default_factory=dict)
 
     def predict(self, techniques: Iterable[Technique]) -> Prediction:
         """With these techniques on, which must be legal together."""
@@ -93,13 +94,18 @@ class Predictor:
             weights += max(weight.nbytes for weight in self._encoder(chosen).parameters())
         if name not in ("encode", "image"):
             weights += self._seen_bytes(name, chosen)
-        works = self._works(name, chosen)
-        held = max(each.work.peak for each in works)
+        works, given_back = self._works(name, chosen), self.residency(chosen).gives_back
+        held = max(each.work.given_back if given_back else each.work.peak for each in works)
         if name == "denoise" and len(works) > 2:  # the UNet sees a part at a time of what ControlNets gave at once
             held += works[0].work.kept
         return weights + held + (self._floor + self._around_modules if self._on_host else 0)
 
     def _seconds(self, name: str, chosen: Chosen) -> float:
+        if (name, chosen) not in self._timed:
+            self._timed[name, chosen] = self._seconds_of(name, chosen)
+        return self._timed[name, chosen]
+
+    def _seconds_of(self, name: str, chosen: Chosen) -> float:
         residency, works = self.residency(chosen), self._works(name, chosen)
         if not works[-1].owners:  # no text encoder: calls are given embeddings
             return 0.0
@@ -156,9 +162,10 @@ class Predictor:
         cast = self.cast(chosen)
         key = cast, tuple(technique for technique in chosen if moves(technique))
         if key not in self._residencies:
-            networks = self.sketch(cast).networks
-            told = (technique.residency(networks) for technique in chosen)
-            self._residencies[key] = next((each for each in told if each is not None), None) or all_resident(networks)
+            pieces = self.sketch(cast).pieces
+            told = (technique.residency(pieces) for technique in chosen)
+            moved = next((each for each in told if each is not None), None)
+            self._residencies[key] = moved or all_resident(pieces.networks)
         return self._residencies[key]
 
     @property
@@ -215,10 +222,11 @@ class Predictor:
         return self._with_encoder[cast]
 
     def _work(self, stage: str, call: CallSize, count: float, chosen: Chosen) -> Work:
-        cast, where = self.cast(chosen), self.residency(chosen)
-        part_bytes = where.part_bytes if stage in ("control", "denoise") else None  # elsewhere layers are not as heavy
+        cast = self.cast(chosen)
+        has_heavy_layers = stage in ("control", "denoise")
+        part_bytes = self.residency(chosen).part_bytes if has_heavy_layers else None
         traced = tuple(each for each in chosen if stage in each.traced and each.name != CASTS)
-        key = stage, call, cast, where.gives_back, part_bytes, tuple(map(str, traced))
+        key = stage, call, cast, part_bytes, tuple(map(str, traced))
         if key not in self._traced:
             sketch = self._sketch_of(stage, cast)
             undo = sketch.put_on(traced)
@@ -231,11 +239,10 @@ class Predictor:
     def _trace(
         self, stage: str, networks: Mapping[str, Any], call: CallSize, chosen: Chosen, part_bytes: int | None
     ) -> StageWork:
-        device, given_back = self.blueprint.device, self.residency(chosen).gives_back
+        device = self.blueprint.device
         if stage == "image":
-            encoder = self._image_encoder(chosen)
-            return trace_seeing(self._eyes, encoder, networks, call, device, given_back=given_back)
-        return trace_stage(stage, networks, call, device, given_back=given_back, part_bytes=part_bytes)
+            return trace_seeing(self._eyes, self._image_encoder(chosen), networks, call, device)
+        return trace_stage(stage, networks, call, device, part_bytes=part_bytes)
 
 
 def predictions(call: CallSize, techniques: Sequence[Technique]) -> UNetCalls:

@@ -55,14 +55,14 @@ class Eyes:
 
 
 def trace_seeing(
-    eyes: Eyes, encoder: Any, networks: Mapping[str, Any], call: CallSize, device: torch.device, *, given_back: bool
+    eyes: Eyes, encoder: Any, networks: Mapping[str, Any], call: CallSize, device: torch.device
 ) -> StageWork:
     """The work of a call's pictures, as many for each adapter; what is kept are keys and values for the UNet among
     `networks`, for all steps. Weights of the adapters, and of an `encoder` that `Eyes` opened, count while they are
     read."""
     on_host = is_host(device)
     stage = _seeing(eyes, encoder, networks, call)
-    return trace(*stage, on_host=on_host, slack=SLACK if on_host else 0.0, given_back=given_back)
+    return trace(*stage, on_host=on_host, slack=SLACK if on_host else 0.0)
 
 
 def _seeing(eyes: Eyes, encoder: Any, networks: Mapping[str, Any], call: CallSize) -> Stage:

@@ -16,6 +16,7 @@ from ..families.base import Family
 from ..families.folder import UNNEEDED
 from ..modules.base import Network
 from ..modules.lora import adapted_layers, make_adapted
+from ..offload.residency import Pieces
 from ..offload.units import weight_bytes
 from ..techniques import Technique
 from ..techniques.hooks import Undo, together
@@ -167,18 +168,20 @@ def _side(networks: Mapping[str, Part]) -> int:
 
 
 class Sketch:
-    """Networks on the meta device, with what techniques look at in a pipeline. `subject` is theirs, `cast` the dtype of
-    all of them where it is not their own."""
+    """Networks on the meta device, with what techniques look at in a pipeline. `subject` is theirs, `pieces` what
+    offloading cuts them into, `cast` the dtype of all of them where it is not their own."""
 
     def __init__(self, blueprint: Blueprint, cast: torch.dtype | None = None) -> None:
         self.networks: dict[str, Any] = {name: part.build(cast) for name, part in blueprint.networks.items()}
         self.subject = _SketchSubject(self, blueprint.device)
+        self.pieces = Pieces(self.networks)
 
     def with_encoder(self, blueprint: Blueprint, cast: torch.dtype | None = None) -> Sketch:
         """The same networks, but for the VAE, which has its encoder too."""
         other = copy.copy(self)
         other.networks = {**self.networks, "vae": blueprint.networks["vae"].build(cast, whole=True)}
         other.subject = _SketchSubject(other, blueprint.device)
+        other.pieces = Pieces(other.networks)
         return other
 
     def put_on(self, techniques: Iterable[Technique]) -> Undo:

@@ -32,6 +32,7 @@ from ..run.run import Run
 from ..run.size import CallSize
 from ..run.tasks.text_to_image import TextToImage
 from .parts import travelling_layers
+from .repeats import repeated_blocks
 from .trace import trace
 from .work import StageWork
 
@@ -73,19 +74,19 @@ def trace_stages(
 
 def trace_stage(
     stage: str, networks: Mapping[str, nn.Module], call: CallSize, device: torch.device | str = "cpu", *,
-    given_back: bool = False, part_bytes: int | None = None,
+    part_bytes: int | None = None,
 ) -> StageWork:  # fmt: skip
-    """One of the stages, as `trace_stages` has them. `given_back`: freed memory goes back to the system all the while
-    (`core.malloc`), as where weights come from disk, and not only where the VAE's slices or strips have it so.
-    `part_bytes`: what heavy layers are computed in parts of (`offload.parts`), if they are."""
+    """One of the stages, as `trace_stages` has them. `part_bytes`: what heavy layers are computed in parts of
+    (`offload.parts`), if they are."""
     _check(networks)
     on_host = is_host(device)
     make = {
         "encode": _encoding, "picture": _picture, "control": _controlling, "denoise": _denoising, "decode": _decoding,
     }[stage]  # fmt: skip
     run_stage, before = make(networks, call)
-    with travelling_layers((networks[name] for name in owners_of(stage, networks)), part_bytes):
-        return trace(run_stage, before, on_host=on_host, slack=SLACK if on_host else 0.0, given_back=given_back)
+    owners = [networks[name] for name in owners_of(stage, networks)]
+    with travelling_layers(owners, part_bytes), repeated_blocks(owners):
+        return trace(run_stage, before, on_host=on_host, slack=SLACK if on_host else 0.0)
 
 
 def stages_of(call: CallSize) -> list[str]:

@@ -10,20 +10,29 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.malloc import HIGHEST, freed_at_once
+from ..core.malloc import HIGHEST, LARGE
 from ..core.shapes import traced_by
 from .kernels import Gives, Operation, kernel_of, operation_of
 from .work import Ops, StageWork
 
 Sums = dict[tuple[str, float], list[float]]
 """(kind, size) -> count, floating-point operations, bytes."""
+
+
+class _Seen(NamedTuple):
+    """What a function gave, as `_described`; its peaks beyond what was alive; and what it computed."""
+
+    result: Any
+    peak: float
+    given_back: float
+    sums: Sums
 
 
 class Tracer(TorchDispatchMode):
@@ -36,12 +45,14 @@ class Tracer(TorchDispatchMode):
     def __init__(self, *, on_host: bool, slack: float = 0.0) -> None:
         super().__init__()
         self.on_host, self.slack = on_host, slack
-        self.alive = self.peak = 0
-        self._kept = 0  # of what is alive, in blocks that are not given back
-        self._large = HIGHEST
+        self.alive = 0
+        self._kept = self._kept_small = 0  # of what is alive, in blocks that are not given back: usually, and at most
+        self._peak = self._given_back = 0.0
+        self._gives_back = False
         self._count = 1
         self._known: dict[int, weakref.ref[Any]] = {}
         self._sums: Sums = _no_sums()
+        self._repeated: dict[Any, _Seen | None] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -57,8 +68,18 @@ class Tracer(TorchDispatchMode):
     def begin(self) -> None:
         """Go on as if nothing had been computed yet; what is alive stays so."""
         self._sums = _no_sums()
-        self.peak = 0
+        self._peak = self._given_back = 0.0
         self._look()
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that were held at one time."""
+        return int(self._peak)
+
+    @property
+    def given_back(self) -> int:
+        """The same where freed memory goes back to the system all the while (`core.malloc.freed_at_once`)."""
+        return int(self._given_back)
 
     # -- what `core.shapes` asks of a tracer ---------------------------------------------------------------------------
 
@@ -72,37 +93,60 @@ class Tracer(TorchDispatchMode):
             self._count = before
 
     @contextmanager
-    def giving_back(self, size: int) -> Iterator[None]:
-        """Meanwhile blocks of that many bytes or more go back to the system when they are freed."""
-        before, self._large = self._large, min(size, self._large)
+    def giving_back(self) -> Iterator[None]:
+        """Meanwhile blocks of LARGE bytes or more go back to the system when they are freed."""
+        before, self._gives_back = self._gives_back, True
         try:
             yield
         finally:
-            self._large = before
+            self._gives_back = before
 
     def once(self, function: Callable[..., Tensor], args: Any, kwargs: Mapping[str, Any]) -> Tensor:
-        """`function(*args, **kwargs)`; with shapes that were seen before not that, but what it took then."""
-        key = self.on_host, self.slack, self._large, function, *map(_described, args), *map(_described, kwargs.values())
-        seen = _seen.get(key)
+        """`function(*args, **kwargs)`; with shapes that were seen before, in any trace, not that, but what it took
+        then."""
+        key = self.on_host, self.slack, function, *map(_described, args), *map(_described, kwargs.values())
+        return self._run_once(_seen, key, function, args, kwargs)
+
+    def repeat(self, what: Any, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """The same for a function that is `what`, for as long as this tracer is there. Where it gives anything but one
+        new tensor, or keeps something besides, it runs each time."""
+        key = what, *map(_described, args), *kwargs, *map(_described, kwargs.values())
+        return self._run_once(self._repeated, key, function, args, kwargs)
+
+    def _run_once(
+        self, known: dict[Any, _Seen | None], key: Any, function: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        key = self._gives_back, key
+        if key not in known:
+            result, known[key] = self._apart(function, args, kwargs)
+            return result
+        seen = known[key]
         if seen is None:
-            seen = _seen[key] = self._apart(function, args, kwargs)
-        (shape, strides, dtype), peak, sums = seen
-        self.peak = max(self.peak, self._held + peak)
-        self._add(sums)
+            return function(*args, **kwargs)
+        usual, small = self._held
+        self._peak = max(self._peak, usual + seen.peak)
+        self._given_back = max(self._given_back, small + seen.given_back)
+        self._add(seen.sums)
+        shape, strides, dtype = seen.result
         result = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
         self._hold(result)
         return result
 
-    def _apart(self, function: Callable[..., Tensor], args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, int, Sums]:
-        """What the function gives, as `_described`; its peak beyond what is alive; and what it computes."""
-        outside = self.peak, self._count, self._sums
-        before = self.peak = self._held
+    def _apart(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, _Seen | None]:
+        """What the function gives, and what it takes; None where it does not give one new tensor and nothing else."""
+        peak, given_back, count, sums = self._peak, self._given_back, self._count, self._sums
+        alive, (usual, small) = self.alive, self._held
+        self._peak, self._given_back = usual, small
         self._count, self._sums = 1, _no_sums()
         try:
             result = function(*args, **kwargs)
-            return _described(result), self.peak - before, self._sums
+            own = self._sums, self._peak - usual, self._given_back - small
         finally:
-            self.peak, self._count, self._sums = outside
+            self._count, self._sums = count, sums
+            self._peak, self._given_back = max(peak, self._peak), max(given_back, self._given_back)
+        self._add(own[0])
+        is_new = isinstance(result, Tensor) and self.alive - alive == result.untyped_storage().nbytes() == result.nbytes
+        return result, _Seen(_described(result), own[1], own[2], own[0]) if is_new else None
 
     # -- operations ----------------------------------------------------------------------------------------------------
 
@@ -144,29 +188,35 @@ class Tracer(TorchDispatchMode):
             storage = tensor.untyped_storage()
             key, nbytes = storage._cdata, storage.nbytes()
             if key not in self._known:
-                kept = nbytes if nbytes < self._large else 0
-                self._known[key] = weakref.ref(storage, self._when_freed(key, nbytes, kept))
+                small = nbytes if nbytes < LARGE else 0
+                kept = small if self._gives_back or nbytes >= HIGHEST else nbytes
+                self._known[key] = weakref.ref(storage, self._when_freed(key, nbytes, kept, small))
                 self.alive += nbytes
                 self._kept += kept
+                self._kept_small += small
         self._look()
 
-    def _when_freed(self, key: int, nbytes: int, kept: int) -> Callable[[Any], None]:
+    def _when_freed(self, key: int, nbytes: int, kept: int, small: int) -> Callable[[Any], None]:
         def freed(_: Any) -> None:
             self.alive -= nbytes
             self._kept -= kept
+            self._kept_small -= small
             del self._known[key]
 
         return freed
 
     @property
-    def _held(self) -> int:
-        return self.alive + int(self.slack * self._kept)
+    def _held(self) -> tuple[float, float]:
+        """Bytes, with what the C library keeps: usually, and where it gives back what it can."""
+        return self.alive + self.slack * self._kept, self.alive + self.slack * self._kept_small
 
     def _look(self, workspace: int = 0) -> None:
-        self.peak = max(self.peak, self._held + workspace)
+        usual, small = self._held
+        self._peak = max(self._peak, usual + workspace)
+        self._given_back = max(self._given_back, small + workspace)
 
 
-_seen: dict[Any, tuple[Any, int, Sums]] = {}
+_seen: dict[Any, _Seen | None] = {}
 
 
 def _no_sums() -> Sums:
@@ -174,30 +224,26 @@ def _no_sums() -> Sums:
 
 
 def _described(value: Any) -> Any:
-    """Shape, strides and dtype of a tensor; anything else as it is."""
-    return (value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
+    """Shape, strides and dtype of a tensor, a mapping's items; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    return tuple((key, _described(each)) for key, each in value.items()) if isinstance(value, Mapping) else value
 
 
 def trace(
-    function: Callable[..., object],
-    before: Callable[[], Any] = lambda: (),
-    *,
-    on_host: bool,
-    slack: float = 0.0,
-    given_back: bool = False,
+    function: Callable[..., object], before: Callable[[], Any] = lambda: (), *, on_host: bool, slack: float = 0.0
 ) -> StageWork:
     """What `function(*before())` computes and holds, which works on the meta device; its result is held to the end.
 
     Without gradients. Tensors that exist already, weights above all, are not counted; what `before` makes is held, but
-    is not part of what is computed. `slack` as a `Tracer` has it; `given_back`: `freed_at_once` is on (`core.malloc`).
+    is not part of what is computed. `slack` as a `Tracer` has it.
     """
     tracer = Tracer(on_host=on_host, slack=slack)
-    giving = freed_at_once() if given_back else nullcontext()
-    with torch.no_grad(), traced_by(tracer), giving, tracer:
+    with torch.no_grad(), traced_by(tracer), tracer:
         held = before()
         tracer.begin()
         alive = tracer.alive
         result = function(*held)
         kept = tracer.alive - alive
         del result
-    return StageWork(tracer.peak, tracer.ops, kept)
+    return StageWork(tracer.peak, tracer.ops, kept, tracer.given_back)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,23 +26,16 @@ class StageWork:
     """One stage: 'encode' of both texts, 'picture', 'control' and 'denoise' for one step, or 'decode'.
 
     `peak`: most bytes that its tensors and its kernels' workspaces take at one time, weights not counted. `ops`: what
-    it computes. `kept`: bytes of what it gives.
+    it computes. `kept`: bytes of what it gives. `given_back`: the peak where freed memory goes back to the system all
+    the while (`core.malloc`), as where weights come from disk, and not only where the VAE's slices or strips want it.
     """
 
     peak: int
     ops: tuple[Ops, ...]
     kept: int = 0
+    given_back: int = 0
 
     @property
     def flops(self) -> float:
         """Floating-point operations; a multiply-add counts as two."""
         return sum(each.flops for each in self.ops)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` reads back."""
-        return {"peak": self.peak, "ops": [vars(each) for each in self.ops], "kept": self.kept}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> StageWork:
-        """The stage that `to_json` wrote."""
-        return cls(int(values["peak"]), tuple(Ops(**each) for each in values["ops"]), int(values["kept"]))

@@ -22,9 +22,7 @@ from ..run.size import CallSize
 from .hooks import Undo
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from ..offload.residency import Residency
+    from ..offload.residency import Pieces, Residency
     from .subject import Subject
 
 UNetCalls = Mapping[CallSize, float]
@@ -125,8 +123,8 @@ class Technique(ABC):
         """The settings that the planner tries for such a call, besides leaving it out; none where it is unplanned."""
         return []
 
-    def residency(self, networks: Mapping[str, nn.Module]) -> Residency | None:
-        """Where weights are with it on; None for techniques that leave them where they are. `networks` by name."""
+    def residency(self, networks: Pieces) -> Residency | None:
+        """Where weights are with it on; None for techniques that leave them where they are."""
         return None
 
     def predictions(self, call: CallSize) -> UNetCalls:

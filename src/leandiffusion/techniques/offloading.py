@@ -21,7 +21,7 @@ from ..device.names import HOST, check_device, current_device, numbered, why_unu
 from ..device.streams import why_no_overlap
 from ..offload.engine import Engine, engine_of, moved
 from ..offload.policy import Policy
-from ..offload.residency import Residency, residency
+from ..offload.residency import Pieces, Residency, residency
 from ..offload.units import weight_bytes
 from ..weights.load import origin_of
 from . import techniques
@@ -90,7 +90,7 @@ class Offload(Technique):
             if (engine := engine_of(network)) and engine.policy != self.policy and {*engine.users} - {subject}
         ]
 
-    def residency(self, networks: Mapping[str, nn.Module]) -> Residency:
+    def residency(self, networks: Pieces) -> Residency:
         return residency(networks, self.policy)
 
     def apply(self, subject: Subject) -> Undo:

@@ -19,7 +19,7 @@ from leandiffusion.modules.lora import LoraLinear
 from leandiffusion.offload.engine import Engine
 from leandiffusion.offload.parts import computed_in_parts, in_parts, joined, output_dim
 from leandiffusion.offload.policy import Policy
-from leandiffusion.offload.residency import residency
+from leandiffusion.offload.residency import Pieces, residency
 from leandiffusion.offload.units import Unit, cut
 from leandiffusion.techniques.offloading import run_through
 from leandiffusion.weights.load import open_network
@@ -172,7 +172,7 @@ def test_a_network_draws_the_same_with_a_smaller_ring(folder: Path, slots: int) 
     largest, ring = max(unit.nbytes for unit in cut({"unet": unet}, "leaf").units), engine._conveyor._arena.nbytes
     assert whole._conveyor._arena.nbytes == slots * largest
     assert ring <= slots * SOME < whole._conveyor._arena.nbytes
-    assert residency({"unet": unet}, engine.policy).running["unet"] == ring
+    assert residency(Pieces({"unet": unet}), engine.policy).running["unet"] == ring
     engine.close()
     assert torch.equal(compute(unet), compute(open_network(UNet2DConditionModel, folder)))
 
@@ -228,8 +228,8 @@ def test_hooks_see_a_layer_called_once_with_all_of_its_output(folder: Path) -> N
 def test_parts_are_told_where_no_heavy_layer_computes_whole(folder: Path) -> None:
     unet = open_network(UNet2DConditionModel, folder)
     for fraction, told in ((0.0, LIMIT), (0.5, None)):
-        assert residency({"unet": unet}, Policy(CPU, "leaf", fraction, part_bytes=LIMIT)).part_bytes == told
-    assert residency({"unet": unet}, Policy(CPU, "block", part_bytes=LIMIT)).part_bytes is None
+        assert residency(Pieces({"unet": unet}), Policy(CPU, "leaf", fraction, part_bytes=LIMIT)).part_bytes == told
+    assert residency(Pieces({"unet": unet}), Policy(CPU, "block", part_bytes=LIMIT)).part_bytes is None
 
 
 @pytest.mark.parametrize(

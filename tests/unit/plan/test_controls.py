@@ -19,7 +19,7 @@ from leandiffusion.families.base import families
 from leandiffusion.measure.work import allocated_bytes
 from leandiffusion.offload.engine import Engine
 from leandiffusion.offload.policy import Policy
-from leandiffusion.offload.residency import residency
+from leandiffusion.offload.residency import Pieces, residency
 from leandiffusion.offload.units import ring_sizes, weight_bytes
 from leandiffusion.pipelines import planning
 from leandiffusion.plan import stages
@@ -226,7 +226,9 @@ def test_layers_with_adapters_travel_whole_in_plans_too() -> None:
         engine = Engine({"unet": pipe.unet}, policy)
         rings.append(ring_sizes({held.unit for each in engine._held.values() for held in each}, policy.slots)["unet"])
         engine.close()
-        assert residency({"unet": parts["unet"].build()}, policy).running["unet"] == pytest.approx(rings[-1], rel=0.1)
+        assert residency(Pieces({"unet": parts["unet"].build()}), policy).running["unet"] == pytest.approx(
+            rings[-1], rel=0.1
+        )
     assert rings[1] > 2 * rings[0]
 
 

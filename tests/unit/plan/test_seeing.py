@@ -71,7 +71,7 @@ def test_what_is_traced_is_what_torch_allocates(tmp_path: Path, kinds: tuple[str
     bp, call = blueprint(pipe), CallSize(64, 64, batch, image_prompts=count)
     assert bp.eyes is not None
     networks, encoder = {name: part.build() for name, part in bp.networks.items()}, bp.eyes.open()
-    found = trace_seeing(bp.eyes, encoder, networks, call, CPU, given_back=False)
+    found = trace_seeing(bp.eyes, encoder, networks, call, CPU)
     assert found.kept == sum(each.nbytes for one in seen for pair in one.values() for each in pair) > 0
     assert found.peak == pytest.approx(real, rel=0.05, abs=3e5)
     products = sum(ops.flops for ops in found.ops if ops.kind in ("matmul", "conv"))

@@ -184,14 +184,11 @@ def test_memory_that_is_given_back_leaves_no_holes(networks: dict[str, Any], mon
     """Blocks below 4 MiB still do, and others do on a CPU only."""
     call = CallSize(512, 512)
 
-    def peak(device: str = "cpu", **options: Any) -> int:
-        return trace_stage("denoise", networks, call, device, **options).peak
-
-    kept, given_back, elsewhere = peak(), peak(given_back=True), peak("cuda")
+    found, elsewhere = (trace_stage("denoise", networks, call, device) for device in ("cpu", "cuda"))
     monkeypatch.setattr(stages, "SLACK", 0.0)
-    exact = peak()
-    assert exact < given_back < kept <= (1 + 0.4) * exact
-    assert elsewhere == peak("cuda")
+    exact = trace_stage("denoise", networks, call).peak
+    assert exact < found.given_back < found.peak <= (1 + 0.4) * exact
+    assert elsewhere.peak == elsewhere.given_back == trace_stage("denoise", networks, call, "cuda").peak
 
 
 def test_what_is_not_there_has_no_stage(networks: dict[str, Any]) -> None:
