@@ -49,6 +49,11 @@ def fewer_bits(device: torch.device) -> tuple[tuple[Any, ...], str]:
     return (backends.cuda.matmul, backends.cudnn.conv), "tf32"
 
 
+def is_full_float32(device: torch.device, *, convolutions: bool) -> bool:
+    """Whether float32 is computed in float32 there: in convolutions, or in products of matrices."""
+    return fewer_bits(device)[0][convolutions].fp32_precision in ("none", "ieee")  # torch's names for it
+
+
 def compute_full_float32() -> None:
     """Have this process compute float32 in float32: cuDNN's convolutions are TF32 unless told otherwise."""
     backends: Any = torch.backends
@@ -94,6 +99,17 @@ def int8_inputs() -> int:
     rounded anew at each step, weights are wrong by the same at all.
     """
     return 255 if fast_int8() else 127
+
+
+@functools.cache
+def onednn_computes(dtype: torch.dtype) -> bool:
+    """Whether torch's oneDNN computes in that dtype on this CPU, by instructions that there are for it."""
+    ops = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available() or dtype in EMULATED:
+        return False
+    if dtype == torch.bfloat16:
+        return ops._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or (dtype == torch.float16 and ops._is_mkldnn_fp16_supported())
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 from typing import ClassVar
 
@@ -11,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.shapes import is_channels_last
-from ..device.capabilities import EMULATED, X86, fast_int8, fewer_bits, is_unobserved, is_widened, widened
+from ..device.capabilities import (
+    X86,
+    fast_int8,
+    is_full_float32,
+    is_unobserved,
+    is_widened,
+    onednn_computes,
+    widened,
+)
 from ..weights.int8 import is_int8
 from ..weights.packed import is_packed, packed_weight, unpack
 from ..weights.stored import plain
@@ -37,8 +44,6 @@ LARGE_WEIGHT, MOST_OUTPUTS_OF_LARGE = 32 << 20, 512
 """Such bytes from which on it is as fast up to so many, and saves twice the weight."""
 
 MOST_THREADS = 16
-
-_FULL = ("none", "ieee")  # torch's names for float32 that is computed in float32
 
 
 class Conv2d(nn.Conv2d):
@@ -130,25 +135,14 @@ def _is_free(x: Tensor, weight: Tensor) -> bool:
         is_unobserved(x)
         and x.dtype == weight.dtype
         and (type(weight) in (Tensor, nn.Parameter) or is_packed(weight) or is_int8(weight))
-        and fewer_bits(x.device)[0][1].fp32_precision in _FULL
+        and is_full_float32(x.device, convolutions=True)
     )
 
 
 def may_pack(conv: Conv2d) -> bool:
     """Whether its weight is to be in oneDNN's order, is worth it, and stays where it is."""
     worth = conv.weight.numel() >= FEWEST_NUMBERS
-    return conv.packs and worth and "forward" not in vars(conv) and can_pack(conv.weight.dtype)
-
-
-@functools.cache
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether torch's oneDNN computes with packed weights of that dtype on this CPU."""
-    ops = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or dtype in EMULATED:
-        return False
-    if dtype == torch.bfloat16:
-        return ops._is_mkldnn_bf16_supported()
-    return dtype == torch.float32 or (dtype == torch.float16 and ops._is_mkldnn_fp16_supported())
+    return conv.packs and worth and "forward" not in vars(conv) and onednn_computes(conv.weight.dtype)
 
 
 def pays() -> bool:

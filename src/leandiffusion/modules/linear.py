@@ -1,5 +1,8 @@
 """Linear layers; and half precision on CPUs without instructions for it, which layers compute in float32.
 
+What oneDNN multiplies fastest goes to its own operation: it takes weights as they lie, and adds the bias while it
+multiplies, where `F.linear` in half precision first makes a result of copies of the bias.
+
 Torch would multiply such numbers one at a time. Here weights, and all that is between layers, stay in half precision. A
 layer makes its input and its weights wide, a part at a time, and rounds what comes out, once. That is what
 instructions for half precision do, which add up in float32 too.
@@ -9,11 +12,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.shapes import alike
-from ..device.capabilities import is_unobserved, is_widened
+from ..device.capabilities import (
+    is_full_float32,
+    is_unobserved,
+    is_widened,
+    onednn_computes,
+    onednn_multiplies_faster,
+)
 from ..weights.int8 import is_int8
 from ..weights.stored import plain
 
@@ -26,6 +36,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     That may be float32 too where weights in half precision are made wide.
     """
+    if is_for_onednn(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if not is_widened(weight):
         return F.linear(x, weight, bias)
     outs, ins = weight.shape
@@ -40,6 +52,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         some = slice(first, first + tokens)
         _fill(out[some], inputs[some].float(), weight, bias)
     return out.view(*x.shape[:-1], outs)
+
+
+def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's own operation multiplies x (..., C_in) with a weight (C_out, C_in) the fastest, and may."""
+    if not is_unobserved(x) or type(weight) not in (Tensor, nn.Parameter) or x.dtype != weight.dtype:
+        return False
+    faster = x.dtype != torch.float32 or (onednn_multiplies_faster() and is_full_float32(x.device, convolutions=False))
+    return faster and onednn_computes(x.dtype) and x.dim() > 1 and x.numel() > 0
 
 
 def _fill(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -67,6 +87,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., ins) -> (..., outs)."""
-        if not is_widened(x) or is_int8(self.weight):
+        if is_int8(self.weight):
             return super().forward(x)
         return linear(x, plain(self.weight), None if self.bias is None else plain(self.bias))

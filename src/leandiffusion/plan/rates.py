@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.malloc import freed_at_once
-from ..device.capabilities import EMULATED
+from ..device.capabilities import EMULATED, onednn_computes
 from ..device.host import is_host
 from ..device.pinning import staging_buffer
 from ..measure.ceiling import fastest_convolutions, least_seconds
-from ..modules.convolution import can_pack
+from ..modules.linear import linear
 from ..weights.header import TensorEntry
 from ..weights.opened import OpenFile
 from .points import Points, lift, product_rate, sink
@@ -189,7 +189,7 @@ def _measure(
 
 def _samples(pool: Tensor, dtype: torch.dtype, folder: Path) -> Iterator[Sample]:
     host, kind = is_host(pool.device), "host" if is_host(pool.device) else "accelerator"
-    packs = host and can_pack(dtype)
+    packs = host and onednn_computes(dtype)
     for tokens in TOKENS[kind]:
         yield _matmul(tokens, pool)
     for channels, side in MAPS[kind]:
@@ -204,7 +204,7 @@ def _samples(pool: Tensor, dtype: torch.dtype, folder: Path) -> Iterator[Sample]
 def _matmul(tokens: int, pool: Tensor) -> Sample:
     x, weights = pool[: tokens * CHANNELS].view(tokens, CHANNELS).clone(), _cut(pool, (CHANNELS, CHANNELS))
     flops, nbytes = 2.0 * tokens * CHANNELS**2, 2 * x.nbytes + weights[0].nbytes
-    return Sample("matmul", flops / nbytes, flops, _in_turn(weights, lambda weight: F.linear(x, weight)))
+    return Sample("matmul", flops / nbytes, flops, _in_turn(weights, lambda weight: linear(x, weight)))
 
 
 def _conv(name: str, ins: int, outs: int, side: int, pool: Tensor, *, packs: bool) -> Sample:

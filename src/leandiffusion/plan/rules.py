@@ -129,6 +129,11 @@ def _addmm(_: Tensor, x: Tensor, y: Tensor, **__: Any) -> Tensor:
     return _mm(x, y)
 
 
+@rule(torch.ops.mkldnn._linear_pointwise.default)
+def _linear(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return _empty((*x.shape[:-1], weight.shape[0]), x.dtype)
+
+
 @rule(_aten._scaled_dot_product_flash_attention_for_cpu.default)
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     B, nh, T = q.shape[:3]

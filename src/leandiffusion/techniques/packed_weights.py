@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from torch import nn
 
+from ..device.capabilities import onednn_computes
 from ..device.host import is_host
-from ..modules.convolution import FEWEST_NUMBERS, Conv2d, can_pack
+from ..modules.convolution import FEWEST_NUMBERS, Conv2d
 from ..run.size import CallSize
 from ..weights.packed import unpack
 from . import techniques
@@ -58,11 +59,11 @@ class PackedWeights(Technique):
 
     def by_default(self, subject: Subject) -> bool:
         weights = (layer.weight for network in subject.networks.values() for layer in _layers(network))
-        return can_pack(subject.dtype) and sum(weight.nbytes for weight in weights) >= WORTH
+        return onednn_computes(subject.dtype) and sum(weight.nbytes for weight in weights) >= WORTH
 
     @classmethod
     def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
-        return [cls()] if can_pack(subject.dtype) else []
+        return [cls()] if onednn_computes(subject.dtype) else []
 
     def apply(self, subject: Subject) -> Undo:
         layers = [layer for network in subject.networks.values() for layer in _layers(network)]

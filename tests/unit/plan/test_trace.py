@@ -16,11 +16,12 @@ from torch import Tensor
 from leandiffusion.attention import backends
 from leandiffusion.core.malloc import freed_at_once
 from leandiffusion.core.shapes import alike, is_channels_last, is_traced, traced_by, traced_once
+from leandiffusion.device.capabilities import onednn_computes
 from leandiffusion.device.host import is_host
 from leandiffusion.measure.work import allocated_bytes
 from leandiffusion.modules import im2col
 from leandiffusion.modules.blocks import GroupNorm
-from leandiffusion.modules.convolution import Conv2d, can_pack
+from leandiffusion.modules.convolution import Conv2d
 from leandiffusion.plan.rules import RULES
 from leandiffusion.plan.trace import Tracer, trace
 
@@ -163,7 +164,7 @@ def test_a_convolution_takes_what_onednn_takes(x_form: Any, weight_form: Any, si
     assert traced - x.nbytes - weight.nbytes == pytest.approx(real, abs=slack)
 
 
-@pytest.mark.skipif(not can_pack(torch.float32), reason="needs oneDNN")
+@pytest.mark.skipif(not onednn_computes(torch.float32), reason="needs oneDNN")
 @pytest.mark.parametrize("form", [torch.contiguous_format, LAST])
 def test_a_packed_convolution_gives_what_it_gives_on_a_cpu(form: Any) -> None:
     results = []

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from leandiffusion import ConfigError, StableDiffusionPipeline
+from leandiffusion.device.capabilities import onednn_computes
 from leandiffusion.device.host import is_host
-from leandiffusion.modules import convolution
 from leandiffusion.techniques import packed_weights
 from leandiffusion.weights.packed import is_packed
 
-pytestmark = pytest.mark.skipif(not convolution.can_pack(torch.float32), reason="torch was built without oneDNN")
+pytestmark = pytest.mark.skipif(not onednn_computes(torch.float32), reason="torch was built without oneDNN")
 
 NAME = "packed_weights"
 

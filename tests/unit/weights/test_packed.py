@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leandiffusion import UNet2DConditionModel
+from leandiffusion.device.capabilities import onednn_computes
 from leandiffusion.modules import convolution
 from leandiffusion.modules.convolution import Conv2d
 from leandiffusion.weights import packed as packing
 from leandiffusion.weights.packed import PackedTensor, is_packed, unpack
 from leandiffusion.weights.residence import load_from_disk, names_on_disk
 
-pytestmark = pytest.mark.skipif(not convolution.can_pack(torch.float32), reason="torch was built without oneDNN")
+pytestmark = pytest.mark.skipif(not onednn_computes(torch.float32), reason="torch was built without oneDNN")
 
 # Relative to the largest value: a convolution may add its 600 products in another order, each rounded at 6e-8.
 ROUNDING = 5e-6
