@@ -49,9 +49,17 @@ def is_lost() -> bool:
     return _Started.process not in (None, os.getpid())
 
 
+def is_installed() -> bool:
+    """Whether there is such a package, told without importing it."""
+    return find_spec("openvino") is not None
+
+
 @cache
 def computes(dtype: torch.dtype) -> bool:
-    """Whether OpenVINO computes in that dtype on this CPU: float32, and bfloat16 if it has instructions."""
+    """Whether OpenVINO computes in that dtype on this CPU: float32, and bfloat16 if it has instructions.
+
+    ImportError, OSError or RuntimeError where what is installed cannot be used.
+    """
     able = [name.lower() for name in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
     return dtype == torch.float32 or _PRECISIONS.get(dtype) in able  # which calls float32 'fp32'
 
@@ -60,7 +68,7 @@ def why_no_openvino(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Why OpenVINO does not compute in that dtype there; empty when it does."""
     if not is_host(device):
         return [f"OpenVINO computes on the CPU here, and this pipeline runs on {device.type}"]
-    if find_spec("openvino") is None:
+    if not is_installed():
         return ["OpenVINO is not installed: pip install 'leandiffusion[openvino]'"]
     if is_lost():
         return ["this process was forked from one that used OpenVINO, whose threads do not survive a fork"]

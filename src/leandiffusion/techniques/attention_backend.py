@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 
 from ..attention import AttentionBackend, backends
 from ..attention.choose import memory_efficient
+from ..attention.openvino import is_faster
 from ..core.flag import Flag
-from ..modules.transformer import set_attention_backend
+from ..modules.transformer import attention_layers, set_attention_backend
 from . import techniques
 from .attention_slicing import networks_with_attention, switch_backends, why_no_attention
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo
+from .packed_weights import WORTH
 from .subject import Subject
 from .switchable import Switchable
 
@@ -20,7 +22,7 @@ from .switchable import Switchable
 @techniques.register("attention_backend")
 @dataclass(frozen=True)
 class AttentionBackendChoice(Technique):
-    """`backend`: a kernel's name, or 'memory_efficient' for xFormers where it runs and torch's best elsewhere.
+    """`backend`: a kernel's name, or 'memory_efficient' for xFormers where it runs and the best elsewhere.
 
     `attention_op` is xFormers' own choice of operator. ConfigError for unknown names.
     """
@@ -42,8 +44,9 @@ class AttentionBackendChoice(Technique):
     traced: ClassVar[tuple[str, ...]] = ("picture", "control", "denoise", "decode")
     price: ClassVar[Price] = Price(
         saves="The matrix of scores, which grows with the square of the picture's area; and the time to write it.",
-        costs="Nothing. The default, `sdpa`, is already memory-efficient.",
-        use="xFormers is installed and faster than torch's own kernels on your GPU: measure.",
+        costs="Nothing. torch's kernel, `sdpa`, is memory-efficient too. OpenVINO takes some 80 MB.",
+        use="xFormers is installed and faster than torch's own kernels on your GPU: measure. By default it is on where "
+        "OpenVINO is installed and its kernel is faster: on AMD's CPUs with AVX-512, for full-size networks.",
         refuses="Kernels that the device or dtype cannot run, by name; a traced UNet.",
     )
 
@@ -56,6 +59,13 @@ class AttentionBackendChoice(Technique):
         if self.backend != "memory_efficient" and not reasons:
             reasons = backends.get(self.backend).why_not(subject.device, subject.dtype)
         return reasons
+
+    def by_default(self, subject: Subject) -> bool:
+        """Where OpenVINO's kernel is the fastest, nobody chose another, and the UNet is large enough to show it."""
+        layers = [layer for network in networks_with_attention(subject) for _, layer in attention_layers(network)]
+        large = sum(weight.nbytes for weight in subject.denoiser.parameters()) >= WORTH
+        plain = all(layer.backend == backends.get("sdpa") for layer in layers)
+        return large and plain and is_faster(subject.device, subject.dtype)
 
     def notes(self, subject: Subject) -> list[str]:
         reason = self._choose(subject)[1]
@@ -82,7 +92,7 @@ class AttentionBackendMethods(Switchable):
         self.enable("attention_backend", backend=backend)
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
-        """xFormers' attention where it is installed and runs; elsewhere torch's own such kernel, with a warning."""
+        """xFormers' attention where it is installed and runs; elsewhere the fastest kernel there is, with a warning."""
         self.enable("attention_backend", attention_op=attention_op)
 
     def disable_xformers_memory_efficient_attention(self) -> None:

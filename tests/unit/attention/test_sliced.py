@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leandiffusion import ConfigError, UNet2DConditionModel
-from leandiffusion.attention import backends
+from leandiffusion.attention import backends, choose
 from leandiffusion.attention.choose import memory_efficient
 from leandiffusion.attention.sliced import Sliced
 from leandiffusion.modules.transformer import attention_layers, set_attention_backend, set_attention_slice
@@ -165,7 +165,8 @@ def test_wrong_sizes_change_nothing(unet: UNet2DConditionModel, size: Any, messa
     assert all(layer.backend is backends.get("sdpa") for _, layer in attention_layers(unet))
 
 
-def test_without_xformers_torchs_own_kernel_is_named() -> None:
+def test_without_xformers_torchs_own_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "is_faster", lambda device, dtype: False)
     backend, reason = memory_efficient(CPU, torch.float32)
     assert backend.name == "flash"
     assert reason is not None

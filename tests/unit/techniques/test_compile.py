@@ -31,12 +31,13 @@ def draw(pipe: Any, prompt: str = "a red circle", seed: int = 3, size: int = 64)
 
 
 def test_a_new_prompt_compiles_nothing(pipe: Any) -> None:
+    """Within 1e-4 of a picture's range: what is compiled multiplies by torch's library, what is not may by oneDNN."""
     expected = [draw(pipe), draw(pipe, "a small blue star on a white background", 4)]
     pipe.enable_compile(backend="eager")
-    np.testing.assert_allclose(draw(pipe), expected[0], atol=1e-5)
+    np.testing.assert_allclose(draw(pipe), expected[0], atol=1e-4)
     compiled = counters["stats"]["unique_graphs"]
     assert compiled > 0
-    np.testing.assert_allclose(draw(pipe, "a small blue star on a white background", 4), expected[1], atol=1e-5)
+    np.testing.assert_allclose(draw(pipe, "a small blue star on a white background", 4), expected[1], atol=1e-4)
     assert counters["stats"]["unique_graphs"] == compiled
     pipe.disable("compile")
     assert all(m._compiled_call_impl is None for m in (*pipe.unet.modules(), *pipe.vae.modules()))

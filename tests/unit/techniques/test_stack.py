@@ -274,7 +274,7 @@ def test_the_pipelines_own_calls() -> None:
     pipe.disable_channels_last()
     pipe.disable_xformers_memory_efficient_attention()
     assert pipe.techniques == ()
-    with pytest.warns(UserWarning, match=r"xFormers .* Using torch's 'flash' kernel"):
+    with pytest.warns(UserWarning, match=r"xFormers .* Using the kernel '(flash|openvino)'"):
         pipe.enable_xformers_memory_efficient_attention()
     with pytest.raises(ConfigError, match="unknown technique 'slicing'"):
         pipe.disable("slicing")
