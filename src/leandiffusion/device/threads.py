@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
@@ -16,6 +16,9 @@ import torch
 from ..core.fork import is_forked, renew_in_child
 
 T = TypeVar("T")
+
+MOST = 4
+"""Threads that read beside each other: more of them move bytes no faster."""
 
 
 class _Threads:
@@ -80,6 +83,28 @@ def compute_aside(work: Callable[[threading.Event], T]) -> T:
             return pool.submit(copy_context().run, work, interrupted).result()
         except BaseException:
             interrupted.set()
+            raise
+
+
+def threads_beside() -> int:
+    """In how many threads `compute_beside` works."""
+    return min(torch.get_num_threads(), MOST)
+
+
+def compute_beside(works: Sequence[Callable[[], object]], at_once: int | None = None) -> None:
+    """Run all of these, which mostly wait for memory, beside each other: in as many threads as the calling one computes
+    with unless told, which end with it. Raises what one of them raises, or an interrupt, once none is under way."""
+    count = min(threads_beside() if at_once is None else at_once, len(works))
+    if count < 2:
+        for work in works:
+            work()
+        return
+    with ThreadPoolExecutor(count, "leandiffusion-beside", initializer=compute_alone) as pool:
+        try:
+            for done in [pool.submit(copy_context().run, work) for work in works]:
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
             raise
 
 

@@ -100,7 +100,7 @@ class Engine:
         self._raised: dict[str, set[int]] = {}  # ids of stored weights that were brought up to stay
         self._homes: Homes = {}
         self._host: HostStore | None = None
-        self._prefetcher = prefetcher or prefetcher_for(policy.device)
+        self._prefetcher = prefetcher or prefetcher_for(policy.device, ahead=policy.looks_ahead)
         if policy.from_disk:
             self._go_down(networks, progress)
         try:
@@ -202,7 +202,7 @@ class Engine:
         self.looked_up = pieces.looked_up
         self._conveyor = Conveyor(
             travelling, _read_from_disk if from_disk else Unit.read_into, _arena(policy, travelling), self._prefetcher,
-            ahead=policy.granularity != "component",
+            ahead=policy.looks_ahead,
         )  # fmt: skip
         if from_disk:
             return

@@ -35,6 +35,11 @@ class Policy:
         return is_host(self.device)
 
     @property
+    def looks_ahead(self) -> bool:
+        """Whether what follows is brought meanwhile: not where whole components take turns."""
+        return self.granularity != "component"
+
+    @property
     def bytes_of_parts(self) -> int | None:
         """Bytes of the parts in which heavy layers travel; None where they travel whole. Accelerators have more memory,
         and a call takes time there."""

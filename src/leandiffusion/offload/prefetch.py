@@ -132,8 +132,8 @@ class StreamPrefetcher:
 
 
 class InTurn:
-    """Nothing beside the computation: a fill begins when the device is done and is done when it returns. For
-    accelerators whose ordering is not known."""
+    """Nothing beside the computation: a fill begins when the device is done and is done when it returns. For whole
+    networks on a CPU, and accelerators whose ordering is not known."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -165,9 +165,10 @@ class InTurn:
         synchronize(self._device)
 
 
-def prefetcher_for(device: torch.device) -> Prefetcher:
-    """What brings weights to the device beside its computation, or in turn with it where that cannot be ordered."""
+def prefetcher_for(device: torch.device, *, ahead: bool = True) -> Prefetcher:
+    """What brings weights to the device beside its computation, or in turn with it where that cannot be ordered. On a
+    CPU also where nothing is brought `ahead`: then the threads that compute are free to read."""
     if is_host(device):
-        return ThreadPrefetcher()
+        return ThreadPrefetcher() if ahead else InTurn(device)
     streams = streams_of(device)
     return InTurn(device) if streams is None else StreamPrefetcher(streams)

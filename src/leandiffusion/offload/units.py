@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 from weakref import ref
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..device.host import is_host
+from ..device.threads import compute_beside
 from ..weights.stored import StoredTensor
 
 ALIGNMENT = 64  # bytes: a cache line, and what vector loads like
@@ -148,9 +150,12 @@ class Unit:
         if self.packed is not None:
             memory.copy_(self.packed, non_blocking=True)
             return
-        for weight, begin in self.places:
-            if not isinstance(weight.master, StoredTensor) or weight.master.on_disk:  # what is held is shown from there
-                weight.write_to(weight.view(memory, begin))
+        coming = (  # what is held is shown from there
+            (weight, begin) for weight, begin in self.places
+            if not isinstance(weight.master, StoredTensor) or weight.master.on_disk
+        )  # fmt: skip
+        writes = [partial(weight.write_to, weight.view(memory, begin)) for weight, begin in coming]
+        compute_beside(writes, at_once=None if is_host(memory.device) else 1)  # streams belong to one thread
 
     @property
     def places(self) -> Iterator[tuple[Weight, int]]:

@@ -100,7 +100,7 @@ def _measured(
             own = floor(device)  # before anything else is in memory
             step()
             moves = {name: measure_moves(device, step, fresh=name == "fresh") for name in ("kept", "fresh")}
-            known = DeviceProfile(identity, "", {}, {}, moves, measure_overhead(device, step), {}, *own)
+            known = DeviceProfile(identity, "", {}, {}, moves, measure_overhead(device, step), {}, {}, *own)
         for name in dtypes:
             known = _with_dtype(known, device, name, step)
     return replace(known, date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -119,5 +119,6 @@ def _with_dtype(known: DeviceProfile, device: torch.device, name: str, step: Ste
         products={**known.products, name: measured.products},
         reorder={**known.reorder, name: measured.reorder},
         fetch={**known.fetch, name: measured.fetch},
+        load={**known.load, name: measured.load},
         busy=max(known.busy, measured.busy),
     )

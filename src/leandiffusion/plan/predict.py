@@ -17,7 +17,7 @@ from ..techniques import Technique
 from ..techniques.base import UNetCalls
 from .prediction import BESIDES, Prediction, StagePrediction
 from .profile import DeviceProfile
-from .seconds import fetch_seconds, stage_seconds
+from .seconds import fetch_seconds, load_seconds, stage_seconds
 from .seeing import Eyes, trace_seeing
 from .sketch import Blueprint, Sketch
 from .stages import TEXTS, owners_of, stages_of, trace_stage
@@ -115,19 +115,19 @@ class Predictor:
             "ahead": residency.ahead,
             "fresh": self._gives_back(name, chosen),
         }
+        once, turn = 0, residency.fetched_for(self._there(name)) if residency.stays and name not in BESIDES else 0
         if name == "picture":
             once = sum(weight.nbytes for weight in self._encoder(chosen).parameters())
         elif name == "image":
             once = self._eyes.read_bytes(self._image_encoder(chosen), self.cast(chosen) or self.blueprint.dtype)
-        else:
-            once = residency.fetched_for(self._there(name)) if residency.stays else 0
         seconds = 0.0
         for each in works:
             arrivals, fetched = residency.arriving(each.owners) if name not in BESIDES else (0, 0)
             seconds += each.count * stage_seconds(
                 each.work, dtype, self.profile, fetched=fetched, arrivals=arrivals, **options
             )
-        return (self.steps if name == "denoise" else 1) * seconds + fetch_seconds(once, dtype, self.profile)
+        seconds *= self.steps if name == "denoise" else 1
+        return seconds + fetch_seconds(once, dtype, self.profile) + load_seconds(turn, dtype, self.profile)
 
     def _gives_back(self, stage: str, chosen: Chosen) -> bool:
         """Whether freed memory goes back to the system in that stage (`core.malloc.freed_at_once`)."""

@@ -42,10 +42,10 @@ class DeviceProfile:
     and written; 'conv' with packed weights where there are such. `reorder`: by dtype name, seconds that plain weights
     take longer, over the bytes that the convolution moves. `moves`: bytes/s of other operations over the bytes of one,
     'kept' where the process keeps freed memory, 'fresh' where it gives it back (`core.malloc`). `overhead`: seconds of
-    an operation with nothing to do. `fetch`: by dtype name, bytes/s of weights from the tier below. `floor`: bytes of
-    host memory that a process has before any weights, `computing` those of them that come with the first computation.
-    `busy`: the share of the processor, from 0 to 1, that others had while it was measured. `date`: when it was taken,
-    ISO 8601.
+    an operation with nothing to do. `fetch`: by dtype name, bytes/s of weights from the tier below, `load` those of
+    whole networks, which on a CPU go to memory that nobody used before. `floor`: bytes of host memory that a process
+    has before any weights, `computing` those of them that come with the first computation. `busy`: the share of the
+    processor, from 0 to 1, that others had while it was measured. `date`: when it was taken, ISO 8601.
     """
 
     taken_under: Mapping[str, str]
@@ -55,6 +55,7 @@ class DeviceProfile:
     moves: Mapping[str, Points]
     overhead: float
     fetch: Mapping[str, float]
+    load: Mapping[str, float]
     floor: int
     computing: int
     busy: float = 0.0
@@ -79,6 +80,7 @@ class DeviceProfile:
                 moves={name: _points(values["moves"][name], fewest=2) for name in ("kept", "fresh")},
                 overhead=_number(values["overhead"]),
                 fetch={dtype: _number(rate) for dtype, rate in values["fetch"].items()},
+                load={dtype: _number(rate) for dtype, rate in values["load"].items()},
                 floor=int(_number(values["floor"], least=0.0)),
                 computing=int(_number(values["computing"], least=0.0)),
                 busy=_number(values["busy"], least=0.0),

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from ..core.malloc import freed_at_once
 from ..device.capabilities import EMULATED, onednn_computes
 from ..device.host import is_host
 from ..device.pinning import staging_buffer
+from ..device.threads import compute_beside, threads_beside
 from ..measure.ceiling import fastest_convolutions, least_seconds
 from ..modules.linear import linear
 from ..weights.header import TensorEntry
@@ -62,6 +64,8 @@ asks the system for memory, 4 MiB while the VAE decodes and 32 MiB at other time
 
 FILE_BYTES = 8 << 20
 
+WHOLE_BYTES = 128 << 20
+"""Read into fresh memory once."""
 
 PRODUCTS = ("matmul", "conv", "attention")
 
@@ -82,6 +86,7 @@ class Measured(NamedTuple):
     products: dict[str, Points]
     reorder: Points
     fetch: float
+    load: float
     busy: float
 
 
@@ -95,6 +100,7 @@ def measure_dtype(device: torch.device, dtype: torch.dtype, step: Step) -> Measu
     Where layers compute in float32 although their weights are in `dtype`, products are measured so.
     """
     computed = torch.float32 if is_host(device) and dtype in EMULATED else dtype
+    load = _measure_load(dtype) if is_host(device) else None  # before anything else takes memory
     pool, share = _full((POOL_BYTES // computed.itemsize,), device, computed), _Share()
     with fastest_convolutions(), tempfile.TemporaryDirectory() as folder:
         found = _measure(lambda: _samples(pool, dtype, Path(folder)), device, step, share)
@@ -102,7 +108,8 @@ def measure_dtype(device: torch.device, dtype: torch.dtype, step: Step) -> Measu
     bytes_fetched = sum(amount for _, amount, _ in found["fetch"])
     fetch = bytes_fetched / sum(seconds for _, _, seconds in found["fetch"])
     busy = share.missed if is_host(device) else 0.0
-    return Measured(products, _reordering(found.get("plain", []), products["conv"]), fetch, busy)
+    reorder = _reordering(found.get("plain", []), products["conv"])
+    return Measured(products, reorder, fetch, fetch if load is None else load, busy)
 
 
 def measure_moves(device: torch.device, step: Step, *, fresh: bool) -> Points:
@@ -242,6 +249,24 @@ def _reads(folder: Path, dtype: torch.dtype) -> Iterator[Sample]:
         entry = TensorEntry(path, "weight", dtype, shape, 0, target.nbytes)
         yield Sample("fetch", 0.0, target.nbytes, lambda entry=entry, target=target: file.read(entry, target))
     file.stream.close()
+
+
+def _measure_load(dtype: torch.dtype) -> float:
+    """Bytes/s of weights that are read as those of a whole network are, by all threads into memory that was never used.
+    The time is that of the processor, which others on the machine do not lengthen."""
+    memory = torch.empty(WHOLE_BYTES // dtype.itemsize, dtype=dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        path.write_bytes(bytes(FILE_BYTES))
+        file = OpenFile.at(path)
+        parts = memory.split(FILE_BYTES // dtype.itemsize)
+        entries = [TensorEntry(path, "weight", dtype, tuple(part.shape), 0, part.nbytes) for part in parts]
+        reads = [partial(file.read, *each) for each in zip(entries, parts, strict=True)]
+        begun = time.process_time()
+        compute_beside(reads)
+        seconds = time.process_time() - begun
+        file.stream.close()
+    return memory.nbytes * threads_beside() / max(seconds, 1e-6)
 
 
 def _copies(device: torch.device) -> Iterator[Sample]:

@@ -62,9 +62,14 @@ def stage_seconds(
     return _beside(computing, fetched / profile.fetch[dtype], profile, ahead=ahead) if fetched else computing
 
 
+def load_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
+    """Seconds of bringing whole networks from the tier below, with nothing computed meanwhile."""
+    return nbytes / profile.load[dtype]
+
+
 def fetch_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
-    """Seconds of bringing weights from the tier below to memory that is fresh, with nothing computed meanwhile: the
-    system hands out its pages one by one."""
+    """Seconds of bringing weights one by one from the tier below to memory that is fresh, with nothing computed
+    meanwhile: the system hands out its pages one by one."""
     return nbytes * (1 / profile.fetch[dtype] + _page_seconds(profile.moves["kept"][-1][1], profile))
 
 

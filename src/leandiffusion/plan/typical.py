@@ -40,5 +40,5 @@ def typical_profile(device: torch.device, dtypes: Sequence[str], identity: Mappi
         taken_under=identity, date="", moves={"kept": moves, "fresh": moves}, overhead=_OVERHEAD,
         products={name: dict.fromkeys(("matmul", "conv", "attention"), _PRODUCTS) for name in dtypes},
         reorder=dict.fromkeys(dtypes, ((6e7, 0.04),)), fetch=dict.fromkeys(dtypes, _BANDWIDTH / 2),
-        floor=floor, computing=0,
+        load=dict.fromkeys(dtypes, _BANDWIDTH / 5), floor=floor, computing=0,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from ..device.host import is_host
 from ..device.pinning import staging_buffer
 from .header import TensorEntry
 
-CHUNK_BYTES = 4 << 20  # read at a time: what tensors pass through when their dtype, device or layout changes
+CHUNK_BYTES = 2 << 20  # read at a time: what tensors pass through when their dtype, device or layout changes
 
 Seen = Callable[[memoryview], None]
 """Called with every piece of the file that was read, in order."""

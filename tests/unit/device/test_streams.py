@@ -23,6 +23,11 @@ def test_known_accelerators_are_overlapped(name: str, monkeypatch: pytest.Monkey
     assert isinstance(prefetcher_for(torch.device(name)), StreamPrefetcher)
 
 
+def test_on_a_cpu_a_thread_brings_what_is_brought_ahead() -> None:
+    assert isinstance(prefetcher_for(CPU), ThreadPrefetcher)
+    assert isinstance(prefetcher_for(CPU, ahead=False), InTurn)
+
+
 @pytest.mark.parametrize("device", [MPS, NEW])
 def test_an_accelerator_whose_order_is_not_known_gets_no_overlap_and_a_note(device: torch.device) -> None:
     assert streams_of(device) is None

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from leandiffusion.device.threads import compute_aside
+from leandiffusion.device import threads
+from leandiffusion.device.threads import compute_aside, compute_beside
 from leandiffusion.offload.prefetch import ThreadPrefetcher
 
 pytestmark = pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch was built without OpenMP")
@@ -68,3 +69,51 @@ def test_an_interrupted_caller_waits_until_work_that_is_not_wanted_ends() -> Non
     with pytest.raises(KeyboardInterrupt):
         compute_aside(work)
     assert ended == [True]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_as_many_work_beside_each_other_as_compute() -> None:
+    """Two meet, each computing alone; a third would come too late."""
+    meet, alone = threading.Barrier(2, timeout=10), []
+
+    def work() -> None:
+        meet.wait()
+        alone.append(torch.get_num_threads())
+
+    compute_beside([work] * 4)
+    assert alone == [1] * 4
+    assert not [each for each in threading.enumerate() if each.name.startswith("leandiffusion-beside")]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_caller_works_where_one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[threading.Thread] = []
+
+    def work() -> None:
+        ran.append(threading.current_thread())
+
+    compute_beside([work])
+    compute_beside([work, work], at_once=1)
+    monkeypatch.setattr(threads, "MOST", 1)
+    compute_beside([work, work])
+    compute_beside([])
+    assert ran == [threading.current_thread()] * 5
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_fails_is_raised_when_none_is_under_way() -> None:
+    ended: list[int] = []
+
+    def fail() -> None:
+        raise OSError("gone")
+
+    def work(number: int) -> None:
+        time.sleep(0.02)
+        ended.append(number)
+
+    with pytest.raises(OSError, match="gone"):
+        compute_beside([fail, *(lambda number=number: work(number) for number in range(200))])
+    count = len(ended)
+    assert count < 200
+    time.sleep(0.1)
+    assert len(ended) == count

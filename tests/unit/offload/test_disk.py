@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from leandiffusion import MalformedFile, NonFiniteError, StableDiffusionPipeline, WeightsError
+from leandiffusion.weights.stored import StoredTensor
 
 
 def opened(path: Any = "demo", **options: Any) -> StableDiffusionPipeline:
@@ -190,3 +192,28 @@ def test_undoing_half_precision_keeps_what_was_written() -> None:
     pipe.disable("half_precision")
     assert torch.equal(pipe.unet.conv_in.bias, torch.full_like(plain.unet.conv_in.bias, 0.5))
     assert torch.equal(pipe.unet.conv_in.weight, plain.unet.conv_in.weight)
+
+
+@pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch was built without OpenMP")
+@pytest.mark.parametrize(("offload", "readers"), [("model", 2), ("sequential", 1)])
+def test_whole_networks_are_read_by_all_threads(offload: str, readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others by the one that reads while layers compute. The first two reads of the UNet wait for each other."""
+    plain = draw(StableDiffusionPipeline.from_pretrained("demo"))
+    pipe = StableDiffusionPipeline.from_pretrained("demo", offload=offload)
+    own, seen, meet = StoredTensor.read_into, set(), threading.Barrier(readers, timeout=10)
+
+    def read_into(self: StoredTensor, *args: Any) -> None:
+        if threading.get_ident() not in seen and "down_blocks" in self.entry.name:
+            seen.add(threading.get_ident())
+            meet.wait()
+        own(self, *args)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(StoredTensor, "read_into", read_into)
+        drawn = draw(pipe)
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == readers
+    assert np.abs(drawn - plain).max() < 1e-4

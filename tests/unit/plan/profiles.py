@@ -30,6 +30,7 @@ PROFILE = DeviceProfile(
     moves={"kept": ((1e6, 4e10), (1e8, 1e10), (2e8, 4e9)), "fresh": ((1e6, 4e10), (1e8, 1e9))},
     overhead=1e-6,
     fetch={"float32": 1e9},
+    load={"float32": 5e8},
     floor=250_000_000,
     computing=30_000_000,
 )
@@ -49,5 +50,6 @@ def a_profile(fetch: float = 1e9, slow_half: float = 10.0, floor: int = 200 << 2
         products={"float32": rates(1.0), "bfloat16": rates(slow_half)},
         reorder=dict.fromkeys(("float32", "bfloat16"), ((1e6, 1e-3),)),
         moves=dict.fromkeys(("kept", "fresh"), ((1e4, 1e10), (1e8, 1e10))), overhead=1e-6,
-        fetch=dict.fromkeys(("float32", "bfloat16"), fetch), floor=floor, computing=20 << 20,
+        fetch=dict.fromkeys(("float32", "bfloat16"), fetch), load=dict.fromkeys(("float32", "bfloat16"), fetch),
+        floor=floor, computing=20 << 20,
     )  # fmt: skip

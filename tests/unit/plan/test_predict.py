@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,18 @@ def test_whole_components_take_turns(predictor: Make) -> None:
         saved = plain.stages[stage].peak - turns.stages[stage].peak
         assert saved == pytest.approx(others + own, rel=0.01)
         assert turns.stages[stage].seconds > plain.stages[stage].seconds  # it has to come
+
+
+def test_whole_components_come_at_the_rate_measured_of_them(predictor: Make) -> None:
+    """Once for all steps."""
+    quick, slow = (
+        predictor(profile=replace(a_profile(), load={"float32": rate})).predict((make("model_offload", {}),))
+        for rate in (1e9, 1e6)
+    )
+    fetched = predictor().residency((make("model_offload", {}),)).fetched
+    for stage, name in (("encode", "text_encoder"), ("denoise", "unet"), ("decode", "vae")):
+        longer = slow.stages[stage].seconds - quick.stages[stage].seconds
+        assert longer == pytest.approx(fetched[name] * (1e-6 - 1e-9), rel=1e-6)
 
 
 def test_fetching_costs_time_by_what_is_fetched(predictor: Make) -> None:

@@ -35,13 +35,18 @@ class Bench:
 
     def measure(self, device: Any, dtypes: Any, identity: Any, known: DeviceProfile | None) -> DeviceProfile:
         self.asked.append(list(dtypes))
-        base = replace(PROFILE, taken_under=identity, products={}, reorder={}, fetch={}) if known is None else known
+        base = (
+            replace(PROFILE, taken_under=identity, products={}, reorder={}, fetch={}, load={})
+            if known is None
+            else known
+        )
         for name in dtypes:
             base = replace(
                 base,
                 products={**base.products, name: PROFILE.products["float32"]},
                 reorder={**base.reorder, name: PROFILE.reorder["float32"]},
                 fetch={**base.fetch, name: 1e9},
+                load={**base.load, name: 1e9},
             )
         return base
 
@@ -221,6 +226,7 @@ def test_measuring_gives_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a tiny size, by a clock that tells a second for everything."""
     monkeypatch.setattr(rates, "POOL_BYTES", 4 << 20)
     monkeypatch.setattr(rates, "FILE_BYTES", 36 << 10)
+    monkeypatch.setattr(rates, "_measure_load", lambda dtype: 7.0)
     monkeypatch.setattr(rates, "CHANNELS", 32)
     monkeypatch.setattr(rates, "TOKENS", {"host": (1, 8)})
     monkeypatch.setattr(rates, "MAPS", {"host": ((32, 2), (32, 4))})
@@ -239,10 +245,30 @@ def test_measuring_gives_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
     assert eight == (8 * 2 * 32 * 32 / (4 * (16 * 32 + 32 * 32)), 16384.0)
     assert [len(measured.products[kind]) for kind in ("matmul", "conv", "attention")] == [2, 2, 2]
     assert measured.fetch == pytest.approx((96 * 96 * 4 + 32 * 32 * 9 * 4) / 2)
+    assert measured.load == 7.0
     assert [size for size, _ in rates.measure_moves(cpu, step, fresh=True)] == [12 * 87381, 12 * 174762]
     rates.measure_moves(cpu, step, fresh=False)
     assert rates.measure_overhead(cpu, step) == 1e-3
     assert visits[0] == rates.steps_of(cpu, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_whole_networks_are_read_by_all_threads_while_the_clock_runs(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of the processor on which each read takes a second: threads share them."""
+    monkeypatch.setattr(rates, "FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(rates, "WHOLE_BYTES", 6 << 20)
+    monkeypatch.setattr(rates, "threads_beside", lambda: threads)
+    seconds, own = [0.0], rates.OpenFile.read
+
+    def read(*args: Any) -> None:
+        own(*args)
+        seconds[0] += 1
+
+    monkeypatch.setattr(rates.OpenFile, "read", read)
+    monkeypatch.setattr(rates.time, "process_time", lambda: seconds[0])
+    assert rates._measure_load(torch.bfloat16) == threads * (1 << 20)
 
 
 def test_a_cpu_is_measured_by_another_process() -> None:
@@ -265,13 +291,14 @@ def test_where_no_other_process_tells_it_is_measured_here(answer: Any, monkeypat
         asked.append(str(dtype))
         if dtype == torch.float16:
             raise RuntimeError("not implemented for 'Half'")
-        return rates.Measured({"matmul": ((1.0, 1e9),)}, (), 2e9, 0.5)
+        return rates.Measured({"matmul": ((1.0, 1e9),)}, (), 2e9, 1e9, 0.5)
 
     monkeypatch.setattr(measuring.subprocess, "run", run)
     monkeypatch.setattr(measuring, "measure_dtype", measure_dtype)
     measured = measuring.measure(torch.device("cpu"), ["bfloat16", "float16"], PROFILE.taken_under, PROFILE)
     assert asked == ["torch.bfloat16", "torch.float16"]
     assert measured.fetch == {**PROFILE.fetch, "bfloat16": 2e9}
+    assert measured.load == {**PROFILE.load, "bfloat16": 1e9}
     assert measured.busy == max(PROFILE.busy, 0.5)
 
 

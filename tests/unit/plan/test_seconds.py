@@ -18,6 +18,7 @@ from leandiffusion.plan.seconds import (
     MADE,
     OTHERS,
     fetch_seconds,
+    load_seconds,
     ops_seconds,
     stage_seconds,
 )  # fmt: skip
@@ -115,6 +116,7 @@ def test_fresh_memory_is_handed_out_page_by_page() -> None:
     """A sum of 2e8/3 bytes made the largest addition 30 ms longer, so that a byte of fresh memory takes 4.5e-10 s."""
     assert fetch_seconds(10**9, "float32", QUIET) == pytest.approx(1 + 0.45)
     assert fetch_seconds(0, "float32", QUIET) == 0.0
+    assert load_seconds(10**9, "float32", QUIET) == pytest.approx(2.0)  # whole networks, at the rate measured of them
 
 
 def test_a_dtype_that_was_not_measured_is_told() -> None:
