@@ -17,6 +17,7 @@ from ..device.capabilities import (
     is_unobserved,
     is_widened,
     onednn_computes,
+    onednn_multiplies_faster,
     widened,
 )
 from ..weights.int8 import is_int8
@@ -28,6 +29,10 @@ from .linear import PART_BYTES, linear
 FEWEST_CHANNELS = 96
 FEWEST_TILES = 64
 """Below these the matrix products of Winograd's algorithm are too small to pay for its transforms."""
+
+MOST_TRANSFORMED, OF_WEIGHTS = 0.0145, 1.2
+"""Where oneDNN multiplies as fast as it convolves: what Winograd's algorithm transforms per product, up to which it is
+faster than a direct convolution with packed weights. Of a weight so much as of so many tiles."""
 
 FEWEST_NUMBERS = 1 << 14
 """Of a weight that is worth packing."""
@@ -113,11 +118,15 @@ class Conv2d(nn.Conv2d):
         return None if self.bias is None else plain(self.bias)
 
 
-def _is_large(x: Tensor, conv: nn.Conv2d, *, double: bool) -> bool:
+def _is_large(x: Tensor, conv: Conv2d, *, double: bool) -> bool:
     """Whether Winograd's algorithm is for such a convolution, and pays for a map of this size."""
     keeps_size = conv.kernel_size == (3, 3) and conv.padding == conv.stride == conv.dilation == (1, 1)
-    enough = min(conv.weight.shape[:2]) >= FEWEST_CHANNELS
-    return bool(keeps_size) and enough and winograd.tiles_of(x.shape, double=double) >= FEWEST_TILES
+    outs, ins = conv.weight.shape[:2]
+    tiles = winograd.tiles_of(x.shape, double=double)
+    if not keeps_size or min(outs, ins) < FEWEST_CHANNELS or tiles < FEWEST_TILES:
+        return False
+    direct_is_fast = onednn_multiplies_faster() and may_pack(conv)
+    return not direct_is_fast or 1 / outs + 1 / ins + OF_WEIGHTS / tiles <= MOST_TRANSFORMED
 
 
 def _is_small(x: Tensor, conv: nn.Conv2d) -> bool:

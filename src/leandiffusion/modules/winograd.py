@@ -9,6 +9,7 @@ weights are transformed when they are used: nothing is kept, and whoever changes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -19,18 +20,32 @@ from torch import Tensor
 from ..core.repeats import are_repeating, made_once
 from ..core.shapes import alike, traced_once
 from ..device.capabilities import widened
+from .linear import is_for_onednn
 
 OUT, IN = 4, 6
 """Outputs of a tile along one side, and the inputs that they read."""
 
-MOST_TILES, FEWEST_TILES, TILES_BYTES = 256, 64, 16 << 20
-"""Tiles at a time: their transforms stay in a CPU's cache, and the matrices are still large."""
+VECTOR = 32
+"""Outputs that kernels of products compute side by side, or a multiple of them."""
+
+TILES_BYTES, FEWEST_TILES, MOST_TILES = 24 << 20, 64, 1024
+"""Tiles at a time: so many bytes of them transformed and of their products, in a CPU's outer cache, and matrices that
+are still large."""
+
+TILES_AGAIN = 256
+"""Tiles at a time where weights are transformed anew for each."""
 
 PART_BYTES = 16 << 20
-"""Transformed weights, which are four times the plain ones, are made and used in parts of so many bytes."""
+"""Weights transformed along one side, which are twice the plain ones, are made and used in parts of so many bytes."""
 
-KEPT_BYTES = 64 << 20
-"""Transformed weights kept for the next tiles of the same picture. A layer with more makes them again."""
+KEPT_BYTES = 32 << 20
+"""Such weights kept for the next tiles of the same picture. A layer with more makes them again."""
+
+SHARED_BYTES = 64 << 20
+"""Transformed tiles kept for calls that repeat."""
+
+STRIP_BYTES = 2 << 20
+"""What is on its way between two transforms: it stays in a core's cache, and is no block that the system gives anew."""
 
 _A, _B = 3 / 4, 3 / 2
 _A2, _B2 = _A * _A, _B * _B
@@ -55,44 +70,73 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, double: bool, r
     H, W = (2 * H, 2 * W) if double else (H, W)
     h, w = -(-H // OUT), -(-W // OUT)
     out = x.new_empty(B, H, W, channels)
-    number = IN * IN * widened(x.dtype).itemsize  # bytes of a transformed one
-    step = max(PART_BYTES // (number * C), 1)
-    parts = [slice(c, c + step) for c in range(0, channels, step)]
-    fitting = TILES_BYTES // (number * (C + min(step, channels)))
-    at_once = min(max(fitting, FEWEST_TILES), MOST_TILES)
+    size = widened(x.dtype).itemsize
+    tile, half = IN * IN * size, 3 * IN * size  # bytes of a tile's numbers, and of half-transformed weights'
+    parts = _parts(channels, half * C)
+    step = parts[0].stop
+    at_once = min(max(TILES_BYTES // (tile * (C + step)), FEWEST_TILES), MOST_TILES)
     single = B * h * w <= at_once  # so that each weight is used once
-    keep = not single and not repeats and number * C * channels <= KEPT_BYTES
-    shared = repeats and number * C * B * h * w <= KEPT_BYTES
-    at_once = at_once if single or keep else MOST_TILES
-    pictures, rows = (max(at_once // (h * w), 1), h) if h * w <= at_once else (1, max(at_once // w, 1))
+    keep = not single and not repeats and half * C * channels <= KEPT_BYTES
+    shared = repeats and tile * C * B * h * w <= SHARED_BYTES
+    at_once = at_once if single or keep else max(at_once, TILES_AGAIN)
+    pictures, rows = (min(max(at_once // (h * w), 1), B), h) if h * w <= at_once else (1, max(at_once // w, 1))
+    most = pictures * rows * w
+    room = x.new_empty(OUT * IN * most * step, dtype=widened(x.dtype))
+    place = None if shared else room.new_empty(IN * IN * most * C)
     weights = [fold(weight[part]) if keep else weight[part] for part in parts]
     for b in alike(range(0, B, pictures)):
+        some = pixels[b : b + pictures]
         for r in alike(range(0, h, rows)):
             n = min(rows, h - r)
-            window = OUT * r - 1, OUT * n + 2, OUT * w + 2
-            slab = partial(_slab, pixels[b : b + pictures], *window, double=double)
-            tiles = made_once(f"tiles {b} {r}", lambda: transform(slab())) if shared else transform(slab())  # noqa: B023
+            make = partial(transform, some, (r, n, w), place, double=double)
+            tiles = made_once(f"tiles {b} {r}", make) if shared else make()
             strip = out[b : b + pictures, OUT * r : OUT * (r + n)]
-            _fill([strip[..., part] for part in parts], tiles, weights, bias)
-            del tiles  # before those of the next rows are made
+            _fill([strip[..., part] for part in parts], tiles, weights, bias, room, folded=keep)
+            del tiles, make  # before those of the next rows are made
     return out.permute(0, 3, 1, 2)
 
 
 _convolve_once = traced_once(_convolve)
 
 
-def _fill(places: Sequence[Tensor], v: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> None:
-    """Outputs (B, <= 4n, <= 4w, some channels), part by part, of tiles (6, 6, B, n, w, C) and weights, which are
-    transformed here if they are not."""
+def _parts(channels: int, nbytes: int) -> list[slice]:
+    """Outputs in parts of about the same size: PART_BYTES, where each takes `nbytes`, or vectors of them if that is
+    less."""
+    count = -(-channels * nbytes // PART_BYTES)
+    step = min(-(-channels // (count * VECTOR)) * VECTOR, channels)
+    return [slice(c, min(c + step, channels)) for c in range(0, channels, step)]
+
+
+def _strips(count: int, nbytes: int) -> list[slice]:
+    """So many, each of `nbytes`, in strips of STRIP_BYTES."""
+    step = max(STRIP_BYTES // nbytes, 1)
+    return [slice(c, min(c + step, count)) for c in range(0, count, step)]
+
+
+def _fill(
+    places: Sequence[Tensor], v: Tensor, weights: Sequence[Tensor], bias: Tensor | None, room: Tensor, *, folded: bool
+) -> None:
+    """Outputs (B, <= 4n, <= 4w, some channels), part by part, of tiles (6, 6, B, n, w, C) and weights, `folded` or not.
+    Products are in `room` on their way."""
     biases = [None] * len(places) if bias is None else bias.split([place.shape[-1] for place in places])
     for place, weight, shift in alike(list(zip(places, weights, biases, strict=True))):
-        _fill_part(place, v, fold(weight) if weight.dim() == 4 else weight, shift)
+        _fill_part(place, v, weight if folded else fold(weight), shift, room)
 
 
-def _fill_part(place: Tensor, v: Tensor, u: Tensor, bias: Tensor | None) -> None:
-    tiles = torch.bmm(v.flatten(0, 1).flatten(1, 3), u.transpose(1, 2))
-    y = gather(tiles.view(IN, IN, *v.shape[2:5], -1))
-    torch.add(y[:, : place.shape[1], : place.shape[2]], 0 if bias is None else bias, out=place)
+def _fill_part(place: Tensor, v: Tensor, half: Tensor, bias: Tensor | None, room: Tensor) -> None:
+    outs = half.shape[-2]
+    rows = room[: OUT * IN * v[0, 0, ..., 0].numel() * outs].view(IN, OUT, *v.shape[2:5], outs)
+    for i in alike(range(IN)):
+        _outputs(_multiply(v[i].flatten(1, 3), half[i]), rows[i].flatten(1, 3).unbind())
+    _gather(rows, place, bias)
+
+
+def _multiply(v: Tensor, half: Tensor) -> Sequence[Tensor]:
+    """Six positions of tiles (6, T, C) with weights transformed along one side (3, outs, C) -> six of (T, outs)."""
+    u = _folded(half)
+    if not is_for_onednn(v, u):
+        return torch.bmm(v, u.transpose(1, 2)).unbind()
+    return [torch.ops.mkldnn._linear_pointwise(some, by, None, "none", [], "") for some, by in zip(v, u, strict=True)]
 
 
 def tiles_of(shape: Sequence[int], *, double: bool = False) -> int:
@@ -117,34 +161,59 @@ def _slab(pixels: Tensor, first: int, height: int, width: int, *, double: bool) 
     return slab
 
 
-@traced_once
-def transform(slab: Tensor) -> Tensor:
-    """Inputs (B, 4n + 2, 4w + 2, C) -> transformed tiles (6, 6, B, n, w, C): B^T d B."""
-    B, height, width, C = slab.shape
-    n, w = height // OUT, width // OUT
-    rows = slab.new_empty(IN, B, n, width, C)
-    _inputs([slab[:, i : i + OUT * n - 3 : OUT] for i in range(IN)], rows.unbind())
-    tiles = slab.new_empty(IN, IN, B, n, w, C)
-    _inputs([rows[:, :, :, i : i + OUT * w - 3 : OUT] for i in range(IN)], tiles.unbind(1))
+def transform(pixels: Tensor, rows: tuple[int, int, int], place: Tensor | None, *, double: bool) -> Tensor:
+    """Pixels (B, H, W, C) -> transformed tiles (6, 6, B, n, w, C): B^T d B, of `rows`: the first one, n, and w, the
+    tiles in each. They are in `place` if there is one."""
+    B, _, _, C = pixels.shape
+    first, n, w = rows
+    shape, dtype = (IN, IN, B, n, w, C), widened(pixels.dtype)
+    tiles = pixels.new_empty(shape, dtype=dtype) if place is None else place[: math.prod(shape)].view(shape)
+    width = OUT * w + 2
+    for some in alike(_strips(n, IN * B * width * C * dtype.itemsize)):
+        height = OUT * (some.stop - some.start)
+        slab = _slab(pixels, OUT * (first + some.start) - 1, height + 2, width, double=double)
+        columns = slab.new_empty(IN, B, height // OUT, width, C)
+        _inputs([slab[:, i : i + height - 3 : OUT] for i in range(IN)], columns.unbind())
+        _inputs([columns[:, :, :, i : i + OUT * w - 3 : OUT] for i in range(IN)], tiles[:, :, :, some].unbind(1))
     return tiles
 
 
+def _gather(rows: Tensor, place: Tensor, bias: Tensor | None) -> None:
+    """Products that were transformed along one side (6, 4, B, n, w, C) -> outputs (B, <= 4n, <= 4w, C)."""
+    _, _, B, n, w, C = rows.shape
+    for some in alike(_strips(n, OUT * OUT * B * w * C * rows.itemsize)):
+        strip = place[:, OUT * some.start : OUT * some.stop]
+        y = _gathered(rows[:, :, :, some])[:, : strip.shape[1], : strip.shape[2]]
+        torch.add(y, 0 if bias is None else bias, out=strip)
+
+
 @traced_once
-def gather(tiles: Tensor) -> Tensor:
-    """Products (6, 6, B, n, w, C) -> outputs (B, 4n, 4w, C): A^T m A."""
-    _, _, B, n, w, C = tiles.shape
-    rows = tiles.new_empty(OUT, IN, B, n, w, C)
-    _outputs(tiles.unbind(), rows.unbind())
-    y = tiles.new_empty(B, n, OUT, w, OUT, C)
-    _outputs(rows.unbind(1), [y[:, :, :, :, j].permute(2, 0, 1, 3, 4) for j in range(OUT)])
+def _gathered(rows: Tensor) -> Tensor:
+    """(6, 4, B, n, w, C) -> (B, 4n, 4w, C): A^T m."""
+    _, _, B, n, w, C = rows.shape
+    y = rows.new_empty(B, n, OUT, w, OUT, C)
+    _outputs(rows.unbind(), [y[:, :, i].permute(3, 0, 1, 2, 4) for i in range(OUT)])
     return y.view(B, OUT * n, OUT * w, C)
 
 
 @traced_once
 def fold(weight: Tensor) -> Tensor:
-    """Weights (C_out, C, 3, 3) -> transformed ones (36, C_out, C): G g G^T."""
-    weight = weight.to(widened(weight.dtype))
-    return torch.matmul(weight.new_tensor(_FOLD), weight.flatten(2).transpose(1, 2)).transpose(0, 1)
+    """Weights (C_out, C, 3, 3) -> transformed along one side (6, 3, C_out, C): G g."""
+    outs, C = weight.shape[:2]
+    half = weight.new_empty(IN, 3, outs, C, dtype=widened(weight.dtype))
+    for some in alike(_strips(outs, 9 * C * half.itemsize)):
+        g = half.new_empty(3, 3, some.stop - some.start, C)
+        g.copy_(weight[some].permute(2, 3, 0, 1))
+        _weights(g, half[:, :, some])
+    return half
+
+
+@traced_once
+def _folded(half: Tensor) -> Tensor:
+    """Weights transformed along one side (3, C_out, C) -> along both (6, C_out, C): (G g) G^T."""
+    u = half.new_empty(IN, *half.shape[1:])
+    _weights(half, u)
+    return u
 
 
 def _inputs(d: Sequence[Tensor], out: Sequence[Tensor]) -> None:
@@ -166,15 +235,13 @@ def _outputs(m: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     torch.add(m[5], diff_a, alpha=_A2, out=out[3]).add_(diff_b, alpha=_B2)
 
 
-def _fold_matrix() -> list[list[float]]:
-    """G along both sides at once, 36 x 9: the weights' polynomial at each point, over the product of the distances to
-    the other points. Infinity takes the last weight."""
-    G = [[1 / (_A2 * _B2), 0.0, 0.0]]
-    for p, q2 in ((_A, _B2), (-_A, _B2), (_B, _A2), (-_B, _A2)):
-        scale = abs(p) / (2 * p * p * (p * p - q2))
-        G.append([scale, scale * p, scale * p * p])
-    G.append([0.0, 0.0, 1.0])
-    return [[above * left for above in row for left in column] for row in G for column in G]
-
-
-_FOLD = _fold_matrix()
+def _weights(g: Sequence[Tensor] | Tensor, out: Sequence[Tensor] | Tensor) -> None:
+    """G: three weights -> their polynomial at each point, over the product of the distances to the other points, and
+    the last for infinity."""
+    torch.mul(g[0], 1 / (_A2 * _B2), out=out[0])
+    for p, q2, plus, minus in ((_A, _B2, out[1], out[2]), (_B, _A2, out[3], out[4])):
+        scale = 1 / (2 * p * (p * p - q2))
+        even = torch.mul(g[0], scale).add_(g[2], alpha=scale * p * p)
+        torch.add(even, g[1], alpha=scale * p, out=plus)
+        torch.sub(even, g[1], alpha=scale * p, out=minus)
+    out[5].copy_(g[2])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from leandiffusion.device import capabilities
+from leandiffusion.measure.work import allocated_bytes
 from leandiffusion.modules import convolution, im2col, winograd
 from leandiffusion.modules.blocks import Upsample2D
 from leandiffusion.modules.convolution import Conv2d
@@ -71,6 +72,31 @@ def test_is_as_accurate_as_the_direct_convolution() -> None:
     assert ours < 2 * direct or ours < 1e-6  # a direct one that adds in blocks may be better than both
 
 
+@pytest.mark.skipif(not capabilities.onednn_computes(torch.float32), reason="needs oneDNN")
+@pytest.mark.parametrize("kept", [0, 1 << 26])
+@torch.no_grad()
+def test_either_library_multiplies(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = tensors(40, 70, B=2, H=17, W=22)
+    monkeypatch.setattr(winograd, "PART_BYTES", 18 * 4 * 40 * 32)
+    monkeypatch.setattr(winograd, "TILES_BYTES", 1 << 20)
+    monkeypatch.setattr(winograd, "FEWEST_TILES", 12)
+    monkeypatch.setattr(winograd, "KEPT_BYTES", kept)
+    for onednn in (True, False):
+        monkeypatch.setattr(winograd, "is_for_onednn", lambda v, u, onednn=onednn: onednn)
+        assert error(winograd.convolve(x, weight, bias), expected(x, weight, bias)) < ROUNDING
+
+
+def test_tall_maps_take_no_more_than_others_beside_their_result() -> None:
+    """Tiles of the next rows take the place of those before."""
+
+    def beside(height: int) -> int:
+        x, weight, bias = tensors(16, 16, H=height, W=256)
+        winograd.convolve(x, weight, bias)
+        return allocated_bytes(lambda: winograd.convolve(x, weight, bias)).peak - x.nbytes
+
+    assert beside(256) == beside(512)
+
+
 def test_a_border_holds_nothing_but_zeros() -> None:
     """A picture of ones under a filter of ones counts how many of the nine pixels are inside."""
     y = winograd.convolve(torch.ones(1, 1, 5, 6), torch.ones(1, 1, 3, 3), None)[0, 0]
@@ -127,6 +153,30 @@ def test_large_float32_maps_on_a_cpu(used: list[Any]) -> None:
     conv, x = layer(), picture()
     assert error(conv(x), expected(x, conv.weight, conv.bias)) < ROUNDING
     assert len(used) == 1
+
+
+@pytest.mark.parametrize(
+    ("ins", "outs", "side", "packs", "winograds"),
+    [
+        (640, 640, 32, True, 1),  # many channels
+        (320, 320, 32, True, 0),  # fewer
+        (320, 320, 64, True, 1),  # for many tiles
+        (128, 128, 128, True, 0),  # for any number of tiles
+        (320, 320, 32, False, 1),  # whose direct convolution has to reorder weights
+    ],
+)
+@torch.no_grad()
+def test_where_direct_ones_are_as_fast_as_products_it_is_for_fewer(
+    ins: int, outs: int, side: int, packs: bool, winograds: int, used: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not capabilities.onednn_computes(torch.float32):
+        pytest.skip("needs oneDNN")
+    conv, x = Conv2d(ins, outs).requires_grad_(False), torch.randn(2, ins, side, side)
+    conv.packs = packs
+    monkeypatch.setattr(convolution, "onednn_multiplies_faster", lambda: True)
+    reference = F.conv2d(x, conv.weight, conv.bias, padding=1)
+    assert error(conv(x), reference) < ROUNDING
+    assert len(used) == winograds
 
 
 @torch.no_grad()

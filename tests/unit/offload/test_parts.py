@@ -269,8 +269,8 @@ def test_parts_of_a_convolution_share_what_they_read(kept: bool, monkeypatch: py
     conv, x = Conv2d(96, 384).requires_grad_(False), torch.randn(1, 96, 40, 40)
     made: list[int] = []
     transform = winograd.transform
-    monkeypatch.setattr(winograd, "transform", lambda slab: made.append(1) or transform(slab))
-    monkeypatch.setattr(winograd, "KEPT_BYTES", winograd.KEPT_BYTES if kept else 0)
+    monkeypatch.setattr(winograd, "transform", lambda *a, **k: made.append(1) or transform(*a, **k))
+    monkeypatch.setattr(winograd, "SHARED_BYTES", winograd.SHARED_BYTES if kept else 0)
     with torch.no_grad():
         expected, whole = conv(x), len(made)
         made.clear()

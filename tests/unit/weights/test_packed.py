@@ -187,6 +187,7 @@ def test_gradients_go_to_the_parameter() -> None:
 
 def test_a_large_map_after_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "pays", lambda: True)
+    monkeypatch.setattr(convolution, "onednn_multiplies_faster", lambda: False)
     conv, plain = make(96, 96)
     assert right(conv, plain, inputs(96))
     assert is_packed(conv.weight)
@@ -200,6 +201,7 @@ def test_a_large_map_after_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_large_map_waits_for_nobody_who_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "pays", lambda: True)
+    monkeypatch.setattr(convolution, "onednn_multiplies_faster", lambda: False)
     conv, _ = make(96, 96)
     x = inputs(96, side=32)
     done = threading.Event()
