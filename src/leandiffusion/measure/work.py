@@ -29,6 +29,8 @@ def count_flops(function: Callable[[], object]) -> int:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
 
+    counts = {**flop_registry, torch.ops.mkldnn._linear_pointwise: _of_linear}
+
     class Counter(TorchDispatchMode):
         """Not torch's FlopCounterMode, which hooks every module: networks do not take short cuts under hooks."""
 
@@ -36,13 +38,18 @@ def count_flops(function: Callable[[], object]) -> int:
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
-            if count := flop_registry.get(func._overloadpacket):
+            if count := counts.get(func._overloadpacket):
                 self.flops += count(*args, **(kwargs or {}), out_val=result)
             return result
 
     with Counter() as counter:
         function()
     return counter.flops
+
+
+def _of_linear(x: Any, weight: Any, *_: Any, out_val: Any) -> int:
+    """Of oneDNN's linear layer, which torch's counter does not know."""
+    return 2 * out_val.numel() * weight.shape[1]
 
 
 def allocated_bytes(function: Callable[[], object]) -> Allocations:

@@ -3,8 +3,9 @@
 A tile of 4x4 outputs reads 6x6 inputs. Both are transformed so that the 36 positions become 36 matrix products over
 channels, which is where a CPU is fastest. The interpolation points are 0, +-3/4, +-3/2 and infinity instead of the
 usual 0, +-1, +-2: with them the float32 error is that of a direct convolution (Barabasz et al. 2020 show how much
-points matter). Work is done on a few rows of tiles at a time, so that what is in between stays in the cache, and the
-weights are transformed when they are used: nothing is kept, and whoever changes a weight need tell nobody.
+points matter). Work is done on a few rows of tiles at a time, so that what is in between stays in the cache, and in
+room that the next ones use again, since memory that the system gives anew takes longer than the transforms. Weights are
+transformed when they are used: nothing is kept, and whoever changes a weight need tell nobody.
 """
 
 from __future__ import annotations
