@@ -26,6 +26,7 @@ def count_flops(function: Callable[[], object]) -> int:
     Works on the meta device too, where nothing is computed. torch's counter knows fused attention kernels on CUDA only:
     elsewhere attention counts if it is written out (the 'plain' backend) and is left out, in silence, if it is not.
     """
+    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
 

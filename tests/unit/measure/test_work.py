@@ -101,3 +101,11 @@ def test_other_threads_are_not_counted() -> None:
         _bytes(KIB)
 
     assert allocated_bytes(work) == Allocations(KIB, KIB)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@torch.no_grad()
+def test_a_linear_layer_takes_as_many_whoever_multiplies() -> None:
+    x, weight = torch.randn(2, 5, 7), torch.randn(3, 7)
+    one = count_flops(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    assert one == count_flops(lambda: F.linear(x, weight)) == 2 * 10 * 7 * 3
