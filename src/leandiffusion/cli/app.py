@@ -14,6 +14,7 @@ from .arguments import (
     Device,
     Dtype,
     Enable,
+    IPAdapter,
     Memory,
     Out,
     PlanFile,
@@ -137,6 +138,11 @@ def plan(
     guidance: Annotated[bool, typer.Option(help="Whether there is classifier-free guidance.")] = True,
     pictures: Annotated[int, typer.Option(min=0, help="Pictures to draw from, which are encoded first.")] = 0,
     controlnet: PlannedControlNet = [],  # noqa: B006 - typer's way to say: none
+    ip_adapter: IPAdapter = [],  # noqa: B006
+    image_prompts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures that each --ip-adapter sees.", show_default="one, as generate gives it"),
+    ] = None,
     dtype: Dtype = None,
     device: Device = None,
     allow: Allow = "exact",
@@ -167,7 +173,8 @@ def plan(
 
         asked = command.PlanOptions(
             model=model, memory=memory, size=size, batch=batch, steps=steps, guidance=guidance, pictures=pictures,
-            controlnet=tuple(controlnet), dtype=dtype, device=device, allow=allow,
+            controlnet=tuple(controlnet), ip_adapter=tuple(ip_adapter), image_prompts=image_prompts,
+            dtype=dtype, device=device, allow=allow,
         )  # fmt: skip
         command.run(
             asked, as_json=as_json, plot=plot, save_plan=save_plan, measure_anew=profile, calibrate=calibrate, work=work

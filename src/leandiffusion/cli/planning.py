@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class PlanOptions:
     guidance: bool = True
     pictures: int = 0
     controlnet: tuple[str, ...] = ()
+    ip_adapter: tuple[str, ...] = ()
+    image_prompts: int | None = None
     dtype: str | None = None
     device: str | None = None
     allow: str = "exact"
@@ -52,12 +54,15 @@ def run(
     for option, path in (("--plot", plot), ("--save-plan", save_plan)):
         if path is not None and not path.parent.is_dir():
             raise typer.BadParameter(f"there is no folder {path.parent}: make it first.", param_hint=option)
+    if options.image_prompts and not options.ip_adapter:
+        raise typer.BadParameter("there is no --ip-adapter that would see pictures.", param_hint="--image-prompts")
     exactness = check_allow(options.allow)
     blueprint = blueprint_of(options)
     width, height = options.size or (blueprint.side, blueprint.side)
     guided = options.guidance and not blueprint.is_distilled
     call = CallSize(
-        height, width, options.batch, guided, pictures=options.pictures, controls=len(options.controlnet)
+        height, width, options.batch, guided, pictures=options.pictures, controls=len(options.controlnet),
+        image_prompts=(options.image_prompts or 1) if options.ip_adapter else 0,
     )  # fmt: skip
     profile = profile_of(blueprint.device, dtypes_for(blueprint, options.allow), anew=measure_anew)
     predictor = Predictor(blueprint, call, options.steps, profile)
@@ -103,7 +108,10 @@ def _tried(plan: Any, options: PlanOptions, work: Path | None) -> Any:
     shapes, controls = family_names(), map(packaged_controlnet, options.controlnet)
     model, *nets = (SHAPE + name if name in shapes else name for name in (options.model, *controls))
     with working_folder(work) as workdir:
-        return calibrate(plan, model, workdir, controlnets=nets, progress=lambda title: say(f"Trying {title} …"))
+        return calibrate(
+            plan, model, workdir, controlnets=nets, ip_adapters=options.ip_adapter,
+            progress=lambda title: say(f"Trying {title} …"),
+        )  # fmt: skip
 
 
 def blueprint_of(options: PlanOptions) -> Any:
@@ -127,7 +135,8 @@ def blueprint_of(options: PlanOptions) -> Any:
 
     controls = [family_of(name) or packaged_controlnet(name) for name in options.controlnet]
     if family := family_of(options.model):
-        return Blueprint.of_family(family, _dtype(options, device), device).controlled_by(controls)
+        blueprint = Blueprint.of_family(family, _dtype(options, device), device)
+        return _with_eyes(blueprint.controlled_by(controls), options)
     here = Path(options.model).expanduser().exists() or packaged(options.model) != options.model
     if not here and "/" not in options.model:
         known = ["demo", *names]
@@ -136,7 +145,20 @@ def blueprint_of(options: PlanOptions) -> Any:
             f"{did_you_mean(options.model, known)} Known: {', '.join(known)}; or a folder, a file, or a hub id."
         )
     blueprint = Blueprint.of_checkpoint(packaged(options.model), _dtype(options, device), device)
-    return blueprint.called(options.model).controlled_by(controls)
+    return _with_eyes(blueprint.called(options.model).controlled_by(controls), options)
+
+
+def _with_eyes(blueprint: Any, options: PlanOptions) -> Any:
+    """With the IP-Adapters. Raises what loading them into a pipeline raises."""
+    if not options.ip_adapter:
+        return blueprint
+    from ..families.ip_adapter import find_ip_adapter, read_ip_adapter
+    from ..pipelines.image_prompts import find_encoder
+    from ..plan.seeing import Eyes
+
+    adapters = [read_ip_adapter(find_ip_adapter(path)) for path in options.ip_adapter]
+    eyes = Eyes.of_files(adapters, find_encoder(options.ip_adapter[0]), blueprint.networks["unet"])
+    return replace(blueprint, eyes=eyes)
 
 
 def _dtype(options: PlanOptions, device: Any) -> Any:

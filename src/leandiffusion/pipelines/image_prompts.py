@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from ..run.inputs import refuse
 from ..weights.load import open_network
 from ..weights.locate import find_checkpoint
 from .images import numpy_to_pil
+
+ENCODER_FOLDER = "image_encoder"
+"""Where an adapter's image encoder usually is, beside its file or in the folder above."""
 
 
 @dataclass(eq=False)
@@ -59,6 +64,19 @@ def open_encoder(
     device: torch.device | str,
 ) -> Any:
     """An adapter's image encoder, whose weights stay on disk. CheckpointNotFound where there is none."""
+    return open_network(
+        CLIPVisionModelWithProjection, find_encoder(source, subfolder, folder, hub), dtype=dtype, device=device,
+        leave_out=("",), on_disk=True,
+    )  # fmt: skip
+
+
+def find_encoder(
+    source: Any,
+    subfolder: str | None = None,
+    folder: str = ENCODER_FOLDER,
+    hub: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
+    """The folder of an adapter's image encoder. CheckpointNotFound where there is none."""
     if isinstance(source, Mapping):
         raise ConfigError(
             "an image encoder cannot be found for a state dict: set pipe.image_encoder first, or pass "
@@ -77,10 +95,7 @@ def open_encoder(
             f"there is no image encoder in {' nor in '.join(map(str, places))}: say where by image_encoder_folder, set "
             "pipe.image_encoder before, or pass None and draw with ip_adapter_image_embeds."
         )
-    return open_network(
-        CLIPVisionModelWithProjection, place, dtype=dtype, device=device,
-        leave_out=("",), on_disk=True,
-    )  # fmt: skip
+    return place
 
 
 def aligned(sources: Any, subfolders: Any, names: Any) -> tuple[list[Any], list[Any], list[Any]]:

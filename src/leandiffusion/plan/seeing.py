@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..device.host import is_host
-from ..families.ip_adapter import IPAdapter, look
+from ..families.ip_adapter import IPAdapter, check_encoder, check_fit, look
 from ..modules.image_projection import Projection
+from ..modules.vision import CLIPVisionModelWithProjection
 from ..run.image_prompt import rows_of, see
 from ..run.size import CallSize
 from ..techniques.hooks import around_forward
@@ -35,6 +37,18 @@ class Eyes:
 
     encoder: Part | None
     adapters: tuple[IPAdapter, ...]
+
+    @classmethod
+    def of_files(cls, adapters: Sequence[IPAdapter], encoder: Path, unet: Part) -> Self:
+        """Adapters for such a UNet, and the image encoder in a folder, of which the config is read.
+
+        TensorMismatch where they do not belong together.
+        """
+        part = Part(CLIPVisionModelWithProjection, CLIPVisionModelWithProjection.load_config(encoder), unet.dtype)
+        network, config = unet.build(), part.build(whole=True).config
+        for adapter in adapters:
+            check_encoder(adapter, check_fit(adapter, network), config)
+        return cls(part, tuple(adapters))
 
     def open(self, cast: torch.dtype | None = None) -> Any:
         """The encoder on the meta device, at another dtype if one is given; None where there is none. Its weights take

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests.parity import ip_adapter_files
 from tests.parity.controlnet_files import save_controlnet
 from tests.unit.plan.profiles import a_profile
 from typer.testing import CliRunner
@@ -93,6 +94,58 @@ def test_what_is_tried_for_real_has_the_controlnet(monkeypatch: pytest.MonkeyPat
     assert plan.call.controls == 1
     assert set(measured.stages) == set(plan.prediction.stages)
     assert all(stage.peak > 100 << 20 and stage.seconds > 0 for stage in measured.stages.values())
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> list[str]:
+    """Two kinds for the demo model, with an image encoder beside them."""
+    unet = StableDiffusionPipeline.from_pretrained("demo").unet
+    return [str(ip_adapter_files.save_adapter(tmp_path, unet, kind)) for kind in ("plain", "plus")]
+
+
+def test_ip_adapters_are_planned_for_as_a_pipeline_plans_for_them(adapters: list[str]) -> None:
+    size = ("demo", "--size", "64", "--memory", "2GiB", "--dtype", "float32")
+    options = [part for path in adapters for part in ("--ip-adapter", path)]
+    one, three = planned(*size, *options), planned(*size, *options, "--image-prompts", "3")
+    assert [plan.call.image_prompts for plan in (planned(*size), one, three)] == [0, 1, 3]
+    pipe = StableDiffusionPipeline.from_pretrained("demo")
+    pipe.load_ip_adapter(adapters)
+    for plan, count in ((one, 1), (three, 3)):
+        same = pipe.plan_for("2GiB", height=64, width=64, image_prompts=count)
+        assert plan.settings == same.settings
+        assert plan.prediction.stages["image"].peak > 0
+
+
+def test_an_ip_adapter_of_another_family_is_refused(adapters: list[str]) -> None:
+    result = run("plan", "sd15", "--ip-adapter", adapters[0], "--memory", "2GiB")
+    assert result.exit_code == 1
+    assert "plain.safetensors" in result.stderr
+
+
+def test_an_image_encoder_that_is_not_there_is_told(adapters: list[str]) -> None:
+    alone = Path(adapters[0]).rename("alone.safetensors")
+    result = run("plan", "demo", "--ip-adapter", str(alone), "--memory", "2GiB")
+    assert result.exit_code == 1
+    assert "there is no image encoder in" in result.stderr
+
+
+def test_pictures_that_nothing_sees_are_refused() -> None:
+    result = run("plan", "demo", "--image-prompts", "2")
+    assert result.exit_code == 2
+    assert "--image-prompts" in result.stderr
+    assert "there is no --ip-adapter" in result.stderr
+
+
+def test_what_is_tried_for_real_has_the_ip_adapters(adapters: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "RUNNERS_UP", 0)
+    plan = planned(
+        "demo", "--ip-adapter", adapters[0], "--image-prompts", "2", "--calibrate", "--steps", "2", "--size", "64",
+        "--memory", "2GiB",
+    )  # fmt: skip
+    measured = plan.settings.measured
+    assert measured is not None
+    assert set(measured.stages) == {"encode", "image", "denoise", "decode"}
+    assert measured.stages["image"].seconds > 0
 
 
 @pytest.mark.parametrize("option", ["--save-plan", "--plot"])

@@ -26,11 +26,13 @@ def calibrate(
     workdir: Path,
     *,
     controlnets: Sequence[str] = (),
+    ip_adapters: Sequence[str] = (),
     progress: Callable[[str], object] = lambda title: None,
 ) -> Plan:
     """Draw a little with the plan's settings and its runners-up, and rank them by their measured times.
 
     `model` as benchmarks take it: 'demo', 'shape:sd15', a folder, a file; each of the plan's ControlNets likewise.
+    `ip_adapters` are files.
     Where the plan begins with pictures, pictures are drawn anew. `progress` is told what is tried next. The plan that
     comes back has what was measured beside what was predicted. BudgetError when none stayed within the budget,
     LeanError when one could not be drawn with.
@@ -41,7 +43,7 @@ def calibrate(
     for settings in (plan.settings, *plan.runners_up):
         progress(str(settings))
         asked = replace(plan, settings=settings, lower=()).to_json()
-        told = _asked("try", checkpoint=checkpoint, plan=asked, controlnets=nets)
+        told = _asked("try", checkpoint=checkpoint, plan=asked, controlnets=nets, ip_adapters=list(ip_adapters))
         measured = Prediction({name: StagePrediction(*figures) for name, figures in told.items()})
         tried.append((replace(settings, measured=measured), measured))
     limit = plan.budget_bytes
@@ -54,28 +56,34 @@ def calibrate(
 
 
 def try_plan(
-    checkpoint: str, plan: dict[str, Any], controlnets: Sequence[str] = (), steps: int = STEPS, repeats: int = 1
-) -> dict[str, Any]:
+    checkpoint: str, plan: dict[str, Any], controlnets: Sequence[str] = (), ip_adapters: Sequence[str] = (),
+    steps: int = STEPS, repeats: int = 1,
+) -> dict[str, Any]:  # fmt: skip
     """In a process of its own: by stage the peak in bytes and the seconds of a call as planned, from a few steps."""
     wanted = Plan.from_json(plan)
     pipe = _opened(checkpoint, wanted, controlnets)
+    if ip_adapters:
+        pipe.load_ip_adapter([*ip_adapters])
     pipe.apply(wanted)
-    told = measure_calls(pipe, wanted.call, steps, repeats)
+    told = measure_calls(pipe, wanted.call, steps, repeats, adapters=len(ip_adapters))
     return {
         name: (told[name].peak, told[name].seconds * (wanted.steps if name == "denoise" else 1))
         for name in wanted.prediction.stages
     }
 
 
-def measure_calls(pipe: Any, call: CallSize, steps: int, repeats: int = 1) -> dict[str, StagePrediction]:
-    """What a pipeline takes by stage, 'denoise' per step on average: one that `open_for_drawing` opened.
+def measure_calls(
+    pipe: Any, call: CallSize, steps: int, repeats: int = 1, *, adapters: int = 0
+) -> dict[str, StagePrediction]:
+    """What a pipeline takes by stage, 'denoise' per step on average: one that `open_for_drawing` opened, and so many
+    IP-Adapters were loaded into.
 
     After a call of one step to warm up, `repeats` of so many `steps` are drawn: of the seconds the least counts, since
     others on the machine only ever make a stage slower; of the peaks the largest, the warm-up's included.
     """
     from .meter import ProcessMeter
 
-    arguments, peaks, seconds = _arguments(call), dict[str, int](), dict[str, float]()
+    arguments, peaks, seconds = _arguments(call, adapters), dict[str, int](), dict[str, float]()
     for repeat in range(1 + repeats):
         meter = ProcessMeter(str(pipe.device))
 
@@ -111,8 +119,8 @@ def _opened(checkpoint: str, plan: Plan, controlnets: Sequence[str]) -> Any:
     return open_for_drawing(checkpoint, dtype=dtype, task=f"{task} with ControlNet", controlnet=controlnet)
 
 
-def _arguments(call: CallSize) -> dict[str, Any]:
-    """Of the pipeline: what is drawn, on grey pictures where it begins with some or ControlNets see one."""
+def _arguments(call: CallSize, adapters: int = 0) -> dict[str, Any]:
+    """Of the pipeline: what is drawn, on grey pictures where it begins with some, or something sees one."""
     from PIL import Image
 
     grey = Image.new("RGB", (call.width, call.height), (128, 128, 128))
@@ -125,7 +133,8 @@ def _arguments(call: CallSize) -> dict[str, Any]:
     else:
         given = size | ({"image": seen} if seen else {})
     scale = GUIDANCE if call.guidance else 1.0
-    return {"prompt": [PROMPT] * call.batch, "output_type": "np", "guidance_scale": scale, **given}
+    prompts = {"ip_adapter_image": [[grey] * call.image_prompts] * adapters} if adapters else {}
+    return {"prompt": [PROMPT] * call.batch, "output_type": "np", "guidance_scale": scale, **given, **prompts}
 
 
 def _asked(task: str, **arguments: Any) -> dict[str, Any]:
