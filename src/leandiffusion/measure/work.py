@@ -23,14 +23,15 @@ class Allocations:
 def count_flops(function: Callable[[], object]) -> int:
     """Floating-point operations of matrix products and convolutions in `function()`; a multiply-add counts as two.
 
-    Works on the meta device too, where nothing is computed. torch's counter knows fused attention kernels on CUDA only:
-    elsewhere attention counts if it is written out (the 'plain' backend) and is left out, in silence, if it is not.
+    Works on the meta device too, where nothing is computed. oneDNN's own operations count as torch's do. torch's
+    counter knows fused attention kernels on CUDA only: elsewhere attention counts if it is written out (the 'plain'
+    backend) and is left out, in silence, if it is not.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
 
-    counts = {**flop_registry, torch.ops.mkldnn._linear_pointwise: _of_linear}
+    onednn = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._convolution_pointwise
 
     class Counter(TorchDispatchMode):
         """Not torch's FlopCounterMode, which hooks every module: networks do not take short cuts under hooks."""
@@ -39,18 +40,15 @@ def count_flops(function: Callable[[], object]) -> int:
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
-            if count := counts.get(func._overloadpacket):
+            if count := flop_registry.get(func._overloadpacket):
                 self.flops += count(*args, **(kwargs or {}), out_val=result)
+            elif func._overloadpacket in onednn:  # (input, weight, …) -> what each weight of a row adds to
+                self.flops += 2 * result.numel() * args[1][0].numel()
             return result
 
     with Counter() as counter:
         function()
     return counter.flops
-
-
-def _of_linear(x: Any, weight: Any, *_: Any, out_val: Any) -> int:
-    """Of oneDNN's linear layer, which torch's counter does not know."""
-    return 2 * out_val.numel() * weight.shape[1]
 
 
 def allocated_bytes(function: Callable[[], object]) -> Allocations:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..attention.openvino import KEYS, QUERIES
 from ..core.shapes import is_channels_last
 from .rules import RULES
 
@@ -151,8 +152,10 @@ def _packed_convolution(args: Any, out: Tensor) -> tuple[str, float, int]:
 
 
 def _attention(args: Any, result: Any) -> tuple[str, float, int]:
+    """Long ones by themselves: they may have a kernel of their own."""
     q, k = args[:2]
-    return "attention", 4.0 * q.numel() * k.shape[2], 0
+    kind = "long attention" if q.shape[2] >= QUERIES and k.shape[2] >= KEYS else "attention"
+    return kind, 4.0 * q.numel() * k.shape[2], 0
 
 
 _COUNTS: dict[Any, Count] = {

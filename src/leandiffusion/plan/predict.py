@@ -86,6 +86,11 @@ class Predictor:
         found = {name: StagePrediction(self._stage_peak(name, chosen), self._seconds(name, chosen)) for name in stages}
         return Prediction(found, self.host_bytes(chosen))
 
+    def library_bytes(self, chosen: Chosen) -> int:
+        """Of libraries that these techniques need."""
+        device, dtype = self.blueprint.device, self.cast(chosen) or self.blueprint.dtype
+        return sum(technique.library_bytes(device, dtype) for technique in chosen)
+
     def _stage_peak(self, name: str, chosen: Chosen) -> int:
         travel = any(map(moves, chosen))
         others = 0 if travel else self.blueprint.others  # which travel then too, and are not here in these stages
@@ -98,7 +103,8 @@ class Predictor:
         held = max(each.work.given_back if given_back else each.work.peak for each in works)
         if name == "denoise" and len(works) > 2:  # the UNet sees a part at a time of what ControlNets gave at once
             held += works[0].work.kept
-        return weights + held + (self._floor + self._around_modules if self._on_host else 0)
+        around = self._floor + self._around_modules + self.library_bytes(chosen) if self._on_host else 0
+        return weights + held + around
 
     def _seconds(self, name: str, chosen: Chosen) -> float:
         if (name, chosen) not in self._timed:
@@ -114,6 +120,7 @@ class Predictor:
             "packed": any(technique.name == "packed_weights" for technique in chosen),
             "ahead": residency.ahead,
             "fresh": self._gives_back(name, chosen),
+            "fast_attention": any(technique.name == "attention_backend" for technique in chosen),
         }
         once, turn = 0, residency.fetched_for(self._there(name)) if residency.stays and name not in BESIDES else 0
         if name == "picture":
@@ -225,7 +232,7 @@ class Predictor:
         cast = self.cast(chosen)
         has_heavy_layers = stage in ("control", "denoise")
         part_bytes = self.residency(chosen).part_bytes if has_heavy_layers else None
-        traced = tuple(each for each in chosen if stage in each.traced and each.name != CASTS)
+        traced = tuple(each for each in chosen if each.shows_in(stage) and each.name != CASTS)
         key = stage, call, cast, part_bytes, tuple(map(str, traced))
         if key not in self._traced:
             sketch = self._sketch_of(stage, cast)

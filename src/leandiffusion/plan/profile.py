@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 
-IDENTITY = ("leandiffusion", "torch", "device", "flags", "threads", "cores", "pages")
+IDENTITY = ("leandiffusion", "torch", "openvino", "device", "flags", "threads", "cores", "pages")
 """What a profile holds for: versions, the device's name behind its type, instruction sets, threads on cores, and pages
 of memory."""
 
@@ -39,13 +39,14 @@ class DeviceProfile:
     """What a device does in a second, under `taken_under`, which tells each of IDENTITY.
 
     `products`: by dtype name, then by kind ('matmul', 'conv', 'attention'), points of FLOP/s over FLOP per byte read
-    and written; 'conv' with packed weights where there are such. `reorder`: by dtype name, seconds that plain weights
-    take longer, over the bytes that the convolution moves. `moves`: bytes/s of other operations over the bytes of one,
-    'kept' where the process keeps freed memory, 'fresh' where it gives it back (`core.malloc`). `overhead`: seconds of
-    an operation with nothing to do. `fetch`: by dtype name, bytes/s of weights from the tier below, `load` those of
-    whole networks, which on a CPU go to memory that nobody used before. `floor`: bytes of host memory that a process
-    has before any weights, `computing` those of them that come with the first computation. `busy`: the share of the
-    processor, from 0 to 1, that others had while it was measured. `date`: when it was taken, ISO 8601.
+    and written; 'conv' with packed weights where there are such, 'long attention' where another kernel is faster.
+    `reorder`: by dtype name, seconds that plain weights take longer, over the bytes that the convolution moves.
+    `moves`: bytes/s of other operations over the bytes of one, 'kept' where the process keeps freed memory, 'fresh'
+    where it gives it back (`core.malloc`). `overhead`: seconds of an operation with nothing to do. `fetch`: by dtype
+    name, bytes/s of weights from the tier below, `load` those of whole networks, which on a CPU go to memory that
+    nobody used before. `floor`: bytes of host memory that a process has before any weights, `computing` those of them
+    that come with the first computation. `busy`: the share of the processor, from 0 to 1, that others had while it was
+    measured. `date`: when it was taken, ISO 8601.
     """
 
     taken_under: Mapping[str, str]
@@ -73,7 +74,7 @@ class DeviceProfile:
                 taken_under={name: str(values["taken_under"][name]) for name in IDENTITY},
                 date=_date(values["date"]),
                 products={
-                    dtype: {kind: _points(kinds[kind]) for kind in ("matmul", "conv", "attention")}
+                    dtype: {kind: _points(kinds[kind]) for kind in {"matmul", "conv", "attention"} | kinds.keys()}
                     for dtype, kinds in values["products"].items()
                 },
                 reorder={dtype: _points(points, least=0.0) for dtype, points in values["reorder"].items()},
@@ -192,13 +193,14 @@ def identity_of(device: torch.device) -> dict[str, str]:
     import torch
 
     from ..device.capabilities import name_of
-    from ..measure.environment import describe_cpu
+    from ..measure.environment import describe_cpu, package_version
 
     cpu = describe_cpu()
     name = str(cpu["model"]) if is_host(device) else name_of(device)
     return {
         "leandiffusion": __version__,
         "torch": str(torch.__version__),
+        "openvino": package_version("openvino") or "",
         "device": f"{device.type}: {name}",
         "flags": " ".join(cpu["flags"]),
         "threads": str(torch.get_num_threads()),

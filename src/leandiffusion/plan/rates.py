@@ -24,6 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention import backends
+from ..attention.openvino import KEYS, QUERIES, is_faster
+from ..attention.sdpa import fused_attention
 from ..core.malloc import freed_at_once
 from ..device.capabilities import EMULATED, onednn_computes
 from ..device.host import is_host
@@ -55,6 +58,7 @@ REORDERED = (320, 640, 960, 1280)
 system, and bringing weights into another order takes several times as long."""
 
 ATTENDED = ((16, 77), (64, 64), (256, 77), (256, 256), (1024, 1024), (4096, 4096))
+_LONG = tuple((queries, keys) for queries, keys in ATTENDED if queries >= QUERIES and keys >= KEYS)
 HEAD = 48
 """Queries and keys of two heads of so many channels: between the 40 of SD1's outer levels and others' 64."""
 
@@ -67,7 +71,8 @@ FILE_BYTES = 8 << 20
 WHOLE_BYTES = 128 << 20
 """Read into fresh memory once."""
 
-PRODUCTS = ("matmul", "conv", "attention")
+PRODUCTS = ("matmul", "conv", "attention", "long attention")
+"""The last where another kernel is faster for it."""
 
 
 class Sample(NamedTuple):
@@ -104,7 +109,10 @@ def measure_dtype(device: torch.device, dtype: torch.dtype, step: Step) -> Measu
     pool, share = _full((POOL_BYTES // computed.itemsize,), device, computed), _Share()
     with fastest_convolutions(), tempfile.TemporaryDirectory() as folder:
         found = _measure(lambda: _samples(pool, dtype, Path(folder)), device, step, share)
-    products = {kind: lift((size, amount / seconds) for size, amount, seconds in found[kind]) for kind in PRODUCTS}
+    measured = {kind: found[kind] for kind in PRODUCTS if kind in found}
+    products = {
+        kind: lift((size, amount / seconds) for size, amount, seconds in runs) for kind, runs in measured.items()
+    }
     bytes_fetched = sum(amount for _, amount, _ in found["fetch"])
     fetch = bytes_fetched / sum(seconds for _, _, seconds in found["fetch"])
     busy = share.missed if is_host(device) else 0.0
@@ -137,6 +145,7 @@ def steps_of(device: torch.device, dtypes: int) -> int:
     """How often `step` is called for so many dtypes, moves and overhead included."""
     kind = "host" if is_host(device) else "accelerator"
     each = len(TOKENS[kind]) + len(MAPS[kind]) + len(ATTENDED) + (len(REORDERED) + 2 if is_host(device) else 1)
+    each += len(_LONG) if is_faster(device, torch.float32) else 0
     return ROUNDS * (dtypes * each + 2 * len(MEBIBYTES) + 1)
 
 
@@ -204,7 +213,9 @@ def _samples(pool: Tensor, dtype: torch.dtype, folder: Path) -> Iterator[Sample]
     for outs in REORDERED if packs else ():
         yield _conv("plain", CHANNELS, outs, 4, pool, packs=False)
     for queries, keys in ATTENDED:
-        yield _attention(queries, keys, pool)
+        yield _attention("attention", fused_attention, queries, keys, pool)
+    for queries, keys in _LONG if is_faster(pool.device, pool.dtype) else ():
+        yield _attention("long attention", backends.get("openvino"), queries, keys, pool)
     yield from _reads(folder, dtype) if host else _copies(pool.device)
 
 
@@ -229,11 +240,11 @@ def _conv(name: str, ins: int, outs: int, side: int, pool: Tensor, *, packs: boo
     return Sample(name, size, flops, lambda: ops._convolution_pointwise(x, weight, None, *geometry, "none", [], ""))
 
 
-def _attention(queries: int, keys: int, pool: Tensor) -> Sample:
+def _attention(name: str, kernel: Callable[..., Tensor], queries: int, keys: int, pool: Tensor) -> Sample:
     q, k = (_cut(pool, (1, 2, count, HEAD))[0].clone() for count in (queries, keys))
     flops = 4.0 * q.numel() * keys
     size = flops / (2 * (q.nbytes + k.nbytes))
-    return Sample("attention", size, flops, lambda: F.scaled_dot_product_attention(q, k, k))
+    return Sample(name, size, flops, lambda: kernel(q, k, k))
 
 
 def _reads(folder: Path, dtype: torch.dtype) -> Iterator[Sample]:

@@ -50,18 +50,20 @@ def choices(predictor: Predictor, allow: Exactness) -> Choices:
     """Every legal combination of what techniques offer for this call, up to that exactness."""
     offers = _offers(predictor, None, allow)
     by_scope = {scope: list(_combined(offers.get(scope, {}).values())) for scope in SCOPES}
-    placed = _placements(offers["overall"])
+    placed = _placements(predictor, offers["overall"])
     for cast in casts(predictor) if CASTS in offers["overall"] else ():  # what else there is may depend on the dtype
         if dtype_name(predictor.cast((cast,))) not in predictor.profile.products:
             continue  # the device does not compute it
-        others = _placements(_offers(predictor, predictor.cast((cast,)), allow)["overall"])
+        others = _placements(predictor, _offers(predictor, predictor.cast((cast,)), allow)["overall"])
         placed += [(cast, *option) for option in others if legal((cast, *option))]
     return Choices(placed, by_scope)
 
 
-def _placements(offers: dict[str, list[Technique]]) -> list[Chosen]:
-    """Every combination at one dtype, but for those that leave out what is on by default and could be on."""
+def _placements(predictor: Predictor, offers: dict[str, list[Technique]]) -> list[Chosen]:
+    """Every combination at one dtype, but for those that leave out what is on by default, takes no memory, and could be
+    on."""
     defaults = [offers[name][0] for name in techniques_by_default() if name in offers]
+    defaults = [each for each in defaults if not predictor.library_bytes((each,))]
     combined = _combined(offered for name, offered in offers.items() if name != CASTS)
     return [chosen for chosen in combined if not any(legal((*chosen, default)) for default in defaults)]
 

@@ -44,20 +44,22 @@ def stage_seconds(
     arrivals: int = 0,
     ahead: bool = True,
     fresh: bool = False,
+    fast_attention: bool = False,
 ) -> float:
     """Seconds of one stage (of one step, for 'denoise') in a dtype such as 'float32' that the profile has.
 
     `packed`: whether convolutions keep their weights in oneDNN's order; without meaning where there is no such.
     `fetched`: bytes of weights, as they are on the device, that come from the tier below meanwhile, in so many
     `arrivals`, and `ahead` of their use where there is room. `fresh`: whether
-    freed memory goes back to the system at once, as in a decode in slices or strips on a CPU. ConfigError for a dtype
-    that the profile lacks.
+    freed memory goes back to the system at once, as in a decode in slices or strips on a CPU. `fast_attention`: whether
+    long attention has the kernel that is faster, where there is one. ConfigError for a dtype that the profile lacks.
     """
     if dtype not in profile.products:
         raise ConfigError(
             f"the profile has no rates for {dtype}, only for {', '.join(profile.products)}: ask profile_of for it."
         )
-    computing = sum(ops_seconds(ops, dtype, profile, packed=packed, fresh=fresh) for ops in work.ops)
+    options = {"packed": packed, "fresh": fresh, "fast_attention": fast_attention}
+    computing = sum(ops_seconds(ops, dtype, profile, **options) for ops in work.ops)
     computing += ARRIVING * profile.overhead * arrivals
     return _beside(computing, fetched / profile.fetch[dtype], profile, ahead=ahead) if fetched else computing
 
@@ -73,7 +75,15 @@ def fetch_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
     return nbytes * (1 / profile.fetch[dtype] + _page_seconds(profile.moves["kept"][-1][1], profile))
 
 
-def ops_seconds(ops: Ops, dtype: str, profile: DeviceProfile, *, packed: bool = True, fresh: bool = False) -> float:
+def ops_seconds(
+    ops: Ops,
+    dtype: str,
+    profile: DeviceProfile,
+    *,
+    packed: bool = True,
+    fresh: bool = False,
+    fast_attention: bool = False,
+) -> float:
     """Seconds of operations of one kind and size, all together."""
     if not ops.count:
         return 0.0
@@ -82,7 +92,10 @@ def ops_seconds(ops: Ops, dtype: str, profile: DeviceProfile, *, packed: bool = 
     pages = ops.nbytes / 3 * _page_seconds(rate, profile)
     if ops.kind == "other":
         return OTHERS * ops.nbytes / max(rate, in_memory) + pages + overhead
-    seconds = IN_NETWORKS * ops.flops / product_rate(profile.products[dtype][ops.kind], ops.flops / ops.nbytes)
+    products, kind = profile.products[dtype], ops.kind
+    if kind == "long attention" and not (fast_attention and kind in products):
+        kind = "attention"
+    seconds = IN_NETWORKS * ops.flops / product_rate(products[kind], ops.flops / ops.nbytes)
     seconds += (MADE if ops.kind == "matmul" else 1) * pages
     if ops.kind == "conv" and not packed:
         seconds += ops.count * _reordering(profile.reorder[dtype], nbytes)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..attention.openvino import LIBRARY_BYTES, is_faster
 from ..core.notices import warn
 from ..core.units import format_bytes
 from ..device.host import is_host
@@ -25,7 +26,8 @@ _PRODUCTS: Points = ((1.0, _BANDWIDTH), (_FLOPS / _BANDWIDTH, _FLOPS / 2), (100.
 def too_little_memory(device: torch.device) -> bool:
     """Whether measuring would take more host memory than there is."""
     available = available_memory()
-    return is_host(device) and available is not None and available < MEMORY
+    needed = MEMORY + (LIBRARY_BYTES if is_faster(device, torch.float32) else 0)
+    return is_host(device) and available is not None and available < needed
 
 
 def typical_profile(device: torch.device, dtypes: Sequence[str], identity: Mapping[str, str]) -> DeviceProfile:

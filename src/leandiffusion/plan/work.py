@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Ops:
     """Operations of one kind and one size, all together.
 
-    `kind`: 'conv', 'matmul', 'attention', or 'other', which is all that moves numbers rather than multiplying them.
-    `size` is the floating-point operations of one of them, of 'other' ones the bytes that one reads and writes.
-    `flops` and `nbytes` (read and written: inputs, weights and results) are sums over all `count`.
+    `kind`: 'conv', 'matmul', 'attention', 'long attention', or 'other', which is all that moves numbers rather than
+    multiplying them. `size` is the floating-point operations of one of them, of 'other' ones the bytes that one reads
+    and writes. `flops` and `nbytes` (read and written: inputs, weights and results) are sums over all `count`.
     """
 
     kind: str

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from ..attention import AttentionBackend, backends
 from ..attention.choose import memory_efficient
-from ..attention.openvino import is_faster
+from ..attention.openvino import LIBRARY_BYTES, is_faster
 from ..core.flag import Flag
 from ..modules.transformer import attention_layers, set_attention_backend
+from ..run.size import CallSize
 from . import techniques
 from .attention_slicing import networks_with_attention, switch_backends, why_no_attention
 from .base import Exactness, Phase, Price, Technique
@@ -66,6 +69,18 @@ class AttentionBackendChoice(Technique):
         large = sum(weight.nbytes for weight in subject.denoiser.parameters()) >= WORTH
         plain = all(layer.backend == backends.get("sdpa") for layer in layers)
         return large and plain and is_faster(subject.device, subject.dtype)
+
+    @classmethod
+    def candidates(cls, subject: Subject, call: CallSize) -> list[Technique]:
+        return [cls()] if is_faster(subject.device, subject.dtype) else []
+
+    def shows_in(self, stage: str) -> bool:
+        """Not for kernels that work as the default one does: what they hold, the library takes (`library_bytes`)."""
+        return stage in self.traced and self.backend not in ("memory_efficient", "openvino", "sdpa")
+
+    def library_bytes(self, device: torch.device, dtype: torch.dtype) -> int:
+        faster = self.backend == "memory_efficient" and is_faster(device, dtype)
+        return LIBRARY_BYTES if faster or self.backend == "openvino" else 0
 
     def notes(self, subject: Subject) -> list[str]:
         reason = self._choose(subject)[1]

@@ -110,7 +110,7 @@ class Technique(ABC):
     def by_default(self, subject: Subject) -> bool:
         """Whether calls switch it on by themselves where it can be used and nobody switched it off.
 
-        Only for what costs nothing and is exact. It makes way for any technique that it cannot be on with.
+        Only for what is exact and costs next to nothing. It makes way for any technique that it cannot be on with.
         """
         return False
 
@@ -126,6 +126,14 @@ class Technique(ABC):
     def residency(self, networks: Pieces) -> Residency | None:
         """Where weights are with it on; None for techniques that leave them where they are."""
         return None
+
+    def shows_in(self, stage: str) -> bool:
+        """Whether what is computed in that stage, as shapes tell it, changes with it on."""
+        return stage in self.traced
+
+    def library_bytes(self, device: torch.device, dtype: torch.dtype) -> int:
+        """Bytes of host memory that a library takes for it, whatever is drawn."""
+        return 0
 
     def predictions(self, call: CallSize) -> UNetCalls:
         """What a step predicts with it on, by UNet and ControlNets, where it would be once for `call` without."""

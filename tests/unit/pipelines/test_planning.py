@@ -93,7 +93,7 @@ def test_what_planning_itself_leaves_in_memory_counts(
 
 def test_what_fits_is_not_offloaded(folders: dict[str, Path], draw: Draw) -> None:
     pipe = opened(folders, "2GiB")
-    assert {entry.name for entry in pipe.techniques} <= {"packed_weights"}
+    assert {entry.name for entry in pipe.techniques} <= {"packed_weights", "attention_backend"}
     assert all(is_waiting(network) for network in pipe._stack.subject.networks.values())
     draw(pipe)
 

@@ -12,6 +12,7 @@ PROFILE = DeviceProfile(
     taken_under={
         "leandiffusion": "1",
         "torch": "2",
+        "openvino": "",
         "device": "cpu: paper",
         "flags": "",
         "threads": "2",

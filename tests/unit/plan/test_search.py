@@ -59,7 +59,7 @@ def test_less_memory_never_is_faster(predictor: Make) -> None:
 
 def test_nothing_is_switched_on_that_is_not_needed(predictor: Make) -> None:
     plan = make_plan(predictor(), Budget(None))
-    assert {each.name for each in plan.techniques} <= {"packed_weights"}
+    assert {each.name for each in plan.techniques} <= {"packed_weights", "attention_backend"}
     assert "model_offload" in plan.unused
 
 
