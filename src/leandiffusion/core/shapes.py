@@ -41,8 +41,8 @@ _tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
 def traced_once(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorator of functions, tensors to one new tensor, that do the same for the same shapes and other arguments: a
-    tracer needs to run them once for all."""
+    """Decorator of functions, tensors to one new tensor or to none where they write to what they are given, that do the
+    same for the same shapes and other arguments: a tracer needs to run them once for all."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:

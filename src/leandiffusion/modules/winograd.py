@@ -124,6 +124,7 @@ def _fill(
         _fill_part(place, v, weight if folded else fold(weight), shift, room)
 
 
+@traced_once
 def _fill_part(place: Tensor, v: Tensor, half: Tensor, bias: Tensor | None, room: Tensor) -> None:
     outs = half.shape[-2]
     rows = room[: OUT * IN * v[0, 0, ..., 0].numel() * outs].view(IN, OUT, *v.shape[2:5], outs)

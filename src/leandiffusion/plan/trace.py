@@ -109,7 +109,7 @@ class Tracer(TorchDispatchMode):
 
     def repeat(self, what: Any, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The same for a function that is `what`, for as long as this tracer is there. Where it gives anything but one
-        new tensor, or keeps something besides, it runs each time."""
+        new tensor or nothing, or keeps something besides, it runs each time."""
         key = what, *map(_described, args), *kwargs, *map(_described, kwargs.values())
         return self._run_once(self._repeated, key, function, args, kwargs)
 
@@ -127,13 +127,16 @@ class Tracer(TorchDispatchMode):
         self._peak = max(self._peak, usual + seen.peak)
         self._given_back = max(self._given_back, small + seen.given_back)
         self._add(seen.sums)
+        if seen.result is None:
+            return None
         shape, strides, dtype = seen.result
         result = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
         self._hold(result)
         return result
 
     def _apart(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, _Seen | None]:
-        """What the function gives, and what it takes; None where it does not give one new tensor and nothing else."""
+        """What the function gives, and what it takes; None where it gives anything but one new tensor or nothing, or
+        keeps something."""
         peak, given_back, count, sums = self._peak, self._given_back, self._count, self._sums
         alive, (usual, small) = self.alive, self._held
         self._peak, self._given_back = usual, small
@@ -145,8 +148,12 @@ class Tracer(TorchDispatchMode):
             self._count, self._sums = count, sums
             self._peak, self._given_back = max(peak, self._peak), max(given_back, self._given_back)
         self._add(own[0])
-        is_new = isinstance(result, Tensor) and self.alive - alive == result.untyped_storage().nbytes() == result.nbytes
-        return result, _Seen(_described(result), own[1], own[2], own[0]) if is_new else None
+        new = self.alive - alive
+        if isinstance(result, Tensor):
+            repeats = new == result.untyped_storage().nbytes() == result.nbytes
+        else:
+            repeats = result is None and not new
+        return result, _Seen(_described(result), own[1], own[2], own[0]) if repeats else None
 
     # -- operations ----------------------------------------------------------------------------------------------------
 

@@ -144,10 +144,20 @@ def test_only_what_gives_one_new_tensor_and_keeps_nothing_is_run_once() -> None:
         kept.append(x + x)
         return x + x
 
+    def none() -> None:
+        (x + x).add_(x)
+
     def several() -> list[Tensor]:
         return [x + x]
 
-    for function, runs, peak in ((new, 1, 3), (view, 3, 0), (part, 3, 3), (keeping, 3, 6), (several, 3, 3)):
+    for function, runs, peak in (
+        (new, 1, 3),
+        (view, 3, 0),
+        (part, 3, 3),
+        (keeping, 3, 6),
+        (several, 3, 3),
+        (none, 1, 1),
+    ):
 
         def counted(function: Callable[[], Any] = function) -> Any:
             ran.append(function)
@@ -161,7 +171,7 @@ def test_only_what_gives_one_new_tensor_and_keeps_nothing_is_run_once() -> None:
         kept.clear()
         assert len(ran) == runs, function
         assert found.peak == peak * MIB, function
-        assert sum(ops.count for ops in found.ops) == (0 if function is view else 6 if function is keeping else 3)
+        assert sum(ops.count for ops in found.ops) == {view: 0, keeping: 6, none: 6}.get(function, 3)
 
 
 @pytest.mark.parametrize(("ins", "outs", "side", "double"), [(160, 288, 32, False), (128, 288, 16, True)])
