@@ -59,7 +59,8 @@ def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     if not is_unobserved(x) or type(weight) not in (Tensor, nn.Parameter) or x.dtype != weight.dtype:
         return False
     faster = x.dtype != torch.float32 or (onednn_multiplies_faster() and is_full_float32(x.device, convolutions=False))
-    return faster and onednn_computes(x.dtype) and x.dim() > 1 and x.numel() > 0
+    many = x.dim() > 1 and x.numel() > 0
+    return faster and onednn_computes(x.dtype) and many and weight.is_contiguous()  # it copies others number by number
 
 
 def _fill(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

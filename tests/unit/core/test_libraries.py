@@ -26,6 +26,26 @@ def test_the_users_environment_stays(monkeypatch: pytest.MonkeyPatch, name: str)
     assert name not in os.environ
 
 
+@pytest.mark.parametrize("chosen", [None, "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+@pytest.mark.parametrize("installed", [True, False])
+def test_threads_soon_sleep_where_openvino_computes_too(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, chosen: str | None
+) -> None:
+    monkeypatch.setattr(libraries, "_set", set())
+    monkeypatch.setattr(libraries, "find_spec", lambda name: object() if installed else None)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(chosen, "active")
+    libraries.set_up_libraries()
+    expected = {"GOMP_SPINCOUNT": "active"}.get(
+        chosen or "", str(libraries.SPINS) if installed and not chosen else None
+    )
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    libraries.leave_libraries_alone()
+    assert os.environ.get("GOMP_SPINCOUNT") == ("active" if chosen == "GOMP_SPINCOUNT" else None)
+
+
 PAGES = """
 import re, sys, torch, leandiffusion
 from leandiffusion.core.libraries import pages

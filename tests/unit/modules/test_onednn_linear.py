@@ -82,6 +82,7 @@ def test_where_it_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not is_for_onednn(x, weight.double())
         assert not is_for_onednn(x.double(), weight.double())
         assert not is_for_onednn(x[0], weight)
+        assert not is_for_onednn(x, weight.t().contiguous().t())
         with as_tf32():
             assert not is_for_onednn(x, weight)
         with torch.autocast("cpu", torch.bfloat16):
