@@ -42,6 +42,7 @@ class OpenVINO(Technique):
     phase: ClassVar[Phase] = Phase.GRAPH
     exactness: ClassVar[Exactness] = Exactness.EXACT
     calls: ClassVar[tuple[str, ...]] = ("enable_openvino(cache_dir=None)",)
+    bench_row: ClassVar[tuple[str, str]] = ("published", "UNet and VAE in OpenVINO")
     loads_library: ClassVar[bool] = True
     flag: ClassVar[Flag] = Flag("--openvino", "Run UNet and VAE decoder in OpenVINO, on the CPU.")
     refuses: ClassVar[tuple[str, ...]] = (
