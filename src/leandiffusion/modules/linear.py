@@ -54,6 +54,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.view(*x.shape[:-1], outs)
 
 
+def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The first half of the outputs (..., C_out / 2) times GELU of the second, for what is for oneDNN: each half is a
+    product of its own, and GELU is taken of its sums before they are rounded."""
+    inner = len(weight) // 2
+    multiply = torch.ops.mkldnn._linear_pointwise
+    gate = multiply(x, weight[inner:], bias[inner:], "gelu", [], "none")  # the exact one, by the error function
+    return gate.mul_(multiply(x, weight[:inner], bias[:inner], "none", [], ""))
+
+
 def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN's own operation multiplies x (..., C_in) with a weight (C_out, C_in) the fastest, and may."""
     if not is_unobserved(x) or type(weight) not in (Tensor, nn.Parameter) or x.dtype != weight.dtype:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from leandiffusion.device.capabilities import EMULATED, fewer_bits, onednn_computes
 from leandiffusion.modules import linear as module
 from leandiffusion.modules.linear import Linear, is_for_onednn, linear
+from leandiffusion.modules.transformer import GEGLU
 from leandiffusion.plan.trace import trace
 
 pytestmark = pytest.mark.skipif(not onednn_computes(torch.float32), reason="torch was built without oneDNN")
@@ -89,6 +90,26 @@ def test_where_it_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not is_for_onednn(x, weight)
         monkeypatch.setattr(module, "onednn_multiplies_faster", lambda: False)
         assert not is_for_onednn(x, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_gate_rounds_less_than_its_parts_do(dtype: torch.dtype) -> None:
+    """Against float64. In parts the double width, GELU of it and the product are each rounded."""
+    if dtype in EMULATED:
+        pytest.skip("no instructions for it")
+    torch.manual_seed(0)
+    layer = GEGLU(40, 160).to(dtype).requires_grad_(False)
+    x = torch.randn(2, 70, 40).to(dtype)
+    value, gate = F.linear(x.double(), layer.proj.weight.double(), layer.proj.bias.double()).chunk(2, dim=-1)
+    expected = value * F.gelu(gate)
+    together = layer(x)
+    calls: list[Tensor] = []
+    layer.proj.register_forward_hook(lambda *given: calls.append(given[2]))
+    apart = layer(x)
+    assert len(calls) == 1
+    assert float((together - expected).norm() / expected.norm()) <= {torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype]
+    assert float((together - expected).norm()) <= 1.2 * float((apart - expected).norm())
 
 
 @torch.no_grad()
