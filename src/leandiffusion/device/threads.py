@@ -93,7 +93,8 @@ def threads_beside() -> int:
 
 def compute_beside(works: Sequence[Callable[[], object]], at_once: int | None = None) -> None:
     """Run all of these, which mostly wait for memory, beside each other: in as many threads as the calling one computes
-    with unless told, which end with it. Raises what one of them raises, or an interrupt, once none is under way."""
+    with unless told, which end with it, and in inference mode where that one is. Raises what one of them raises, or an
+    interrupt, once none is under way."""
     count = min(threads_beside() if at_once is None else at_once, len(works))
     if count < 2:
         for work in works:
@@ -101,11 +102,18 @@ def compute_beside(works: Sequence[Callable[[], object]], at_once: int | None = 
         return
     with ThreadPoolExecutor(count, "leandiffusion-beside", initializer=compute_alone) as pool:
         try:
-            for done in [pool.submit(copy_context().run, work) for work in works]:
+            inference = torch.is_inference_mode_enabled()
+            for done in [pool.submit(copy_context().run, _run_in, inference, work) for work in works]:
                 done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _run_in(inference: bool, work: Callable[[], object]) -> None:
+    """Tensors that were made in inference mode are written to in that mode only."""
+    with torch.inference_mode(inference):
+        work()
 
 
 @cache

@@ -86,6 +86,16 @@ def test_as_many_work_beside_each_other_as_compute() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("mode", [True, False])
+def test_they_write_to_what_was_made_in_inference_mode(mode: bool) -> None:
+    with torch.inference_mode(mode):
+        numbers = torch.zeros(4)
+        compute_beside([lambda row=row: row.add_(1) for row in numbers])
+    assert numbers.is_inference() is mode
+    assert numbers.tolist() == [1] * 4
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_the_caller_works_where_one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[threading.Thread] = []
 

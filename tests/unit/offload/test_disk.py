@@ -217,3 +217,19 @@ def test_whole_networks_are_read_by_all_threads(offload: str, readers: int, monk
         torch.set_num_threads(before)
     assert len(seen) == readers
     assert np.abs(drawn - plain).max() < 1e-4
+
+
+def test_whole_networks_are_read_in_inference_mode_too() -> None:
+    """What is made in that mode, by several threads, is written to in that mode only."""
+    plain = draw(StableDiffusionPipeline.from_pretrained("demo"))
+    pipe = StableDiffusionPipeline.from_pretrained("demo", offload="model")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            inside = draw(pipe)
+        outside = draw(pipe)
+    finally:
+        torch.set_num_threads(before)
+    assert np.abs(inside - plain).max() < 1e-4
+    assert np.array_equal(inside, outside)
