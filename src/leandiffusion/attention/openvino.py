@@ -83,7 +83,8 @@ def is_faster(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _is_left_to_torch(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether torch is faster, or only torch can: gradients, tracing, compiling, tensors without numbers."""
+    """Whether torch is faster, or only torch can: gradients, tracing, compiling, tensors without numbers, or of batches
+    or dtypes that differ, of which it says what is wrong."""
     return (
         torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]  # first: sizes are no numbers then
         or torch.compiler.is_compiling()
@@ -91,6 +92,7 @@ def _is_left_to_torch(q: Tensor, k: Tensor, v: Tensor) -> bool:
         or q.shape[2] < QUERIES
         or k.shape[2] < KEYS
         or any(type(x) is not Tensor or x.is_meta or not is_host(x.device) for x in (q, k, v))
+        or len({(len(x), x.dtype) for x in (q, k, v)}) > 1
         or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
         or is_lost()
         or not computes(q.dtype)

@@ -130,6 +130,8 @@ def test_gradients_traces_and_other_dtypes_are_torchs(monkeypatch: pytest.Monkey
     assert "scaled_dot_product_attention" in str(traced.graph)
     kernel(*(x.detach().half() for x in (q, k, v)))
     kernel(*(x.detach().to("meta") for x in (q, k, v)))
+    with pytest.raises(RuntimeError, match="same dtype"):
+        kernel(q.detach(), k.double(), v.double())
 
 
 @pytest.mark.parametrize(("queries", "keys", "theirs"), [(16, 8, True), (15, 16, False), (16, 7, False)])
