@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     That may be float32 too where weights in half precision are made wide.
     """
-    if is_for_onednn(x, weight):
+    if is_for_onednn(x, weight, bias):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if not is_widened(weight):
         return F.linear(x, weight, bias)
@@ -63,13 +63,21 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return gate.mul_(multiply(x, weight[:inner], bias[:inner], "none", [], ""))
 
 
-def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's own operation multiplies x (..., C_in) with a weight (C_out, C_in) the fastest, and may."""
+def is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether oneDNN's own operation multiplies x (..., C_in) with a weight (C_out, C_in) the fastest, and may.
+
+    What does not fit together is left to torch, which says what does not. Of a bias oneDNN reads as many numbers as
+    there are outputs, from its first one on, wherever the others are.
+    """
     if not is_unobserved(x) or type(weight) not in (Tensor, nn.Parameter) or x.dtype != weight.dtype:
         return False
+    if bias is not None:
+        fits = type(bias) in (Tensor, nn.Parameter) and bias.dtype == x.dtype and bias.shape == weight.shape[:1]
+        if not (fits and bias.is_contiguous()):
+            return False
     faster = x.dtype != torch.float32 or (onednn_multiplies_faster() and is_full_float32(x.device, convolutions=False))
-    many = x.dim() > 1 and x.numel() > 0
-    return faster and onednn_computes(x.dtype) and many and weight.is_contiguous()  # it copies others number by number
+    fits = x.dim() > 1 and x.numel() > 0 and x.shape[-1] == weight.shape[-1]
+    return faster and onednn_computes(x.dtype) and fits and weight.is_contiguous()  # it copies others number by number
 
 
 def _fill(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -95,8 +103,12 @@ class Linear(nn.Linear):
     output_dim: ClassVar[int] = -1
     """Where the outputs are that each row of the weight gives (`offload.parts`)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., ins) -> (..., outs)."""
+    def forward(self, x: Tensor, gate: bool = False) -> Tensor:
+        """(..., ins) -> (..., outs); with `gate`, where oneDNN multiplies and all of the weight is there, `gated`."""
         if is_int8(self.weight):
             return super().forward(x)
-        return linear(x, plain(self.weight), None if self.bias is None else plain(self.bias))
+        weight, bias = plain(self.weight), None if self.bias is None else plain(self.bias)
+        gate = gate and len(weight) == self.out_features
+        if gate and bias is not None and is_for_onednn(x, weight, bias):
+            return gated(x, weight, bias)
+        return linear(x, weight, bias)

@@ -17,12 +17,11 @@ from ..attention import AttentionBackend, backends
 from ..attention.sdpa import fused_attention
 from ..attention.sliced import Sliced
 from ..core.errors import ConfigError
+from ..device.capabilities import is_unobserved
 from ..device.host import is_host
-from ..weights.int8 import is_int8
-from ..weights.stored import plain
 from .blocks import GradientCheckpointing, GroupNorm, in_place_allowed, is_untouched, repeat_rows
 from .convolution import Conv2d
-from .linear import Linear, gated, is_for_onednn
+from .linear import Linear
 from .perturbed import Perturbed
 from .processors import CustomProcessor, WithProcessor, attention_layers
 from .text_memory import keys_and_values
@@ -160,11 +159,13 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, inner)."""
         proj = self.proj
-        if type(proj) is Linear and "forward" not in vars(proj) and is_untouched(proj):
-            weight = proj.weight if is_int8(proj.weight) else plain(proj.weight)
-            if is_for_onednn(x, weight):
-                return gated(x, weight, plain(proj.bias))
-        value, gate = proj(x).chunk(2, dim=-1)
+        if is_unobserved(x) and type(proj) is Linear and is_untouched(proj):
+            out = proj(x, gate=True)
+            if out.shape[-1] != proj.weight.shape[0]:  # the same where weights travel, unless they come in parts
+                return out
+        else:
+            out = proj(x)
+        value, gate = out.chunk(2, dim=-1)
         gate = F.gelu(gate)
         return gate.mul_(value) if in_place_allowed() else value * gate
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from leandiffusion.device.capabilities import EMULATED, fewer_bits, onednn_compu
 from leandiffusion.modules import linear as module
 from leandiffusion.modules.linear import Linear, is_for_onednn, linear
 from leandiffusion.modules.transformer import GEGLU
+from leandiffusion.offload.parts import computed_in_parts
 from leandiffusion.plan.trace import trace
+from leandiffusion.techniques.hooks import around_forward
 
 pytestmark = pytest.mark.skipif(not onednn_computes(torch.float32), reason="torch was built without oneDNN")
 
@@ -65,6 +68,33 @@ def test_half_precision_is_what_torch_gives() -> None:
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
 
 
+@torch.no_grad()
+def test_a_bias_whose_numbers_lie_apart() -> None:
+    """oneDNN would read what lies between them, or beyond them."""
+    x, weight, bias = inputs(6, 300)
+    expected = linear(x, weight, bias)
+    apart = torch.full((100,), 1e6)[::2].copy_(bias)
+    assert torch.allclose(linear(x, weight, apart), expected, rtol=0, atol=1e-4)
+    one = torch.ones(1)
+    assert torch.allclose(linear(x, weight, one.expand(50)), linear(x, weight) + 1, rtol=0, atol=1e-4)
+    layer = GEGLU(300, 25).requires_grad_(False)
+    layer.proj.bias.copy_(bias)
+    gate = layer(x)
+    layer.proj.bias.data = apart
+    assert torch.allclose(layer(x), gate, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_does_not_fit_is_refused_in_torchs_words() -> None:
+    x, weight, bias = inputs(6, 300)
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        linear(x[:, :299], weight, bias)
+    with pytest.raises(RuntimeError, match="must match the existing size"):
+        linear(x, weight, bias[:49])
+    with pytest.raises(RuntimeError, match="same dtype"):
+        linear(x, weight, bias.double())
+
+
 @contextmanager
 def as_tf32() -> Iterator[None]:
     owner = fewer_bits(torch.device("cpu"))[0][0]
@@ -110,6 +140,27 @@ def test_a_gate_rounds_less_than_its_parts_do(dtype: torch.dtype) -> None:
     assert len(calls) == 1
     assert float((together - expected).norm() / expected.norm()) <= {torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype]
     assert float((together - expected).norm()) <= 1.2 * float((apart - expected).norm())
+
+
+@torch.no_grad()
+def test_a_gate_whose_weights_travel() -> None:
+    """It is computed as if they did not; in parts, whose halves come one after the other, it is rounded otherwise."""
+    layer = GEGLU(40, 160).requires_grad_(False)
+    x = torch.randn(2, 70, 40)
+    expected = layer(x)
+    sizes: list[int] = []
+
+    def travel(module: nn.Module, forward: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
+        out = computed_in_parts(module, limit, forward, args, kwargs)
+        sizes.append(out.shape[-1])
+        return out
+
+    limit = 1 << 20
+    around_forward(layer.proj, travel, only_moves=True)
+    assert torch.equal(layer(x), expected)
+    limit = 64 * 41 * 4
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-5)
+    assert sizes == [160, 320]
 
 
 @torch.no_grad()
