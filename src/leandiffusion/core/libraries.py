@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 KERNELS = 256
-"""Stable Diffusion 1.5's UNet needs 84 for one size. https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
+"""Stable Diffusion 1.5's UNet needs some 90 for one size. https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
 """
 
 SPINS = 10_000
