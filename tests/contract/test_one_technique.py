@@ -151,16 +151,16 @@ def test_a_failure_in_mid_forward(
     expected = draw(pipe)
     seen = 0
 
-    def fail_later(q: torch.Tensor, *others: Any) -> Any:
+    def fail_later(q: torch.Tensor, *others: Any, **options: Any) -> Any:
         nonlocal seen
         seen += 1
-        if seen == 9:  # in the first forward, past a few layers
+        if seen == 9:  # past a few layers
             raise failure
-        return inner(q, *others)
+        return inner(q, *others, **options)
 
-    inner = torch.nn.functional.linear
+    inner = torch.nn.functional.layer_norm
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.functional, "linear", fail_later)
+        patch.setattr(torch.nn.functional, "layer_norm", fail_later)
         if name == "traced_unet":  # a recorded graph runs no Python: fail between two of its steps
             patch.setattr(type(pipe.scheduler), "step", fail_later)
             seen = 8

@@ -85,6 +85,11 @@ def case(request: pytest.FixtureRequest) -> Case:
     return made
 
 
+def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Within float32's rounding, 1e-5 of the largest: layers that nobody watches may multiply by oneDNN."""
+    return torch.allclose(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+
+
 # Up to ten seconds each on a slow machine: torch and OpenVINO compile a network.
 @pytest.mark.parametrize(("strict", "return_dict"), [(True, True), (False, True), (False, False)])
 def test_exported_programs(case: Case, strict: bool, return_dict: bool) -> None:
@@ -96,7 +101,7 @@ def test_exported_programs(case: Case, strict: bool, return_dict: bool) -> None:
         file.seek(0)
         program = torch.export.load(file)
     output = program.module()(*case.args, **keywords)
-    assert torch.equal(first(output), case.expected())
+    assert is_close(first(output), case.expected())
     assert isinstance(output, Output) is return_dict
 
 
@@ -106,8 +111,8 @@ def test_traces(case: Case, gradients: bool) -> None:
     with torch.set_grad_enabled(gradients):
         by_place = torch.jit.trace(case.network, case.args, strict=False)
         by_name = torch.jit.trace(case.network, example_kwarg_inputs=case.inputs, strict=False)
-    assert torch.equal(first(by_place(*case.args)), case.expected())
-    assert torch.equal(first(by_name(**case.inputs)), case.expected())
+    assert is_close(first(by_place(*case.args)), case.expected())
+    assert is_close(first(by_name(**case.inputs)), case.expected())
 
 
 def test_openvino(case: Case) -> None:
@@ -125,7 +130,7 @@ def test_one_compiled_graph(case: Case) -> None:
     with torch.no_grad():
         output = compiled(*case.args)
     assert isinstance(output, Output)
-    assert torch.equal(first(output), case.expected())
+    assert is_close(first(output), case.expected())
 
 
 def _dispatch(network: nn.Module, folder: str) -> None:
@@ -162,8 +167,8 @@ def test_offloading_of_other_libraries(case: Case, apply: Callable[[nn.Module, s
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         apply(case.network, folder)
         output = case.network(**case.inputs)
-        assert torch.equal(first(output), expected)
-        assert torch.equal(first(case.network(*case.args)), expected), "a second time"
+        assert is_close(first(output), expected)
+        assert is_close(first(case.network(*case.args)), expected), "a second time"
 
 
 def test_outputs_are_moved_gathered_and_copied(case: Case) -> None:

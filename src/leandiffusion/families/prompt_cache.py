@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.fork import Lock
+from ..device.capabilities import fewer_bits
 from ..modules.lora import call_scale
 from ..modules.text import CLIPTextModel
 from ..weights.residence import is_waiting
@@ -132,8 +133,10 @@ def _is_own(function: Any) -> bool:
 
 
 def _key(text_encoder: Any, ids: Tensor, how: dict[str, Any]) -> Any:
-    precision = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-    settings = *how.values(), str(text_encoder.device), *precision, torch.get_num_threads(), call_scale()
+    device = torch.device(text_encoder.device)
+    precision = [owner.fp32_precision for owner in fewer_bits(device)[0]]  # torch's old name for it raises where mixed
+    precision.append(torch.are_deterministic_algorithms_enabled())
+    settings = *how.values(), str(device), *precision, torch.get_num_threads(), call_scale()
     return id(text_encoder), settings, tuple(ids.shape), tuple(ids.flatten().tolist())
 
 
