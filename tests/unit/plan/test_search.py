@@ -65,7 +65,7 @@ def test_nothing_is_switched_on_that_is_not_needed(predictor: Make) -> None:
 
 def test_only_what_is_allowed(predictor: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "EMULATED", ())  # a CPU with instructions for it
-    some = predictor(profile=a_profile(slow_half=0.2))
+    some = predictor(256, 256, profile=a_profile(slow_half=0.2))
     names = {
         allow: {each.name for each in make_plan(some, Budget(None), allow).techniques}
         for allow in ("exact", "rounding", "approximate")
