@@ -49,7 +49,7 @@ class Policy:
     def gives_back(self) -> bool:
         """Whether freed memory is to go back to the system meanwhile (`core.malloc`). Beside whole components in memory
         it saves little, and asking the system for what was given back costs up to a quarter of a step's time."""
-        return self.from_disk and self.granularity != "component"
+        return self.from_disk and self.looks_ahead
 
     def divided(self, units: list[Unit]) -> list[Unit]:
         """The units as they travel, heavy ones in parts."""
