@@ -163,10 +163,11 @@ TOUCHES: dict[str, Callable[[Any, Path], Any]] = {
 def test_the_numbers_are_the_same_whatever_comes_first(
     built: UNet2DConditionModel, unet: UNet2DConditionModel, touch: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """torch.jit runs other kernels: 1e-5 of numbers near 1. Everything else to the last bit."""
+    """Graphs of torch.jit and torch.compile run other kernels: 1e-5 of numbers near 1. All else to the last bit."""
     found = predict(touch(unet, tmp_path))
     assert torch.allclose(found, predict(built), atol=1e-5, rtol=0)
-    assert touch is TOUCHES["torch.jit.trace"] or torch.equal(found, predict(built))
+    is_graph = touch in (TOUCHES["torch.jit.trace"], TOUCHES["torch.compile"])
+    assert is_graph or torch.equal(found, predict(built))
 
 
 @pytest.mark.parametrize("after_a_call", [False, True])
