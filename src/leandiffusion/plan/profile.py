@@ -44,9 +44,9 @@ class DeviceProfile:
     `moves`: bytes/s of other operations over the bytes of one, 'kept' where the process keeps freed memory, 'fresh'
     where it gives it back (`core.malloc`). `overhead`: seconds of an operation with nothing to do. `fetch`: by dtype
     name, bytes/s of weights from the tier below, `load` those of whole networks, which on a CPU go to memory that
-    nobody used before. `floor`: bytes of host memory that a process has before any weights, `computing` those of them
-    that come with the first computation. `busy`: the share of the processor, from 0 to 1, that others had while it was
-    measured. `date`: when it was taken, ISO 8601.
+    the system gives anew. `floor`: bytes of host memory that a process has before any weights, `computing` those of
+    them that come with the first computation. `busy`: the share of the processor, from 0 to 1, that others had while it
+    was measured. `date`: when it was taken, ISO 8601.
     """
 
     taken_under: Mapping[str, str]

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +30,10 @@ from ..core.malloc import freed_at_once
 from ..device.capabilities import EMULATED, onednn_computes
 from ..device.host import is_host
 from ..device.pinning import staging_buffer
-from ..device.threads import compute_beside, threads_beside
 from ..measure.ceiling import fastest_convolutions, least_seconds
 from ..modules.linear import linear
-from ..weights.header import TensorEntry
-from ..weights.opened import OpenFile
 from .points import Points, lift, product_rate, sink
+from .reading import measure_load, reads
 
 ROUNDS, SECONDS = 3, 0.02
 """How often each point is visited, and for how long: one run at least."""
@@ -66,10 +63,7 @@ MEBIBYTES = (1, 6, 11, 14, 72, 90, 102)
 """Read and written by one addition. A third of it is the sum, which is made: around the sizes from which the C library
 asks the system for memory, 4 MiB while the VAE decodes and 32 MiB at other times."""
 
-FILE_BYTES = 8 << 20
-
-WHOLE_BYTES = 128 << 20
-"""Read into fresh memory once."""
+COPIED_BYTES = 8 << 20
 
 PRODUCTS = ("matmul", "conv", "attention", "long attention")
 """The last where another kernel is faster for it."""
@@ -105,7 +99,7 @@ def measure_dtype(device: torch.device, dtype: torch.dtype, step: Step) -> Measu
     Where layers compute in float32 although their weights are in `dtype`, products are measured so.
     """
     computed = torch.float32 if is_host(device) and dtype in EMULATED else dtype
-    load = _measure_load(dtype) if is_host(device) else None  # before anything else takes memory
+    load = measure_load(dtype) if is_host(device) else None  # before anything else takes memory
     pool, share = _full((POOL_BYTES // computed.itemsize,), device, computed), _Share()
     with fastest_convolutions(), tempfile.TemporaryDirectory() as folder:
         found = _measure(lambda: _samples(pool, dtype, Path(folder)), device, step, share)
@@ -216,7 +210,7 @@ def _samples(pool: Tensor, dtype: torch.dtype, folder: Path) -> Iterator[Sample]
         yield _attention("attention", fused_attention, queries, keys, pool)
     for queries, keys in _LONG if is_faster(pool.device, pool.dtype) else ():
         yield _attention("long attention", backends.get("openvino"), queries, keys, pool)
-    yield from _reads(folder, dtype) if host else _copies(pool.device)
+    yield from _reads(folder, pool.view(dtype)) if host else _copies(pool.device)
 
 
 def _matmul(tokens: int, pool: Tensor) -> Sample:
@@ -247,42 +241,14 @@ def _attention(name: str, kernel: Callable[..., Tensor], queries: int, keys: int
     return Sample(name, size, flops, lambda: kernel(q, k, k))
 
 
-def _reads(folder: Path, dtype: torch.dtype) -> Iterator[Sample]:
-    """A linear layer's weights and a convolution's, from a checkpoint in that dtype that the system has in memory."""
-    path = folder / "weights"
-    if not path.exists():
-        path.write_bytes(bytes(FILE_BYTES))
-    file = OpenFile.at(path)
-    side = int((FILE_BYTES / dtype.itemsize) ** 0.5)
-    for shape in ((side, side), (side // 3, side // 3, 3, 3)):
-        target = torch.empty(shape, dtype=dtype)
-        target = target.contiguous(memory_format=torch.channels_last) if target.dim() == 4 else target
-        entry = TensorEntry(path, "weight", dtype, shape, 0, target.nbytes)
-        yield Sample("fetch", 0.0, target.nbytes, lambda entry=entry, target=target: file.read(entry, target))
-    file.stream.close()
-
-
-def _measure_load(dtype: torch.dtype) -> float:
-    """Bytes/s of weights that are read as those of a whole network are, by all threads into memory that was never used.
-    The time is that of the processor, which others on the machine do not lengthen."""
-    memory = torch.empty(WHOLE_BYTES // dtype.itemsize, dtype=dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights"
-        path.write_bytes(bytes(FILE_BYTES))
-        file = OpenFile.at(path)
-        parts = memory.split(FILE_BYTES // dtype.itemsize)
-        entries = [TensorEntry(path, "weight", dtype, tuple(part.shape), 0, part.nbytes) for part in parts]
-        reads = [partial(file.read, *each) for each in zip(entries, parts, strict=True)]
-        begun = time.process_time()
-        compute_beside(reads)
-        seconds = time.process_time() - begun
-        file.stream.close()
-    return memory.nbytes * threads_beside() / max(seconds, 1e-6)
+def _reads(folder: Path, pool: Tensor) -> Iterator[Sample]:
+    for nbytes, run in reads(folder, pool):
+        yield Sample("fetch", 0.0, nbytes, run)
 
 
 def _copies(device: torch.device) -> Iterator[Sample]:
-    block, target = staging_buffer(FILE_BYTES, device), torch.empty(FILE_BYTES, dtype=torch.uint8, device=device)
-    yield Sample("fetch", 0.0, FILE_BYTES, lambda: target.copy_(block, non_blocking=True))
+    block, target = staging_buffer(COPIED_BYTES, device), torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device)
+    yield Sample("fetch", 0.0, COPIED_BYTES, lambda: target.copy_(block, non_blocking=True))
 
 
 def _additions(pool: Tensor) -> Iterator[Sample]:

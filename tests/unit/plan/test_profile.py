@@ -19,7 +19,7 @@ import torch
 from leandiffusion.core.cache import cache_folder
 from leandiffusion.core.errors import ConfigError
 from leandiffusion.measure.memory import rss
-from leandiffusion.plan import measuring, profile, rates
+from leandiffusion.plan import measuring, profile, rates, reading
 from leandiffusion.plan.floor import measure_floor
 from leandiffusion.plan.points import lift, rate_at, sink
 from leandiffusion.plan.profile import DeviceProfile, profile_of
@@ -225,8 +225,9 @@ def test_between_points_rates_follow_a_line_in_logarithms() -> None:
 def test_measuring_gives_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a tiny size, by a clock that tells a second for everything."""
     monkeypatch.setattr(rates, "POOL_BYTES", 4 << 20)
-    monkeypatch.setattr(rates, "FILE_BYTES", 36 << 10)
-    monkeypatch.setattr(rates, "_measure_load", lambda dtype: 7.0)
+    monkeypatch.setattr(reading, "FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(reading, "READ_BYTES", 36 << 10)
+    monkeypatch.setattr(rates, "measure_load", lambda dtype: 7.0)
     monkeypatch.setattr(rates, "CHANNELS", 32)
     monkeypatch.setattr(rates, "TOKENS", {"host": (1, 8)})
     monkeypatch.setattr(rates, "MAPS", {"host": ((32, 2), (32, 4))})
@@ -256,19 +257,24 @@ def test_measuring_gives_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whole_networks_are_read_by_all_threads_while_the_clock_runs(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock of the processor on which each read takes a second: threads share them."""
-    monkeypatch.setattr(rates, "FILE_BYTES", 1 << 20)
-    monkeypatch.setattr(rates, "WHOLE_BYTES", 6 << 20)
-    monkeypatch.setattr(rates, "threads_beside", lambda: threads)
-    seconds, own = [0.0], rates.OpenFile.read
+    """By a clock of the processor on which a read takes five seconds in the first of four rounds, where the system has
+    to find the memory, and one in others: two on average, which threads share."""
+    monkeypatch.setattr(reading, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(reading, "FILE_BYTES", 4 << 20)
+    monkeypatch.setattr(reading, "WHOLE_BYTES", 6 << 20)
+    monkeypatch.setattr(reading, "threads_beside", lambda: threads)
+    seconds, starts, own = [0.0], list[int](), reading.OpenFile.read
 
-    def read(*args: Any) -> None:
-        own(*args)
-        seconds[0] += 1
+    def read(file: Any, entry: Any, target: Any) -> None:
+        own(file, entry, target)
+        starts.append(entry.start >> 20)
+        seconds[0] += 5 if len(starts) <= 6 else 1
 
-    monkeypatch.setattr(rates.OpenFile, "read", read)
-    monkeypatch.setattr(rates.time, "process_time", lambda: seconds[0])
-    assert rates._measure_load(torch.bfloat16) == threads * (1 << 20)
+    monkeypatch.setattr(reading.OpenFile, "read", read)
+    monkeypatch.setattr(reading.time, "process_time", lambda: seconds[0])
+    monkeypatch.setattr(reading, "compute_beside", lambda works: [work() for work in works])
+    assert reading.measure_load(torch.bfloat16) == threads * (1 << 19)
+    assert starts[:6] == [0, 1, 2, 3, 0, 1]
 
 
 def test_a_cpu_is_measured_by_another_process() -> None:
