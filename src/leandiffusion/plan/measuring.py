@@ -20,6 +20,7 @@ from ..core.errors import ConfigError
 from ..device.host import is_host
 from ..device.threads import compute_aside
 from .floor import FRESH, Floor, measure_floor, own_floor
+from .points import no_less
 from .profile import DeviceProfile
 from .rates import Step, measure_dtype, measure_moves, measure_overhead, steps_of
 
@@ -100,7 +101,8 @@ def _measured(
         if known is None:
             own = floor(device)  # before anything else is in memory
             step()
-            moves = {name: measure_moves(device, step, fresh=name == "fresh") for name in ("kept", "fresh")}
+            kept, fresh = (measure_moves(device, step, fresh=fresh) for fresh in (False, True))
+            moves = {"kept": no_less(kept, fresh), "fresh": fresh}  # keeping memory costs nothing
             known = DeviceProfile(identity, "", {}, {}, moves, measure_overhead(device, step), {}, {}, *own)
         for name in dtypes:
             known = _with_dtype(known, device, name, step)

@@ -30,6 +30,11 @@ def sink(points: Iterable[tuple[float, float]]) -> Points:
     return tuple(found)
 
 
+def no_less(points: Points, others: Points) -> Points:
+    """Rates at the same sizes, where `others` prove what is possible."""
+    return tuple((size, max(rate, other)) for (size, rate), (_, other) in zip(points, others, strict=True))
+
+
 def product_rate(points: Points, intensity: float) -> float:
     """FLOP/s at so many FLOP per byte. Below the first point what limits is memory, so it falls in proportion."""
     first, rate = points[0]

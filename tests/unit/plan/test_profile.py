@@ -21,7 +21,7 @@ from leandiffusion.core.errors import ConfigError
 from leandiffusion.measure.memory import rss
 from leandiffusion.plan import measuring, profile, rates, reading
 from leandiffusion.plan.floor import measure_floor
-from leandiffusion.plan.points import lift, rate_at, sink
+from leandiffusion.plan.points import lift, no_less, rate_at, sink
 from leandiffusion.plan.profile import DeviceProfile, profile_of
 
 from .profiles import PROFILE
@@ -213,6 +213,10 @@ def test_rates_are_lifted_to_what_their_neighbours_prove() -> None:
     assert lift([(2.0, 1e9), (8.0, 8e9), (64.0, 5e9)]) == ((2.0, 2e9), (8.0, 8e9), (64.0, 8e9))
     assert lift([(8.0, 8e9), (2.0, 4e9)]) == ((2.0, 4e9), (8.0, 8e9))
     assert sink([(1.0, 2e9), (4.0, 3e9), (9.0, 1e9)]) == ((1.0, 3e9), (4.0, 3e9), (9.0, 1e9))
+
+
+def test_where_memory_is_kept_nothing_is_slower_than_where_it_is_given_back() -> None:
+    assert no_less(((1.0, 9e9), (2.0, 3e9)), ((1.0, 8e9), (2.0, 5e9))) == ((1.0, 9e9), (2.0, 5e9))
 
 
 def test_between_points_rates_follow_a_line_in_logarithms() -> None:
