@@ -1,5 +1,6 @@
 """Files that are drawn from what the techniques declare, so that they are text which a reader, an editor and `--help`
-have without loading a technique: the price list, the options of `generate`, the list of the pipelines' methods.
+have without loading a technique: the price list, the options of `generate`, the list of the pipelines' methods. And a
+page that is drawn from a record of plans.
 
     python -m tools.generated           draws them anew: make generated
     python -m tools.generated --check   ends with 1 and a line for each that differs: make check
@@ -16,7 +17,7 @@ from pathlib import Path
 from leandiffusion.core.flag import Flag
 from leandiffusion.techniques.switchable import Switchable
 
-from . import price_list
+from . import price_list, which_settings
 
 ROOT = Path(__file__).parents[1]
 LONGEST_HELP = 100  # characters, with which its line has 120
@@ -88,6 +89,7 @@ def _is_ours(cls: type) -> bool:
 
 FILES: dict[str, Callable[[], str]] = {
     "docs/techniques.md": price_list.page,
+    "docs/which-settings.md": which_settings.page,
     "src/leandiffusion/cli/technique_flags.py": flags,
     "src/leandiffusion/pipelines/memory_and_speed.py": methods,
 }
@@ -95,7 +97,7 @@ FILES: dict[str, Callable[[], str]] = {
 
 
 def stale() -> Iterator[str]:
-    """The files that are not what the techniques declare."""
+    """The files that are not what would be drawn."""
     for name, draw in FILES.items():
         path = ROOT / name
         if not path.exists() or path.read_text(encoding="utf-8") != draw():
@@ -107,7 +109,7 @@ def main(arguments: list[str]) -> int:
     found = list(stale())
     if arguments == ["--check"]:
         for name in found:
-            print(f"{name} is not what the techniques declare: run `make generated` and commit what it changes.")
+            print(f"{name} is not what would be drawn: run `make generated` and commit what it changes.")
         return int(bool(found))
     for name in found:
         (ROOT / name).write_text(FILES[name](), encoding="utf-8")

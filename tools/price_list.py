@@ -32,6 +32,8 @@ out.
 *Exact* means the same algebra: in float32 within 1e-5 of the plain result. *Rounding* means numbers of lower precision.
 *Approximate* means that something else is computed, and the picture is another one: never switched on unasked.
 
+What is chosen for how much memory: [which settings](which-settings.md).
+
 ## Offloading: to which tier?
 
 Weights lie on the tier below the device that computes. For a GPU that is the host's memory, pinned as far as half of

@@ -30,7 +30,7 @@ def test_what_is_stale_is_named_with_the_command_to_run(
     monkeypatch.setattr(generated, "ROOT", tmp_path)
     monkeypatch.setattr(generated, "FILES", {"page.md": lambda: "new"})
     assert generated.main(["--check"]) == 1
-    assert capsys.readouterr().out.startswith("page.md is not what the techniques declare: run `make generated`")
+    assert capsys.readouterr().out.startswith("page.md is not what would be drawn: run `make generated`")
     assert file.read_text() == "old"
     assert generated.main([]) == 0
     assert file.read_text() == "new"
