@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -21,6 +21,9 @@ from .shapes import giving_back, is_traced
 LARGE = 4 << 20
 """Bytes from which blocks are given back. Asking the system for them anew takes a few percent of a decode's time."""
 
+MEDIUM = 16 << 20
+"""The same where that takes more time: smaller blocks are left with the process."""
+
 HIGHEST = 32 << 20
 """Bytes from which blocks are given back by glibc of itself, once it has seen some: where its threshold's rise ends, of
 64-bit glibc; heaps are trimmed at twice that."""
@@ -28,33 +31,27 @@ HIGHEST = 32 << 20
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 _lock = Lock()
-_users = 0
+_sizes: list[int] = []
+"""That are asked for now; the smallest counts."""
 
 
 @contextmanager
-def freed_at_once() -> Iterator[None]:
-    """Until this ends, in every thread, freed blocks of LARGE bytes or more go back to the system at once.
+def freed_at_once(size: int = LARGE) -> Iterator[None]:
+    """Until this ends, in every thread, freed blocks of that many bytes or more go back to the system at once.
 
     Afterwards the thresholds are those that glibc comes to by itself once it has seen blocks of that size; glibc cannot
     report the previous ones, nor adapt them again. Nothing happens on other C libraries, where the user chose a
     threshold in the environment, or while shapes are traced, which allocates nothing.
     """
-    global _users
     if is_traced():
-        with giving_back():
+        with giving_back() if size <= LARGE else nullcontext():
             yield
         return
-    with _lock:
-        _users += 1
-        if _users == 1:
-            _set_threshold(LARGE)
+    _change(_sizes.append, size)
     try:
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if not _users:
-                _set_threshold(HIGHEST)
+        _change(_sizes.remove, size)
 
 
 def trim() -> None:
@@ -79,6 +76,14 @@ class TrimsAtEnd:
     def __del__(self) -> None:
         if not sys.is_finalizing():
             trim()
+
+
+def _change(how: Callable[[int], None], size: int) -> None:
+    with _lock:
+        before = min(_sizes, default=HIGHEST)
+        how(size)
+        if (now := min(_sizes, default=HIGHEST)) != before:
+            _set_threshold(now)
 
 
 def _set_threshold(size: int) -> None:

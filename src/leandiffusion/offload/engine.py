@@ -35,8 +35,9 @@ from .prefetch import Prefetcher, prefetcher_for
 from .units import Table, Unit, Weight, cut, ring_sizes, spread
 
 HEAVY = PART_BYTES // 2
-"""Bytes of a unit before which the C library gives back what is free, if it is no later part of a layer: holes between
-blocks below `core.malloc.LARGE` are 45 MiB by then with Stable Diffusion 1.5 at 256 pixels."""
+"""Bytes of a unit before which the C library gives back what is free, where the policy says so and if it is no later
+part of a layer: holes between blocks below `core.malloc.LARGE` are 45 MiB by then with Stable Diffusion 1.5 at 256
+pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +202,8 @@ class Engine:
                 self._held.setdefault(module, []).append(held)
         self.looked_up = pieces.looked_up
         self._conveyor = Conveyor(
-            travelling, _read_from_disk if from_disk else Unit.read_into, _arena(policy, travelling), self._prefetcher,
-            ahead=policy.looks_ahead,
+            travelling, _read_and_trim if policy.gives_back else Unit.read_into, _arena(policy, travelling),
+            self._prefetcher, ahead=policy.looks_ahead,
         )  # fmt: skip
         if from_disk:
             return
@@ -293,7 +294,7 @@ def _put_down(network: nn.Module, progress: Callable[[int], Any] = lambda count:
     return release_to_disk(network, entries, stamps, progress, leave=leave)
 
 
-def _read_from_disk(unit: Unit, memory: Tensor) -> None:
+def _read_and_trim(unit: Unit, memory: Tensor) -> None:
     if unit.nbytes >= HEAVY and unit.begins_layer:
         trim()
     unit.read_into(memory)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..core.malloc import LARGE, MEDIUM
 from ..device.host import is_host
 from .parts import PART_BYTES, in_parts
 from .units import Unit
@@ -47,9 +48,17 @@ class Policy:
 
     @property
     def gives_back(self) -> bool:
-        """Whether freed memory is to go back to the system meanwhile (`core.malloc`). Beside whole components in memory
-        it saves little, and asking the system for what was given back costs up to a quarter of a step's time."""
-        return self.from_disk and self.looks_ahead
+        """Whether freed memory is to go back to the system meanwhile, as far as it can (`core.malloc`). Asking for it
+        again costs up to a quarter of a step's time, so only where weights have no more memory than one unit takes."""
+        return self.from_disk and self.looks_ahead and self.slots == 1
+
+    @property
+    def freed_from(self) -> int | None:
+        """Bytes from which blocks go back when they are freed; None where glibc decides, as beside whole components,
+        next to which they are little."""
+        if not (self.from_disk and self.looks_ahead):
+            return None
+        return LARGE if self.gives_back else MEDIUM
 
     def divided(self, units: list[Unit]) -> list[Unit]:
         """The units as they travel, heavy ones in parts."""

@@ -14,7 +14,7 @@ from ..core.flag import Flag
 from ..modules.transformer import attention_layers, set_attention_backend
 from ..run.size import CallSize
 from . import techniques
-from .attention_slicing import networks_with_attention, switch_backends, why_no_attention
+from .attention_slicing import kernel_and_size, networks_with_attention, switch_backends, why_no_attention
 from .base import Exactness, Phase, Price, Technique
 from .hooks import Undo
 from .packed_weights import WORTH
@@ -67,7 +67,7 @@ class AttentionBackendChoice(Technique):
         """Where OpenVINO's kernel is the fastest, nobody chose another, and the UNet is large enough to show it."""
         layers = [layer for network in networks_with_attention(subject) for _, layer in attention_layers(network)]
         large = sum(weight.nbytes for weight in subject.denoiser.parameters()) >= WORTH
-        plain = all(layer.backend == backends.get("sdpa") for layer in layers)
+        plain = all(kernel_and_size(layer.backend)[0] == backends.get("sdpa") for layer in layers)
         return large and plain and is_faster(subject.device, subject.dtype)
 
     @classmethod

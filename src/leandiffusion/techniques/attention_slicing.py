@@ -25,7 +25,8 @@ from .switchable import Switchable
 class AttentionSlicing(Technique):
     """`size`: 'auto' for half the heads at a time, 'max' for one, a number of heads, or one such number per layer.
 
-    The kernel that is on runs on each slice. ConfigError, when it is switched on, for numbers above a layer's heads.
+    The kernel that is on runs on each slice, and on all heads at once where slices would save nothing. ConfigError,
+    when it is switched on, for numbers above a layer's heads.
     """
 
     size: str | int | list[int] = "auto"
@@ -45,9 +46,9 @@ class AttentionSlicing(Technique):
     )
     traced: ClassVar[tuple[str, ...]] = ("control", "denoise")
     price: ClassVar[Price] = Price(
-        saves="Working memory of attention kernels that keep all scores (`plain`); little with `sdpa` or `xformers`, "
-        "which never do.",
-        costs="Some time: several small kernels instead of one.",
+        saves="Working memory of attention kernels that keep scores (`plain`, `chunked`); nothing with `sdpa`, "
+        "`xformers` or `openvino`, which keep none: with them heads are not sliced.",
+        costs="Some time where heads are sliced: several small kernels instead of one.",
         use="Kernels that keep all scores, on devices where nothing better runs.",
         refuses="Networks without attention layers of this library, such as a traced UNet.",
     )
@@ -119,13 +120,14 @@ def _without(now: AttentionBackend, was: AttentionBackend, became: AttentionBack
     """`now`, its kernel and its slices taken back to `was` where they still are what `became` of them."""
     if now is became:
         return was
-    (kernel, size), (old_kernel, old_size), (new_kernel, new_size) = map(_parts, (now, was, became))
+    (kernel, size), (old_kernel, old_size), (new_kernel, new_size) = map(kernel_and_size, (now, was, became))
     kernel = old_kernel if kernel == new_kernel else kernel
     size = old_size if size == new_size else size
     return kernel if size is None else Sliced(kernel, size)
 
 
-def _parts(backend: AttentionBackend) -> tuple[AttentionBackend, int | str | None]:
+def kernel_and_size(backend: AttentionBackend) -> tuple[AttentionBackend, int | str | None]:
+    """The kernel that computes, and of how many heads at a time; None where they are not sliced."""
     return (backend.inner, backend.heads_at_a_time) if isinstance(backend, Sliced) else (backend, None)
 
 

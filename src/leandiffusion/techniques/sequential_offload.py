@@ -27,7 +27,8 @@ TENTHS = range(10)
 class SequentialOffload(Offload):
     """`granularity`: 'leaf' layers travel one by one, 'block's of them together. `resident_fraction` of the weights,
     from 0 to 1, stay on the device. `slots`: memory there for the others, in largest units, at least 1. With one the
-    largest arrive only when they are needed. Leaves from disk that take more than 16 MiB arrive and compute in parts.
+    largest arrive only when they are needed, and freed memory goes back to the system sooner. Leaves from disk that
+    take more than 16 MiB arrive and compute in parts.
 
     ConfigError for values outside these.
     """

@@ -242,8 +242,9 @@ class Stack:
         engines = {engine_of(network) for network in self.subject.networks.values()} - {None}
         for engine in sorted(engines, key=id):  # in one order: nobody waits for somebody who waits for him
             turns.enter_context(engine.turn)  # type: ignore[union-attr]
-        if any(engine.policy.gives_back for engine in engines):  # type: ignore[union-attr]
-            turns.enter_context(freed_at_once())
+        sizes = {engine.policy.freed_from for engine in engines}  # type: ignore[union-attr]
+        for size in filter(None, sizes):
+            turns.enter_context(freed_at_once(size))
 
     def _settle(self) -> None:
         """Where a network was replaced by hand, move what is on from the old one to the new one."""

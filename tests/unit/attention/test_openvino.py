@@ -188,6 +188,16 @@ def test_it_is_on_by_default_where_it_is_faster(monkeypatch: pytest.MonkeyPatch)
     assert kernels_of(pipe) == {"openvino"}
 
 
+def test_slices_leave_the_fastest_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = faster(monkeypatch)
+    pipe.enable_attention_slicing()
+    draw_once(pipe)
+    assert kernels_of(pipe) == {"openvino, sliced (auto)"}
+    pipe.disable_attention_slicing()
+    draw_once(pipe)
+    assert kernels_of(pipe) == {"openvino"}
+
+
 def test_what_somebody_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = faster(monkeypatch)
     pipe.unet.set_attention_backend("plain")

@@ -19,7 +19,7 @@ USABLE = [name for name in backends if not backends.get(name).why_not(CPU, torch
 
 
 class Recorder:
-    """A kernel that notes how many heads it was given."""
+    """A kernel that notes how many heads it was given, and says that it keeps scores."""
 
     name = "recorder"
 
@@ -34,7 +34,7 @@ class Recorder:
         return ["never"]
 
     def workspace_bytes(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
-        return heads
+        return 1000 * batch * heads * queries * keys * itemsize
 
 
 @pytest.fixture
@@ -66,9 +66,27 @@ def test_what_it_says_of_itself() -> None:
     recorder = Recorder()
     sliced = Sliced(recorder, 2)
     assert sliced.why_not(CPU, torch.float32) == ["never"]
-    assert sliced.workspace_bytes(1, 8, 5, 5, 4) == 2
-    assert sliced.workspace_bytes(1, 1, 5, 5, 4) == 1
+    assert sliced.workspace_bytes(1, 8, 5, 5, 4) == 2 * 1000 * 5 * 5 * 4
+    assert sliced.workspace_bytes(1, 1, 5, 5, 4) == 1000 * 5 * 5 * 4
     assert "recorder" in sliced.name
+
+
+class Frugal(Recorder):
+    """A kernel that keeps no scores."""
+
+    def workspace_bytes(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
+        return 4 * batch * heads * queries
+
+
+def test_heads_stay_together_where_slices_save_nothing() -> None:
+    q, few = torch.randn(1, 4, 256, 8), torch.randn(1, 4, 8, 8)
+    frugal = Frugal()
+    assert torch.equal(Sliced(frugal, "max")(q, q, q), backends.get("sdpa")(q, q, q))
+    assert frugal.heads == [4]
+    plain = backends.get("plain")
+    assert Sliced(plain, "max").workspace_bytes(1, 4, 256, 256, 4) == plain.workspace_bytes(1, 1, 256, 256, 4)
+    assert torch.equal(Sliced(plain, "max")(few, few, few), plain(few, few, few))
+    assert Sliced(plain, "max").workspace_bytes(1, 4, 8, 8, 4) == plain.workspace_bytes(1, 4, 8, 8, 4)
 
 
 class Largest(TorchDispatchMode):

@@ -53,6 +53,16 @@ def test_the_threshold_stays_low_until_the_last_user_ends(monkeypatch: pytest.Mo
     assert sizes == [malloc.LARGE, malloc.HIGHEST]
 
 
+def test_of_several_sizes_the_smallest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(malloc, "_set_threshold", sizes.append)
+    with malloc.freed_at_once(malloc.MEDIUM):
+        with malloc.freed_at_once(), malloc.freed_at_once(malloc.MEDIUM):
+            pass
+        assert sizes == [malloc.MEDIUM, malloc.LARGE, malloc.MEDIUM]
+    assert sizes[-1] == malloc.HIGHEST
+
+
 @on_glibc
 def test_glibc_takes_both_thresholds() -> None:
     assert all(malloc._libc().mallopt(malloc._MMAP_THRESHOLD, size) for size in (malloc.LARGE, malloc.HIGHEST))
