@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.notices import warn
 from ..device.capabilities import onednn_computes, onednn_multiplies_faster
 from ..device.host import is_host
+from ..device.memory import is_out_of_memory
 from ..device.openvino import compiled, computes, is_installed, is_lost, openvino, operations, shared, why_no_openvino
 from . import backends
 from .sdpa import fused_attention
@@ -36,10 +38,23 @@ class OpenVINO:
 
     name = "openvino"
 
+    def __init__(self) -> None:
+        self.failed = False
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if _is_left_to_torch(q, k, v):
-            return fused_attention(q, k, v)
-        return self.compute(q, k, v)
+        """By torch's kernel, with one warning, from the first time on that OpenVINO fails."""
+        if not self.failed and not _is_left_to_torch(q, k, v):
+            try:
+                return self.compute(q, k, v)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                out = fused_attention(q, k, v)  # which says what is wrong, where the inputs are
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self.failed = True
+                warn(f"OpenVINO failed to compute attention ({why}): torch's kernel does from here on.")
+                return out
+        return fused_attention(q, k, v)
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As calling it, for any lengths, without gradients. One sample at a time, so that what is compiled, and the
@@ -107,11 +122,21 @@ def _compiled(T: int, S: int, heads: int, head_size: int, dtype: torch.dtype, th
     inputs = [ops.parameter(ov.PartialShape([1, length, heads, head_size]), kind) for length in (T, S, S)]
     scale = ops.parameter(ov.PartialShape([1, 1, 1, 1]), ov.Type.f32)
     swap = ops.constant([0, 2, 1, 3], dtype="int64")
-    q, k, v = (ops.transpose(ops.convert(x, "f32"), swap) for x in inputs)
+    q, k, v = (ops.transpose(x, swap) for x in inputs)
+    out = ops.transpose(products(q, k, v, scale), swap)
+    return compiled(ov.Model([out], [*inputs, scale]), dtype)
+
+
+def products(q: Any, k: Any, v: Any, scale: Any) -> Any:
+    """Attention as OpenVINO's operations on nodes (B, nh, T, hs) and twice (B, nh, S, hs); in the dtype of q.
+
+    `scale` has to come from an input of the model.
+    """
+    ops, kind = operations(), q.get_element_type().get_type_name()
+    q, k, v = (ops.convert(x, "f32") for x in (q, k, v))
     scores = ops.multiply(ops.matmul(q, k, transpose_a=False, transpose_b=True), scale)
     summed = ops.matmul(ops.softmax(scores, axis=-1), v, transpose_a=False, transpose_b=False)
-    out = ops.convert(ops.transpose(summed, swap), kind.get_type_name())
-    return compiled(ov.Model([out], [*inputs, scale]), dtype)
+    return ops.convert(summed, kind)
 
 
 backends.add("openvino", OpenVINO())

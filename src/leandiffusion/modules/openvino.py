@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..device.openvino import compiled, imported, openvino, shared
+from ..attention.openvino import products
+from ..device.openvino import compiled, computes, imported, openvino, operations, shared
+
+REVISION = 2
+"""Of what graphs compute: raised where it changes, so that those that were kept are made anew."""
+
+_ONE = "one"
+"""The input of a graph that is always 1, so that what is multiplied with it is no constant."""
 
 
 def convert(network: nn.Module, call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
@@ -28,15 +35,15 @@ class Graph:
 
     def __init__(self, file: Path, dtype: torch.dtype) -> None:
         self._compiled, self._mapped = imported(file, dtype)
-        output = self._compiled.output(0)
-        self._shape = tuple(output.get_shape())
+        self._shape = tuple(self._compiled.output(0).get_shape())
+        self._own = [torch.ones(1, 1, 1, 1) for x in self._compiled.inputs if _ONE in x.get_names()]
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         """Inputs of the shapes that it was made for -> its result, in the dtype of the first. In any thread."""
         inputs = [x.contiguous() for x in inputs]
         result = torch.empty(self._shape, dtype=inputs[0].dtype)
         request = self._compiled.create_infer_request()
-        for index, x in enumerate(inputs):
+        for index, x in enumerate([*inputs, *self._own]):
             request.set_input_tensor(index, shared(x))
         request.set_output_tensor(0, shared(result))
         request.start_async()
@@ -48,7 +55,30 @@ def write_graph(
     file: Path, network: nn.Module, call: Callable[..., Any], inputs: Sequence[Tensor], dtype: torch.dtype
 ) -> None:
     """Convert and compile, to compute in `dtype`, and write what came of it, with the weights."""
-    file.write_bytes(compiled(convert(network, call, inputs), dtype).export_model().getbuffer())
+    model = convert(network, call, inputs)
+    if dtype == torch.bfloat16 and computes(dtype):
+        _keep_scores(model)
+    file.write_bytes(compiled(model, dtype).export_model().getbuffer())
+
+
+def _keep_scores(model: Any) -> None:
+    """Have attention computed as `attention.openvino` does, in place of the operation that rounds its scores."""
+    ops, ov = operations(), openvino()
+    one = ops.parameter(ov.PartialShape([1, 1, 1, 1]), ov.Type.f32)
+    one.output(0).set_names({_ONE})
+    scales: dict[int, Any] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "ScaledDotProductAttention" or node.get_input_size() != 3:  # a mask, or a scale
+            continue
+        q, k, v = node.input_values()
+        head_size = q.get_shape()[-1]
+        if head_size not in scales:
+            scales[head_size] = ops.multiply(one, ops.constant(head_size**-0.5, dtype="float32"))
+        out = products(q, k, v, scales[head_size]).output(0)
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(out)
+    if scales:
+        model.add_parameters([one])
 
 
 class _Flat(nn.Module):

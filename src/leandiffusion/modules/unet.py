@@ -27,7 +27,7 @@ from .transformer import Attention, set_attention_slice
 from .unet_blocks import SharedSettings
 from .unet_inputs import check_residuals, refuse_unused, text_bias, with_residuals
 from .unet_levels import SUPPORTED, build_down, build_middle, build_up, levels_of
-from .unet_time import TimeMixin, build_added_embedding
+from .unet_time import TimeMixin, Waves, build_added_embedding
 
 PIECES = (
     "the UNet's forward is not split as in diffusers: embed_time(sample, timestep, …) gives the embedding of time and "
@@ -180,7 +180,7 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
     def forward(
         self,
         sample: Tensor,
-        timestep: Tensor | float | int,
+        timestep: Tensor | float | int | Waves,
         encoder_hidden_states: Tensor,
         class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
@@ -285,7 +285,7 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
         """Skip connections, each taken by one resnet of the up path."""
         return sum(len(block.resnets) for block in self.up_blocks)  # type: ignore[arg-type]
 
-    def _may_share(self, timestep: Tensor | float | int, perturbed: Perturbed | None) -> bool:
+    def _may_share(self, timestep: Tensor | float | int | Waves, perturbed: Perturbed | None) -> bool:
         """Whether texts that belong to one sample may share what comes before the first of them is attended to.
 
         Not where anything tells them apart earlier, nor where somebody looks on and expects a row for each.

@@ -20,9 +20,10 @@ from ..core.aside import aside
 from ..core.fork import Lock
 from ..core.notices import warn
 from ..device.openvino import describe_engine, is_lost
-from ..modules.openvino import Graph, write_graph
+from ..modules.openvino import REVISION, Graph, write_graph
 from ..modules.processors import CustomProcessor, attention_layers
-from ..modules.unet import UNet2DConditionOutput
+from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
+from ..modules.unet_time import Waves
 from ..weights.load import origin_of
 from ..weights.residence import read_weights, release_to_disk, tensors_of
 from ..weights.stored import StoredTensor, numbers_of
@@ -37,7 +38,7 @@ MOST_KEPT = 2
 class Graphs:
     """Stands for the forward of a network, or of that part whose parameters' names begin with `prefix`.
 
-    `inputs_of(args, kwargs)` gives the tensors of a call by name, or None for one that no graph fits.
+    `inputs_of(module, *args, **kwargs)` gives the tensors of a call by name, or None for one that no graph fits.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Graphs:
 
     def run(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The call's result, by the graph that fits it, or by torch."""
-        call = None if _is_torchs(module) else self.inputs_of(*args, **kwargs)
+        call = None if _is_torchs(module) else self.inputs_of(module, *args, **kwargs)
         if call is None:
             return forward(*args, **kwargs)
         return call.result(self._graph(module, call)(list(call.inputs.values())))
@@ -85,7 +86,7 @@ class Graphs:
                 write_graph(Path(folder) / "graph", _twin(module), call.function, list(call.inputs.values()), dtype)
                 self._give_up_weights(module)
                 return Graph(Path(folder) / "graph", dtype)
-        about = [shapes, _switched(module), _digest(module), *describe_engine(dtype), repr(module)]
+        about = [REVISION, shapes, _switched(module), _digest(module), *describe_engine(dtype), repr(module)]
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
         file = self.folder / f"{self.prefix or 'unet.'}{name}.openvino"
         if file.exists():
@@ -126,6 +127,7 @@ class Call:
 
 
 def unet_inputs(
+    unet: UNet2DConditionModel,
     sample: Tensor,
     timestep: Tensor | float | int,
     encoder_hidden_states: Tensor,
@@ -139,25 +141,29 @@ def unet_inputs(
     if others or any(value is not None for value in named.values()):
         return None
     half, rest = divmod(len(sample), 2)
-    time = torch.as_tensor(timestep)
-    if not rest and time.numel() == 1 and torch.equal(sample[:half], sample[half:]):
+    time = unet.waves_of_time(timestep, sample.device).values
+    if not rest and len(time) == 1 and torch.equal(sample[:half], sample[half:]):
         sample = sample[:half]  # under guidance, where both texts have one sample: what is before the text, once
     extra = {} if timestep_cond is None else {"timestep_cond": timestep_cond}
     added = dict(added_cond_kwargs or {})
-    inputs = {"sample": sample, "timestep": time, "encoder_hidden_states": encoder_hidden_states, **extra, **added}
+    if unet.add_embedding is not None and "time_ids" in added:
+        added["time_ids"] = unet.waves_of_sizes(added["time_ids"]).values
+    inputs = {"sample": sample, "time": time, "encoder_hidden_states": encoder_hidden_states, **extra, **added}
     names = list(inputs)[3:]
 
-    def predict(unet: Any, x: Tensor, t: Tensor, text: Tensor, *more: Tensor) -> Tensor:
-        given = dict(zip(names, more, strict=True))
+    def predict(unet: Any, x: Tensor, time: Tensor, text: Tensor, *more: Tensor) -> Tensor:
+        given: dict[str, Any] = dict(zip(names, more, strict=True))
+        if "time_ids" in given:
+            given["time_ids"] = Waves(given["time_ids"])
         return unet(
-            x, t, text, timestep_cond=given.pop("timestep_cond", None), added_cond_kwargs=given or None,
+            x, Waves(time), text, timestep_cond=given.pop("timestep_cond", None), added_cond_kwargs=given or None,
             return_dict=False,
         )[0]  # fmt: skip
 
     return _if_computed(inputs, predict, lambda x: UNet2DConditionOutput(sample=x) if return_dict else (x,))
 
 
-def decoder_inputs(z: Tensor) -> Call | None:
+def decoder_inputs(decoder: nn.Module, z: Tensor) -> Call | None:
     """A call of the VAE's decoder."""
     return _if_computed({"z": z}, lambda decoder, z: decoder(z), lambda x: x)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leandiffusion import StableDiffusionPipeline
-from leandiffusion.attention import openvino
+from leandiffusion.attention import backends, openvino
 from leandiffusion.attention.openvino import OpenVINO
 from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.device import openvino as engine
@@ -218,6 +218,36 @@ def test_where_torchs_kernel_stays_the_default(why: str, monkeypatch: pytest.Mon
         monkeypatch.setattr(openvino, "onednn_multiplies_faster", lambda: False)
     draw_once(pipe)
     assert kernels_of(pipe) <= {"sdpa", "flash"}
+
+
+@pytest.mark.usefixtures("every_length")
+def test_where_openvino_fails_torch_computes_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def fail(*_: object) -> None:
+        calls.append(1)
+        raise RuntimeError("no kernel\nat node 7")
+
+    kernel, (q, k, v) = OpenVINO(), inputs(1, 2, 16, 16, 8)
+    monkeypatch.setattr(openvino, "_compiled", fail)
+    with pytest.warns(UserWarning, match=r"OpenVINO failed to compute attention \(no kernel\): torch's kernel"):
+        first = kernel(q, k, v)
+    second = kernel(q, k, v)
+    assert torch.equal(first, backends.get("sdpa")(q, k, v))
+    assert torch.equal(first, second)
+    assert calls == [1]
+
+
+@pytest.mark.usefixtures("every_length")
+def test_memory_that_runs_out_is_no_failure_of_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    kernel = OpenVINO()
+    monkeypatch.setattr(openvino, "_compiled", fail)
+    with pytest.raises(RuntimeError, match="allocate"):
+        kernel(*inputs(1, 2, 16, 16, 8))
+    assert not kernel.failed
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
