@@ -17,7 +17,17 @@ from ..core.notices import warn
 from ..device.capabilities import onednn_computes, onednn_multiplies_faster
 from ..device.host import is_host
 from ..device.memory import is_out_of_memory
-from ..device.openvino import compiled, computes, is_installed, is_lost, openvino, operations, shared, why_no_openvino
+from ..device.openvino import (
+    compiled,
+    computes,
+    is_installed,
+    is_lost,
+    openvino,
+    operations,
+    reason,
+    shared,
+    why_no_openvino,
+)
 from . import backends
 from .sdpa import fused_attention
 
@@ -50,9 +60,8 @@ class OpenVINO:
                 if is_out_of_memory(error):
                     raise
                 out = fused_attention(q, k, v)  # which says what is wrong, where the inputs are
-                why = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self.failed = True
-                warn(f"OpenVINO failed to compute attention ({why}): torch's kernel does from here on.")
+                warn(f"OpenVINO failed to compute attention ({reason(error)}): torch's kernel does from here on.")
                 return out
         return fused_attention(q, k, v)
 
@@ -98,8 +107,8 @@ def is_faster(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _is_left_to_torch(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether torch is faster, or only torch can: gradients, tracing, compiling, tensors without numbers, or of batches
-    or dtypes that differ, of which it says what is wrong."""
+    """Whether torch is faster, or only torch can: gradients, tracing, compiling, tensors without numbers, or whose
+    batches, heads or dtypes differ, of which it says what is wrong."""
     return (
         torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]  # first: sizes are no numbers then
         or torch.compiler.is_compiling()
@@ -107,7 +116,7 @@ def _is_left_to_torch(q: Tensor, k: Tensor, v: Tensor) -> bool:
         or q.shape[2] < QUERIES
         or k.shape[2] < KEYS
         or any(type(x) is not Tensor or x.is_meta or not is_host(x.device) for x in (q, k, v))
-        or len({(len(x), x.dtype) for x in (q, k, v)}) > 1
+        or len({(len(x), x.shape[1], x.shape[3], x.dtype) for x in (q, k, v)}) > 1
         or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
         or is_lost()
         or not computes(q.dtype)

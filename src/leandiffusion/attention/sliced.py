@@ -55,8 +55,8 @@ class Sliced:
         return self.inner.workspace_bytes(batch, step, queries, keys, itemsize)
 
     def _worth(self, batch: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
-        """How many heads to compute at a time: as many as asked for if the scores that are not there then take more
-        than the slice's queries, keys, values and result, which a kernel may copy."""
+        """How many heads to compute at a time: as many as asked for if what is not there then takes more than the other
+        heads' queries, keys, values and result, as scores do and copies of some of these do not."""
         step = min(self.step(heads), heads)
         whole, part = (self.inner.workspace_bytes(batch, n, queries, keys, itemsize) for n in (heads, step))
-        return step if whole - part > 2 * batch * step * (queries + keys) * HEAD_SIZE * itemsize else heads
+        return step if whole - part > 2 * batch * (heads - step) * (queries + keys) * HEAD_SIZE * itemsize else heads

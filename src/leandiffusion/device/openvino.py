@@ -75,11 +75,18 @@ def why_no_openvino(device: torch.device, dtype: torch.dtype) -> list[str]:
     try:
         able = computes(dtype)
     except (ImportError, OSError, RuntimeError) as error:
-        return [f"OpenVINO is installed but cannot be used: {str(error).strip().splitlines()[0]}"]
+        return [f"OpenVINO is installed but cannot be used: {reason(error)}"]
     if not able:
         also = "" if dtype == torch.bfloat16 else ", and bfloat16 where the CPU has instructions for it"
         return [f"OpenVINO does not compute {dtype} on this CPU: use float32{also}"]
     return []
+
+
+def reason(error: Exception) -> str:
+    """What is wrong, in a line. Of OpenVINO's own errors the first lines are places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from ", "Check '", "While "))]
+    return (told or lines or [type(error).__name__])[0][:200].rstrip(".")
 
 
 def compiled(model: Any, dtype: torch.dtype) -> Any:

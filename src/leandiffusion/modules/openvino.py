@@ -70,6 +70,8 @@ def _keep_scores(model: Any) -> None:
     for node in model.get_ordered_ops():
         if node.get_type_name() != "ScaledDotProductAttention" or node.get_input_size() != 3:  # a mask, or a scale
             continue
+        if node.get_attributes()["causal"]:
+            continue
         q, k, v = node.input_values()
         head_size = q.get_shape()[-1]
         if head_size not in scales:

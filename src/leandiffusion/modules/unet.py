@@ -290,7 +290,8 @@ class UNet2DConditionModel(TimeMixin, FreeUMixin, AttentionFeatures, Network):
 
         Not where anything tells them apart earlier, nor where somebody looks on and expects a row for each.
         """
-        if self.add_embedding is not None or (isinstance(timestep, Tensor) and timestep.numel() != 1):
+        times = len(timestep.values) if isinstance(timestep, Waves) else torch.as_tensor(timestep).numel()
+        if self.add_embedding is not None or times != 1:
             return False
         layers = [layer for _, layer in attention_layers(self)]
         if any(isinstance(layer.backend, CustomProcessor) for layer in layers):

@@ -19,7 +19,7 @@ from ..attention import backends
 from ..core.aside import aside
 from ..core.fork import Lock
 from ..core.notices import warn
-from ..device.openvino import describe_engine, is_lost
+from ..device.openvino import describe_engine, is_lost, reason
 from ..modules.openvino import REVISION, Graph, write_graph
 from ..modules.processors import CustomProcessor, attention_layers
 from ..modules.unet import UNet2DConditionModel, UNet2DConditionOutput
@@ -94,7 +94,7 @@ class Graphs:
             try:
                 return Graph(file, dtype)
             except RuntimeError as error:
-                warn(f"{file} is not a graph of OpenVINO's ({str(error).strip().splitlines()[0]}): making it anew.")
+                warn(f"{file} is not a graph of OpenVINO's ({reason(error)}): making it anew.")
         self.folder.mkdir(parents=True, exist_ok=True)
         with aside(file) as place:
             write_graph(place, _twin(module), call.function, list(call.inputs.values()), dtype)

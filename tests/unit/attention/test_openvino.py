@@ -13,6 +13,7 @@ from torch import Tensor
 from leandiffusion import StableDiffusionPipeline
 from leandiffusion.attention import backends, openvino
 from leandiffusion.attention.openvino import OpenVINO
+from leandiffusion.attention.sliced import Sliced
 from leandiffusion.core.errors import BackendUnavailable
 from leandiffusion.device import openvino as engine
 from leandiffusion.device.capabilities import EMULATED
@@ -226,7 +227,10 @@ def test_where_openvino_fails_torch_computes_from_then_on(monkeypatch: pytest.Mo
 
     def fail(*_: object) -> None:
         calls.append(1)
-        raise RuntimeError("no kernel\nat node 7")
+        raise RuntimeError(
+            "Exception from src/inference/src/cpp/core.cpp:237:\nCheck 'a == b' failed at src/plugin.cpp:789:\n"
+            "no kernel\n\n"
+        )
 
     kernel, (q, k, v) = OpenVINO(), inputs(1, 2, 16, 16, 8)
     monkeypatch.setattr(openvino, "_compiled", fail)
@@ -236,6 +240,20 @@ def test_where_openvino_fails_torch_computes_from_then_on(monkeypatch: pytest.Mo
     assert torch.equal(first, backends.get("sdpa")(q, k, v))
     assert torch.equal(first, second)
     assert calls == [1]
+
+
+@pytest.mark.usefixtures("every_length")
+def test_what_only_torch_takes_is_no_failure() -> None:
+    kernel, (q, k, v) = OpenVINO(), inputs(1, 2, 16, 16, 8)
+    assert torch.equal(kernel(q, k, v[..., :5]), F.scaled_dot_product_attention(q, k, v[..., :5]))
+    assert not kernel.failed
+
+
+@pytest.mark.parametrize("size", ["auto", "max", 2])
+@pytest.mark.parametrize(("heads", "tokens", "dtype"), [(8, 4096, 2), (8, 1024, 4), (20, 1024, 2), (1, 4096, 4)])
+def test_its_heads_are_not_sliced(size: int | str, heads: int, tokens: int, dtype: int) -> None:
+    whole = kernel.workspace_bytes(2, heads, tokens, tokens, dtype)
+    assert Sliced(kernel, size).workspace_bytes(2, heads, tokens, tokens, dtype) == whole
 
 
 @pytest.mark.usefixtures("every_length")

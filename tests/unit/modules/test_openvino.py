@@ -123,3 +123,23 @@ def test_sdxls_sizes_go_in_as_sinusoids(tmp_path: Path) -> None:
     expected = unet(**inputs).sample
     assert error(run_through(tmp_path / "graph", unet, call), expected) <= 1e-5
     assert error(unet(**given(unet, 501, time_ids=sizes + 50)).sample, expected) > 1e-3
+
+
+def test_a_timestep_for_each_text(tmp_path: Path) -> None:
+    """Within 1e-5 in float32. What comes before the text is not shared then."""
+    unet, inputs = tiny(), given(tiny(), 501) | {"timestep": torch.tensor([10, 500])}
+    inputs["sample"] = inputs["sample"][:1]
+    got = run_through(tmp_path / "graph", unet, unet_inputs(unet, **inputs))
+    assert error(got, unet(**inputs).sample) <= 1e-5
+
+
+def test_attention_that_looks_back_alone_is_left_as_it_is(tmp_path: Path) -> None:
+    network = Attending(32, [4]).bfloat16()
+    inputs = [torch.randn(1, 64, 32).bfloat16(), torch.randn(1, 64, 32).bfloat16()]
+
+    def causal(network: nn.Module, x: Tensor, text: Tensor) -> Tensor:
+        q, k, v = network.projected(0, x, text)  # type: ignore[operator]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    got = converted(tmp_path / "graph", network, causal, inputs)
+    assert error(got, causal(network.double(), *(x.double() for x in inputs))) < 2e-2
