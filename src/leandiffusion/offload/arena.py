@@ -80,7 +80,7 @@ class Ring:
         self._out.clear()
 
     def turn_to(self, network: str) -> None:
-        return None
+        trim()  # as above
 
 
 class RingOfEach(Ring):
@@ -125,4 +125,4 @@ class OneAtATime:
         self._out = None
 
     def turn_to(self, network: str) -> None:
-        return None
+        trim()  # as above

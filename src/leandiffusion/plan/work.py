@@ -27,7 +27,8 @@ class StageWork:
 
     `peak`: most bytes that its tensors and its kernels' workspaces take at one time, weights not counted. `ops`: what
     it computes. `kept`: bytes of what it gives. `given_back`: the peak where freed memory goes back to the system all
-    the while (`core.malloc`), as where weights come from disk, and not only where the VAE's slices or strips want it.
+    the while (`core.malloc`), as with sequential offload of one slot, not only where the VAE's slices or strips
+    want it.
     """
 
     peak: int

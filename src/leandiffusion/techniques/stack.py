@@ -199,8 +199,7 @@ class Stack:
         """Around everything that runs networks: techniques stay as they are, and meet components that were replaced.
 
         Where networks' weights travel, calls take turns, those of other pipelines that share them included. Where they
-        come from disk memory is what is wanted: what is freed is given back, for a few percent of the time. Otherwise
-        the C library would keep up to twice what a step holds.
+        come from disk layer by layer, what is freed is given back from some size on (`Policy.freed_from`).
         """
         in_forked_child()
         own = threading.get_ident()
