@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from tests.unit.device import fake_graphs
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -160,11 +161,19 @@ def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeTensorMode]:
         patch.setattr(torch.jit, "save", fake_graphs.save_graph)
         patch.setattr(torch.jit, "load", fake_graphs.load_graph)
         patch.setattr(fake_graphs, "recorded", [])
+        patch.setattr(StorageWeakRef, "__init__", _refer)
         modes.enter_context(torch.jit.optimized_execution(False))  # whose passes compare the numbers of constants
         modes.enter_context(mode)
         modes.enter_context(_Answers())
         modes.enter_context(_WithoutNumbers())
         yield mode
+
+
+def _refer(self: StorageWeakRef, storage: Any) -> None:
+    """In place of torch's, which gives the reference back when a collection of garbage gets to it. For storages without
+    memory it does so once too often: the process then ends at some later allocation. These few bytes stay instead."""
+    self.cdata = storage._weak_ref()
+    self._free_weak_ref = lambda cdata: None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
