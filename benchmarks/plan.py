@@ -150,16 +150,16 @@ def predict(case: Case, checkpoint: str, profile: Any) -> dict[str, Any]:
     from leandiffusion.plan.sketch import Blueprint
     from leandiffusion.run.size import CallSize
     from leandiffusion.techniques import techniques
-    from leandiffusion.techniques.stack import make, techniques_by_default
+    from leandiffusion.techniques.stack import make, refuse_each_other, techniques_by_default
 
     blueprint = Blueprint.of_checkpoint(checkpoint, torch.float32, torch.device("cpu"))
     predictor = Predictor(blueprint, CallSize(case.size, case.size, case.batch), case.steps, profile)
     chosen = [make(name, dict(settings)) for name, settings in case.on]
     for name in techniques_by_default():
-        default = techniques.get(name)
-        met = any(name == each.name or each.name in default.refuses or name in each.refuses for each in chosen)
-        if name not in case.off and not met and default().by_default(predictor.sketch().subject):
-            chosen.append(default())
+        default = techniques.get(name)()
+        met = any(name == each.name or refuse_each_other(default, each) for each in chosen)
+        if name not in case.off and not met and default.by_default(predictor.sketch().subject):
+            chosen.append(default)
     stages = predictor.predict(chosen).stages
     seconds = {name: stage.seconds for name, stage in stages.items()}
     seconds["step"] = seconds.pop("denoise") / case.steps

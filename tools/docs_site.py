@@ -36,6 +36,7 @@ ALSO = (
     "benchmarks/attached/*",
     "benchmarks/plan/*",
     "benchmarks/plan_limits/*",
+    "benchmarks/plan_sweep/*",
 )
 NOT_LINKED = {".md"}  # in benchmarks/results: tables drawn while measuring, which git ignores
 

@@ -48,8 +48,9 @@ class Policy:
 
     @property
     def gives_back(self) -> bool:
-        """Whether freed memory is to go back to the system meanwhile, as far as it can (`core.malloc`). Asking for it
-        again costs up to a quarter of a step's time, so only where weights have no more memory than one unit takes."""
+        """Whether freed memory is to go back to the system meanwhile, as far as it can: blocks of LARGE bytes, and
+        holes between smaller ones before large units (`core.malloc`). Asking for it again costs up to a quarter of a
+        step's time, so only where weights have no more memory than one unit takes."""
         return self.from_disk and self.looks_ahead and self.slots == 1
 
     @property

@@ -187,22 +187,15 @@ def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
     return self
 
 
-def without_numbers(network: nn.Module, device: torch.device) -> list[Tensor]:
+def without_numbers(network: nn.Module, device: torch.device) -> None:
     """Put a network onto the fake device, or on the CPU beside it. Its tensors want no gradients, whose nodes would ask
-    for the GPU.
-
-    Gives those that it had, to be held until the fake ends: another tensor would get the number (`id`) of one that is
-    freed here, and with it that one's place.
-    """
-    before: dict[int, Tensor] = {}
-    seen: dict[int, Tensor] = {}
+    for the GPU."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}  # with those that were there, whose `id` another would get
     for module in network.modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
                 if tensor is not None:
-                    before[id(tensor)] = tensor
-                    table[name] = seen.setdefault(id(tensor), _fake(tensor, device))
-    return [*before.values()]
+                    _, table[name] = seen.setdefault(id(tensor), (tensor, _fake(tensor, device)))
 
 
 def _fake(tensor: Tensor, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from tests.unit.device import fake_graphs
 from tests.unit.device.fake import GPU, fake_gpu, without_numbers
 from tests.unit.pipelines.conftest import NOISE, make_sd1, make_sdxl, quiet, unet
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode
 
 from leandiffusion.modules import blocks
@@ -48,14 +48,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {"sd1": make_sd1, "sd2": make_sd2, "sdx
 @pytest.fixture
 def gpu() -> Iterator[Callable[..., Any]]:
     """Begins the fake and puts a pipeline's networks onto it, or beside it; the pipeline was made with numbers."""
-    held: list[Tensor] = []  # until the fake has ended
     with ExitStack() as fake, torch.no_grad():
 
         def put(pipe: Any, device: torch.device = GPU) -> Any:
             fake.enter_context(fake_gpu())
             for network in pipe.components.values():
                 if isinstance(network, nn.Module):
-                    held.extend(without_numbers(network, device))
+                    without_numbers(network, device)
             return pipe
 
         yield put
