@@ -117,7 +117,6 @@ class Predictor:
             return 0.0
         dtype = dtype_name(self.cast(chosen) or self.blueprint.networks[works[-1].owners[0]].dtype)
         options: Any = {
-            "packed": any(technique.name == "packed_weights" for technique in chosen),
             "ahead": residency.ahead,
             "fresh": self._gives_back(name, chosen),
             "fast_attention": any(technique.name == "attention_backend" for technique in chosen),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from ..core.errors import ConfigError
+from ..core.malloc import HIGHEST, LARGE
 from .points import Points, product_rate, rate_at
 from .profile import DeviceProfile
 from .work import Ops, StageWork
 
-AROUND = 30.0
-"""Python around an operation, in operations that have nothing to do. Those took 1.5 microseconds on an AMD EPYC, where
-a decode of 11,000 operations took half a second beyond its kernels."""
+OVERHEADS = {"other": 4.0, "matmul": 13.0, "attention": 7.0, "long attention": 7.0, "conv": 20.0, "layer": 13.0}
+"""What an operation takes before it computes, and the Python around it, in operations that have nothing to do. Those
+took 0.85 microseconds on an AMD EPYC with Zen 5. Where one follows another, as in Winograd's algorithm, others took 3.2
+each, products 11, as oneDNN looks up the kernel for such shapes, and convolutions 17. In layers each took 11 more: a
+UNet of 633 operations that had next to nothing to do took 11.5 ms."""
 
 IN_NETWORKS = 1.08
 """Of the time of a product that runs again and again, what it takes amid others, with the cache as they leave it. SD1.5
@@ -19,9 +22,8 @@ OTHERS = 1.6
 """Of an addition's time, what operations that move numbers take on average: norms and activations compute too. There
 they took 1.5 to 2 times as long as additions of their sizes."""
 
-MADE = 2.0
-"""Parts of a matrix product that lie in fresh memory: its result, and an input that was made for it bit by bit, as
-Winograd's tiles are. Of all else it is the result."""
+CLEARLY = 1.2
+"""How much faster additions are where memory is kept than where it goes back, at sizes that tell what pages cost."""
 
 COMPETING = 1.5
 """Of the time that fetching takes by itself, how much longer it makes a step where every core computes: the threads of
@@ -39,7 +41,6 @@ def stage_seconds(
     dtype: str,
     profile: DeviceProfile,
     *,
-    packed: bool = True,
     fetched: int = 0,
     arrivals: int = 0,
     ahead: bool = True,
@@ -48,18 +49,17 @@ def stage_seconds(
 ) -> float:
     """Seconds of one stage (of one step, for 'denoise') in a dtype such as 'float32' that the profile has.
 
-    `packed`: whether convolutions keep their weights in oneDNN's order; without meaning where there is no such.
     `fetched`: bytes of weights, as they are on the device, that come from the tier below meanwhile, in so many
-    `arrivals`, and `ahead` of their use where there is room. `fresh`: whether
-    freed memory goes back to the system at once, as in a decode in slices or strips on a CPU. `fast_attention`: whether
-    long attention has the kernel that is faster, where there is one. ConfigError for a dtype that the profile lacks.
+    `arrivals`, and `ahead` of their use where there is room. `fresh`: whether freed memory goes back to the system at
+    once, as in a decode in slices or strips on a CPU. `fast_attention`: whether long attention has the kernel that
+    is faster, where there is one. ConfigError for a dtype that the profile lacks.
     """
     if dtype not in profile.products:
         raise ConfigError(
             f"the profile has no rates for {dtype}, only for {', '.join(profile.products)}: ask profile_of for it."
         )
-    options = {"packed": packed, "fresh": fresh, "fast_attention": fast_attention}
-    computing = sum(ops_seconds(ops, dtype, profile, **options) for ops in work.ops)
+    options = {"fresh": fresh, "fast_attention": fast_attention}
+    computing = sum(ops_seconds(ops, dtype, profile, **options) for ops in (*work.ops, *work.around))
     computing += ARRIVING * profile.overhead * arrivals
     return _beside(computing, fetched / profile.fetch[dtype], profile, ahead=ahead) if fetched else computing
 
@@ -72,34 +72,29 @@ def load_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
 def fetch_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
     """Seconds of bringing weights one by one from the tier below to memory that is fresh, with nothing computed
     meanwhile: the system hands out its pages one by one."""
-    return nbytes * (1 / profile.fetch[dtype] + _page_seconds(profile.moves["kept"][-1][1], profile))
+    return nbytes * (1 / profile.fetch[dtype] + _pages(profile)[0])
 
 
 def ops_seconds(
-    ops: Ops,
-    dtype: str,
-    profile: DeviceProfile,
-    *,
-    packed: bool = True,
-    fresh: bool = False,
-    fast_attention: bool = False,
+    ops: Ops, dtype: str, profile: DeviceProfile, *, fresh: bool = False, fast_attention: bool = False
 ) -> float:
     """Seconds of operations of one kind and size, all together."""
     if not ops.count:
         return 0.0
-    nbytes, overhead = ops.nbytes / ops.count, AROUND * profile.overhead * ops.count
-    rate, in_memory = rate_at(profile.moves["fresh" if fresh else "kept"], nbytes), profile.moves["kept"][-2][1]
-    pages = ops.nbytes / 3 * _page_seconds(rate, profile)
+    nbytes = ops.nbytes / ops.count
+    if ops.kind == "made":
+        return ops.nbytes * _pages(profile)[0] if nbytes >= (LARGE if fresh else HIGHEST) else 0.0
+    if ops.kind == "reordered":
+        return ops.count * _reordering(profile.reorder[dtype], nbytes)
+    overhead = OVERHEADS[ops.kind] * profile.overhead * ops.count
+    if ops.kind == "layer":
+        return overhead
     if ops.kind == "other":
-        return OTHERS * ops.nbytes / max(rate, in_memory) + pages + overhead
+        return OTHERS * ops.nbytes / max(rate_at(profile.moves["kept"], nbytes), _pages(profile)[1]) + overhead
     products, kind = profile.products[dtype], ops.kind
     if kind == "long attention" and not (fast_attention and kind in products):
         kind = "attention"
-    seconds = IN_NETWORKS * ops.flops / product_rate(products[kind], ops.flops / ops.nbytes)
-    seconds += (MADE if ops.kind == "matmul" else 1) * pages
-    if ops.kind == "conv" and not packed:
-        seconds += ops.count * _reordering(profile.reorder[dtype], nbytes)
-    return seconds + overhead
+    return IN_NETWORKS * ops.flops / product_rate(products[kind], ops.flops / ops.nbytes) + overhead
 
 
 def _reordering(points: Points, nbytes: float) -> float:
@@ -119,7 +114,15 @@ def _beside(computing: float, fetching: float, profile: DeviceProfile, *, ahead:
     return computing + COMPETING * fetching
 
 
-def _page_seconds(rate: float, profile: DeviceProfile) -> float:
-    """Of a byte of fresh memory, where additions go at that rate: a third of what they move is their sum, which lies in
-    such if they are slower than the last but one, whose sum still does not."""
-    return 3 * max(1 / rate - 1 / profile.moves["kept"][-2][1], 0.0)
+def _pages(profile: DeviceProfile) -> tuple[float, float]:
+    """Seconds of a byte of memory that the system hands out anew, and the bytes/s of large additions without it.
+
+    Both of the largest additions that are clearly faster where the process keeps the memory of their sums, a third of
+    what they move: still larger sums come from the system either way.
+    """
+    kept, fresh = profile.moves["kept"], profile.moves["fresh"]
+    for size, rate in reversed(kept):
+        anew = rate_at(fresh, size)
+        if rate > CLEARLY * anew:
+            return 3 * (1 / anew - 1 / rate), rate
+    return 0.0, kept[-1][1]

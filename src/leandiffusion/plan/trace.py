@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core.malloc import HIGHEST, LARGE
 from ..core.shapes import traced_by
 from .kernels import Gives, Operation, kernel_of, operation_of
-from .work import Ops, StageWork
+from .work import AROUND, Ops, StageWork
 
 Sums = dict[tuple[str, float], list[float]]
 """(kind, size) -> count, floating-point operations, bytes."""
@@ -50,6 +50,7 @@ class Tracer(TorchDispatchMode):
         self._peak = self._given_back = 0.0
         self._gives_back = False
         self._count = 1
+        self._in_function = False
         self._known: dict[int, weakref.ref[Any]] = {}
         self._sums: Sums = _no_sums()
         self._repeated: dict[Any, _Seen | None] = {}
@@ -62,8 +63,17 @@ class Tracer(TorchDispatchMode):
     @property
     def ops(self) -> tuple[Ops, ...]:
         """What was computed, by kind and size; the largest share of each kind first."""
+        return tuple(ops for ops in self._noted if ops.kind not in AROUND)
+
+    @property
+    def around(self) -> tuple[Ops, ...]:
+        """What was done around that, likewise."""
+        return tuple(ops for ops in self._noted if ops.kind in AROUND)
+
+    @property
+    def _noted(self) -> list[Ops]:
         found = [Ops(kind, size, int(n), flops, nbytes) for (kind, size), (n, flops, nbytes) in self._sums.items()]
-        return tuple(sorted(found, key=lambda ops: (ops.kind, -ops.flops, -ops.nbytes)))
+        return sorted(found, key=lambda ops: (ops.kind, -ops.flops, -ops.nbytes))
 
     def begin(self) -> None:
         """Go on as if nothing had been computed yet; what is alive stays so."""
@@ -105,7 +115,11 @@ class Tracer(TorchDispatchMode):
         """`function(*args, **kwargs)`; with shapes that were seen before, in any trace, not that, but what it took
         then."""
         key = self.on_host, self.slack, function, *map(_described, args), *map(_described, kwargs.values())
-        return self._run_once(_seen, key, function, args, kwargs)
+        before, self._in_function = self._in_function, True
+        try:
+            return self._run_once(_seen, key, function, args, kwargs)
+        finally:
+            self._in_function = before
 
     def repeat(self, what: Any, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The same for a function that is `what`, for as long as this tracer is there. Where it gives anything but one
@@ -130,7 +144,8 @@ class Tracer(TorchDispatchMode):
         if seen.result is None:
             return None
         shape, strides, dtype = seen.result
-        result = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        with self.times(0):  # it is among the sums
+            result = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
         self._hold(result)
         return result
 
@@ -168,6 +183,8 @@ class Tracer(TorchDispatchMode):
             if not isinstance(result, Tensor | tuple | list):  # what was asked of the machine, and no tensor
                 return result
             self._hold(result)
+            if self.on_host:
+                self._add_made(result)
         else:
             result = kwargs["out"] if gives is Gives.OUT else args[0]
         if operation.moves:
@@ -176,10 +193,20 @@ class Tracer(TorchDispatchMode):
 
     def note(self, operation: Operation, args: Any, kwargs: Any, result: Any) -> None:
         """Count what the operation computed and moved, and what it took meanwhile."""
-        kind, flops, nbytes, workspace = kernel_of(operation, args, kwargs, result, on_host=self.on_host)
+        kind, flops, nbytes, workspace, reordered = kernel_of(operation, args, kwargs, result, on_host=self.on_host)
         self._look(workspace)
         size = nbytes if kind == "other" else flops
         self._add({(kind, float(f"{size:.1e}")): [1, flops, nbytes]})
+        if not self._in_function:
+            self._add({("layer", 0.0): [1, 0.0, 0.0]})
+        if reordered:
+            self._add({("reordered", float(reordered)): [1, 0.0, reordered]})
+
+    def _add_made(self, result: Any) -> None:
+        """Note the blocks of what an operation gave, those that are large enough to come from the system."""
+        for tensor in (result,) if isinstance(result, Tensor) else result:
+            if tensor.is_meta and (nbytes := tensor.untyped_storage().nbytes()) >= LARGE:
+                self._add({("made", float(nbytes)): [1, 0.0, nbytes]})
 
     def _add(self, sums: Sums) -> None:
         for key, values in sums.items():
@@ -253,4 +280,4 @@ def trace(
         result = function(*held)
         kept = tracer.alive - alive
         del result
-    return StageWork(tracer.peak, tracer.ops, kept, tracer.given_back)
+    return StageWork(tracer.peak, tracer.ops, kept, tracer.given_back, tracer.around)

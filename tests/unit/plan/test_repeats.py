@@ -48,7 +48,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
 def is_close(one: StageWork, other: StageWork) -> bool:
     """Equal, but for how peaks are rounded to whole bytes, and sums of floats."""
     near = [abs(a - b) <= 1 for a, b in ((one.peak, other.peak), (one.given_back, other.given_back))]
-    return all(near) and (one.kept, one.ops) == (other.kept, other.ops)
+    return all(near) and (one.kept, one.ops, one.around) == (other.kept, other.ops, other.around)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])

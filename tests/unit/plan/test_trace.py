@@ -295,6 +295,57 @@ def test_what_is_run_once_counts_each_time() -> None:
     assert sum(ops.count for ops in found.ops) == 2 * 3
 
 
+def _around(work: Callable[[], object], **options: Any) -> dict[str, tuple[int, float]]:
+    """By kind: how many, and their bytes."""
+    found = trace(work, on_host=options.get("on_host", True)).around
+    kinds = {ops.kind for ops in found}
+    told = {kind: [ops for ops in found if ops.kind == kind] for kind in kinds}
+    return {kind: (sum(o.count for o in ops), sum(o.nbytes for o in ops)) for kind, ops in told.items()}
+
+
+def test_large_blocks_that_are_made_are_told() -> None:
+    """Once each, also where what makes them is run once for all; not those that were there, nor views of them."""
+
+    @traced_once
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    def work() -> Tensor:
+        kept = _bytes(4 << 20)
+        kept[1:].add_(1)
+        _bytes((4 << 20) - 1)
+        return double(double(kept))
+
+    assert _around(work)["made"] == (3, 3 * (4 << 20))
+    assert "made" not in _around(work, on_host=False)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_plain_weights_of_convolutions_are_told_and_packed_ones_are_not(size: int) -> None:
+    x, weight = torch.empty(1, 96, 9, 7, device="meta"), torch.empty(128, 96, size, size, device="meta")
+    assert _around(lambda: F.conv2d(x, weight))["reordered"] == (1, weight.nbytes)
+    assert "reordered" not in _around(lambda: F.conv2d(x, weight), on_host=False)
+    ops, geometry = torch.ops.mkldnn, ([0, 0], [1, 1], [1, 1], 1)
+    packed = lambda: ops._convolution_pointwise(x, weight, None, *geometry, "none", [], "")  # noqa: E731
+    assert "reordered" not in _around(packed)
+
+
+def test_operations_that_layers_call_one_by_one_are_told() -> None:
+    @traced_once
+    def steps(x: Tensor) -> Tensor:
+        return (x + 1) * 2 - 3
+
+    x = torch.empty(KIB, device="meta")
+    assert _around(lambda: steps(steps(x) + x) + x)["layer"] == (2, 0.0)
+
+
+def test_norms_read_twice_what_they_normalize() -> None:
+    norm, x = _norm(_maker("meta")), torch.empty(2, 8, 4, 4, device="meta")
+    (found,) = trace(lambda: norm(x), on_host=True).ops
+    plain = x.nbytes + 2 * norm.weight.nbytes + x.nbytes + 2 * 2 * 4 * 4  # with the result, and its statistics
+    assert found.nbytes == plain + x.nbytes
+
+
 def test_meta_stands_for_the_device_that_is_traced() -> None:
     assert not is_host("meta")
     assert not is_traced()
