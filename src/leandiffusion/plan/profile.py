@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     import torch
 
 
-IDENTITY = ("leandiffusion", "torch", "openvino", "device", "flags", "threads", "cores", "pages")
-"""What a profile holds for: versions, the device's name behind its type, instruction sets, threads on cores, and pages
-of memory."""
+METHOD = "2"
+"""Of measuring, for profiles that earlier ones took: another number whenever `plan.rates` or `plan.reading` measure
+something else, or in another way."""
 
+IDENTITY = ("method", "leandiffusion", "torch", "openvino", "device", "flags", "threads", "cores", "pages")
+"""What a profile holds for: how it was measured, versions, the device's name behind its type, instruction sets, threads
+on cores, and pages of memory."""
 
 BUSY = 0.25
 """Share of the processor that others have on what is called a busy machine."""
@@ -70,8 +73,9 @@ class DeviceProfile:
         """The profile that `to_json` wrote. ConfigError for anything else, rates that are no numbers above zero
         included."""
         try:
+            taken_under = {"method": "1", **values["taken_under"]}  # the first did not tell
             return cls(
-                taken_under={name: str(values["taken_under"][name]) for name in IDENTITY},
+                taken_under={name: str(taken_under[name]) for name in IDENTITY},
                 date=_date(values["date"]),
                 products={
                     dtype: {kind: _points(kinds[kind]) for kind in {"matmul", "conv", "attention"} | kinds.keys()}
@@ -168,6 +172,8 @@ def _remembered(
         profile = _measure(device, missing, dict(identity), known)
     except MemoryError:
         return typical_profile(device, dtypes, dict(identity))
+    except OSError as error:
+        return typical_profile(device, dtypes, dict(identity), error)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, profile.to_json())
@@ -198,6 +204,7 @@ def identity_of(device: torch.device) -> dict[str, str]:
     cpu = describe_cpu()
     name = str(cpu["model"]) if is_host(device) else name_of(device)
     return {
+        "method": METHOD,
         "leandiffusion": __version__,
         "torch": str(torch.__version__),
         "openvino": package_version("openvino") or "",

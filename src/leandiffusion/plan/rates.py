@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +30,9 @@ from ..device.host import is_host
 from ..device.pinning import staging_buffer
 from ..measure.ceiling import fastest_convolutions, least_seconds
 from ..modules.linear import linear
+from ..weights.opened import OpenFile
 from .points import Points, lift, product_rate, sink
-from .reading import measure_load, reads
+from .reading import checkpoint, measure_load, reads
 
 ROUNDS, SECONDS = 3, 0.02
 """How often each point is visited, and for how long: one run at least."""
@@ -100,10 +99,10 @@ def measure_dtype(device: torch.device, dtype: torch.dtype, step: Step) -> Measu
     Where layers compute in float32 although their weights are in `dtype`, products are measured so.
     """
     computed = torch.float32 if is_host(device) and dtype in EMULATED else dtype
-    load = measure_load(dtype) if is_host(device) else None  # before anything else takes memory
-    pool, share = _full((POOL_BYTES // computed.itemsize,), device, computed), _Share()
-    with fastest_convolutions(), tempfile.TemporaryDirectory() as folder:
-        found = _measure(lambda: _samples(pool, dtype, Path(folder)), device, step, share)
+    with fastest_convolutions(), checkpoint() if is_host(device) else nullcontext() as file:
+        load = None if file is None else measure_load(file, dtype)  # before anything else takes memory
+        pool, share = _full((POOL_BYTES // computed.itemsize,), device, computed), _Share()
+        found = _measure(lambda: _samples(pool, dtype, file), device, step, share)
     measured = {kind: found[kind] for kind in PRODUCTS if kind in found}
     products = {
         kind: lift((size, amount / seconds) for size, amount, seconds in runs) for kind, runs in measured.items()
@@ -198,7 +197,8 @@ def _measure(
 # -- what is run -------------------------------------------------------------------------------------------------------
 
 
-def _samples(pool: Tensor, dtype: torch.dtype, folder: Path) -> Iterator[Sample]:
+def _samples(pool: Tensor, dtype: torch.dtype, file: OpenFile | None) -> Iterator[Sample]:
+    """`file`: what weights are read from where they come from files, on the host."""
     host, kind = is_host(pool.device), "host" if is_host(pool.device) else "accelerator"
     packs = host and onednn_computes(dtype)
     for tokens in TOKENS[kind]:
@@ -211,7 +211,7 @@ def _samples(pool: Tensor, dtype: torch.dtype, folder: Path) -> Iterator[Sample]
         yield _attention("attention", fused_attention, queries, keys, pool)
     for queries, keys in _LONG if is_faster(pool.device, pool.dtype) else ():
         yield _attention("long attention", backends.get("openvino"), queries, keys, pool)
-    yield from _reads(folder, pool.view(dtype)) if host else _copies(pool.device)
+    yield from _copies(pool.device) if file is None else _reads(file, pool.view(dtype))
 
 
 def _matmul(tokens: int, pool: Tensor) -> Sample:
@@ -242,8 +242,8 @@ def _attention(name: str, kernel: Callable[..., Tensor], queries: int, keys: int
     return Sample(name, size, flops, lambda: kernel(q, k, k))
 
 
-def _reads(folder: Path, pool: Tensor) -> Iterator[Sample]:
-    for nbytes, run in reads(folder, pool):
+def _reads(file: OpenFile, pool: Tensor) -> Iterator[Sample]:
+    for nbytes, run in reads(file, pool):
         yield Sample("fetch", 0.0, nbytes, run)
 
 

@@ -30,11 +30,16 @@ def too_little_memory(device: torch.device) -> bool:
     return is_host(device) and available is not None and available < needed
 
 
-def typical_profile(device: torch.device, dtypes: Sequence[str], identity: Mapping[str, str]) -> DeviceProfile:
-    """Rates of a small CPU, which computes half precision in float32, and the floor of this very process. Warns."""
+def typical_profile(
+    device: torch.device, dtypes: Sequence[str], identity: Mapping[str, str], error: OSError | None = None
+) -> DeviceProfile:
+    """Rates of a small CPU, which computes half precision in float32, and the floor of this very process. Warns, of too
+    little memory unless an `error` is why nothing could be measured."""
+    left = f"{format_bytes(available_memory() or 0)} of memory are left, too little to measure how fast this machine is"
+    without = f"how fast this machine is cannot be measured ({error}), which takes a temporary file of 72 MiB"
     warn(
-        f"{format_bytes(available_memory() or 0)} of memory are left, too little to measure how fast this machine is: "
-        "plans assume two typical cores. Peaks of memory are told as ever, seconds are not."
+        f"{left if error is None else without}: plans assume two typical cores. Peaks of memory are told as ever, "
+        "seconds are not."
     )
     floor = own_floor(device).bytes  # with what computing brings, which is there from now on
     moves: Points = ((1e6, 4 * _BANDWIDTH), (3e7, 2 * _BANDWIDTH), (1e8, _BANDWIDTH))

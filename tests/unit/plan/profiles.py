@@ -10,6 +10,7 @@ CPU = torch.device("cpu")
 
 PROFILE = DeviceProfile(
     taken_under={
+        "method": "2",
         "leandiffusion": "1",
         "torch": "2",
         "openvino": "",

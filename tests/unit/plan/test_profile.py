@@ -6,8 +6,10 @@ import datetime
 import json
 import os
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,7 +126,7 @@ def test_anew_measures_again_and_replaces(bench: Bench, tmp_path: Path) -> None:
     assert bench.asked == [["float32"]] * 3
 
 
-@pytest.mark.parametrize("fact", ["leandiffusion", "torch", "device", "flags", "threads", "cores", "pages"])
+@pytest.mark.parametrize("fact", profile.IDENTITY)
 def test_one_taken_under_something_else_is_stale(bench: Bench, tmp_path: Path, fact: str) -> None:
     profile_of("cpu")
     path = tmp_path / "profile-cpu.json"
@@ -231,7 +233,7 @@ def test_measuring_gives_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "POOL_BYTES", 4 << 20)
     monkeypatch.setattr(reading, "FILE_BYTES", 1 << 20)
     monkeypatch.setattr(reading, "READ_BYTES", 36 << 10)
-    monkeypatch.setattr(rates, "measure_load", lambda dtype: 7.0)
+    monkeypatch.setattr(rates, "measure_load", lambda file, dtype: 7.0)
     monkeypatch.setattr(rates, "CHANNELS", 32)
     monkeypatch.setattr(rates, "TOKENS", {"host": (1, 8)})
     monkeypatch.setattr(rates, "MAPS", {"host": ((32, 2), (32, 4))})
@@ -277,8 +279,68 @@ def test_whole_networks_are_read_by_all_threads_while_the_clock_runs(
     monkeypatch.setattr(reading.OpenFile, "read", read)
     monkeypatch.setattr(reading.time, "process_time", lambda: seconds[0])
     monkeypatch.setattr(reading, "compute_beside", lambda works: [work() for work in works])
-    assert reading.measure_load(torch.bfloat16) == threads * (1 << 19)
+    with reading.checkpoint() as file:
+        assert reading.measure_load(file, torch.bfloat16) == threads * (1 << 19)
     assert starts[:6] == [0, 1, 2, 3, 0, 1]
+
+
+def test_one_that_does_not_tell_how_it_was_measured_is_stale_and_can_be_read(bench: Bench, tmp_path: Path) -> None:
+    """As those in records of predictions, and on the disks of users, from before there was a number."""
+    profile_of("cpu")
+    path = tmp_path / "profile-cpu.json"
+    values = json.loads(path.read_text())
+    del values["taken_under"]["method"]
+    path.write_text(json.dumps(values))
+    assert DeviceProfile.from_json(values).products == PROFILE.products
+    forget()
+    assert profile_of("cpu").taken_under["method"] == profile.METHOD
+    assert len(bench.asked) == 2
+
+
+def _without_folder(**_: Any) -> Any:
+    raise FileNotFoundError(2, "No usable temporary directory found")
+
+
+def _full_folder(**_: Any) -> Any:
+    folder = tempfile.mkdtemp()
+    os.symlink("/dev/full", os.path.join(folder, "weights"))
+    return nullcontext(folder)
+
+
+full_disks = pytest.mark.parametrize("folder", [_without_folder, _full_folder])
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
+@full_disks
+def test_without_room_for_temporary_files_the_checkpoint_is_in_memory(
+    folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(reading.tempfile, "TemporaryDirectory", folder)
+    before = set(os.listdir("/proc/self/fd"))
+    with reading.checkpoint() as file:
+        target = torch.zeros(64, 64)
+        reading._read(file, target, (1 << 20) - target.nbytes)
+        assert torch.allclose(target, torch.full((64, 64), 0.0115), rtol=0.01)
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+@full_disks
+def test_without_room_anywhere_typical_figures_are_taken_and_told_once(
+    folder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LEANDIFFUSION_CACHE", str(tmp_path))
+    monkeypatch.setattr(reading.tempfile, "TemporaryDirectory", folder)
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(profile, "_measure", lambda device, dtypes, *_: rates.measure_dtype(device, torch.float32, int))
+    forget()
+    with pytest.warns(UserWarning, match=r"cannot be measured \(.*\), which takes a temporary file"):
+        typical = profile_of("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert profile_of("cpu") is typical
+    forget()
+    assert list(tmp_path.iterdir()) == []  # it is measured when there is room
 
 
 def test_a_cpu_is_measured_by_another_process() -> None:
