@@ -10,12 +10,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
-from .fork import Lock
+from .fork import Lock, renew_in_child
 from .shapes import giving_back, is_traced
 
 LARGE = 4 << 20
@@ -30,10 +31,6 @@ HIGHEST = 32 << 20
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
-_lock = Lock()
-_sizes: list[int] = []
-"""That are asked for now; the smallest counts."""
-
 
 @contextmanager
 def freed_at_once(size: int = LARGE) -> Iterator[None]:
@@ -47,11 +44,12 @@ def freed_at_once(size: int = LARGE) -> Iterator[None]:
         with giving_back() if size <= LARGE else nullcontext():
             yield
         return
-    _change(_sizes.append, size)
+    asked = threading.get_ident(), size
+    _asked.change(_asked.sizes.append, asked)
     try:
         yield
     finally:
-        _change(_sizes.remove, size)
+        _asked.change(_asked.sizes.remove, asked)
 
 
 def trim() -> None:
@@ -78,12 +76,35 @@ class TrimsAtEnd:
             trim()
 
 
-def _change(how: Callable[[int], None], size: int) -> None:
-    with _lock:
-        before = min(_sizes, default=HIGHEST)
-        how(size)
-        if (now := min(_sizes, default=HIGHEST)) != before:
-            _set_threshold(now)
+class _Asked:
+    """Threads and the sizes that they ask for now; the smallest counts."""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, int]] = []
+        self._lock = Lock()
+        renew_in_child(self)
+
+    def change(self, how: Callable[[tuple[int, int]], None], asked: tuple[int, int]) -> None:
+        with self._lock:
+            before = self._smallest
+            how(asked)
+            if self._smallest != before:
+                _set_threshold(self._smallest)
+
+    def renew(self) -> None:
+        """In a forked child: forget what the parent's other threads asked for, which nobody would take back."""
+        others = [asked for asked in self.sizes if asked[0] != threading.get_ident()]
+        for asked in others:
+            self.sizes.remove(asked)
+        if others:
+            _set_threshold(self._smallest)
+
+    @property
+    def _smallest(self) -> int:
+        return min((size for _, size in self.sizes), default=HIGHEST)
+
+
+_asked = _Asked()
 
 
 def _set_threshold(size: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,35 @@ def test_of_several_sizes_the_smallest_counts(monkeypatch: pytest.MonkeyPatch) -
             pass
         assert sizes == [malloc.MEDIUM, malloc.LARGE, malloc.MEDIUM]
     assert sizes[-1] == malloc.HIGHEST
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_in_a_forked_child_what_other_threads_asked_for_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked by a thread that asks for MEDIUM while another asks for LARGE: its own is in force until it ends there."""
+    begun, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with malloc.freed_at_once(malloc.LARGE):
+            begun.set()
+            over.wait()
+
+    thread, sizes = threading.Thread(target=other), list[int]()
+    thread.start()
+    begun.wait()
+    with malloc.freed_at_once(malloc.MEDIUM):
+        monkeypatch.setattr(malloc, "_set_threshold", sizes.append)
+        child = os.fork()
+        sizes.append(0)
+    if not child:
+        with malloc.freed_at_once():
+            pass
+        expected = [malloc.MEDIUM, 0, malloc.HIGHEST, malloc.LARGE, malloc.HIGHEST]
+        os._exit(sizes != expected)
+    over.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sizes == [0, malloc.HIGHEST]  # the parent's went on
 
 
 @on_glibc

@@ -172,13 +172,13 @@ def test_weights_that_begin_to_travel_within_a_call_are_in_it_as_those_that_did_
             return not other.submit(engine.turn._lock.acquire, blocking=False).result()
 
     def look(*_: Any) -> dict[str, Any]:
-        seen.append((len(malloc._sizes), taken_elsewhere()))
+        seen.append((len(malloc._asked.sizes), taken_elsewhere()))
         return {}
 
     draw(pipe, height=16, width=16, callback_on_step_end=look)
     assert "sequential_offload" in {entry.name for entry in pipe.techniques}
     assert set(seen) == {(1, True)}
-    assert (len(malloc._sizes), taken_elsewhere()) == (0, False)
+    assert (len(malloc._asked.sizes), taken_elsewhere()) == (0, False)
 
 
 def test_planning_again_starts_from_the_dtype_that_the_weights_were_opened_at(
