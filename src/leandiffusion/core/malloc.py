@@ -12,12 +12,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from .fork import Lock, renew_in_child
-from .shapes import giving_back, is_traced
+from .shapes import is_traced, tell_trimmed
 
 LARGE = 4 << 20
 """Bytes from which blocks are given back. Asking the system for them anew takes a few percent of a decode's time."""
@@ -41,8 +41,7 @@ def freed_at_once(size: int = LARGE) -> Iterator[None]:
     threshold in the environment, or while shapes are traced, which allocates nothing.
     """
     if is_traced():
-        with giving_back() if size <= LARGE else nullcontext():
-            yield
+        yield
         return
     asked = threading.get_ident(), size
     _asked.change(_asked.sizes.append, asked)
@@ -53,7 +52,9 @@ def freed_at_once(size: int = LARGE) -> Iterator[None]:
 
 
 def trim() -> None:
-    """Give back what is free now, as far as the C library can."""
+    """Give back what is free now, as far as the C library can. A tracer of shapes is told instead."""
+    if tell_trimmed():
+        return
     give = getattr(_libc(), "malloc_trim", None)  # musl has none
     if give is not None:
         give(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -24,8 +24,8 @@ class Tracer(Protocol):
         """Meanwhile each operation stands for so many."""
         ...
 
-    def giving_back(self) -> AbstractContextManager[None]:
-        """Meanwhile large blocks go back to the system when they are freed."""
+    def trimmed(self) -> None:
+        """What is free goes back to the system now."""
         ...
 
     def once(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -74,10 +74,12 @@ def is_traced() -> bool:
     return _tracer.get() is not None
 
 
-def giving_back() -> AbstractContextManager[None]:
-    """Tell the tracer that large blocks go back to the system at once meanwhile."""
+def tell_trimmed() -> bool:
+    """Tell the tracer that what is free goes back to the system now. Whether there is one."""
     tracer = _tracer.get()
-    return nullcontext() if tracer is None else tracer.giving_back()
+    if tracer is not None:
+        tracer.trimmed()
+    return tracer is not None
 
 
 def meta_is_host() -> bool:

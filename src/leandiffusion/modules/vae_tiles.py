@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.malloc import trim
 from ..core.shapes import alike
+from ..device.host import is_host
 from .blocks import GroupNorm, ResnetBlock2D, Statistics, silu
 
 if TYPE_CHECKING:
@@ -201,6 +203,8 @@ class Tiler:
         for begin, end in alike(self.strips(source)):
             strip = source.rows(begin, end)
             if into is None:
+                if is_host(strip.device):
+                    trim()  # what strips of other maps left, which can be as much as this one
                 into = _like(strip, source.shape)
             if held is not None:
                 into[:, :, held[0] : held[1]] = held[2]

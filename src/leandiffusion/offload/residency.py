@@ -20,8 +20,8 @@ class Residency:
     that runs. `fetched` come from the tier below each time that a network runs, or with `stays` once for all of its
     runs in a row. `arrivals`: how many units these are, where they come each time; `ahead` says whether the largest
     have room to come while others compute. `part_bytes`: what heavy layers compute in parts of, if all of them do.
-    `gives_back`: whether freed memory goes back to the system meanwhile. `below` are in host memory beneath an
-    accelerator.
+    `freed_from`: bytes from which freed blocks go back to the system meanwhile (`Policy.freed_from`). `below` are in
+    host memory beneath an accelerator.
     """
 
     kept: int
@@ -31,7 +31,7 @@ class Residency:
     arrivals: Mapping[str, int] = field(default_factory=dict)
     ahead: bool = True
     part_bytes: int | None = None
-    gives_back: bool = False
+    freed_from: int | None = None
     below: int = 0
 
     def fetched_for(self, names: Iterable[str]) -> int:
@@ -111,5 +111,5 @@ def residency(networks: Pieces, policy: Policy) -> Residency:
     whole = limit is not None and any(piece.nbytes > limit for piece in resident)  # and such set the peak
     return Residency(
         kept, rings, fetched, arrivals={name: len(parts) for name, parts in by_network.items()},
-        ahead=policy.slots > 1, part_bytes=None if whole else limit, gives_back=policy.gives_back, below=below,
+        ahead=policy.slots > 1, part_bytes=None if whole else limit, freed_from=policy.freed_from, below=below,
     )  # fmt: skip

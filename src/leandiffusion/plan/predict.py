@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..core.malloc import LARGE
 from ..core.wording import dtype_name
 from ..device.host import is_host
 from ..offload.residency import Residency, all_resident
@@ -99,8 +100,8 @@ class Predictor:
             weights += max(weight.nbytes for weight in self._encoder(chosen).parameters())
         if name not in ("encode", "image"):
             weights += self._seen_bytes(name, chosen)
-        works, given_back = self._works(name, chosen), self.residency(chosen).gives_back
-        held = max(each.work.given_back if given_back else each.work.peak for each in works)
+        works, freed_from = self._works(name, chosen), self.residency(chosen).freed_from
+        held = max(each.work.peak_where(freed_from) for each in works)
         if name == "denoise" and len(works) > 2:  # the UNet sees a part at a time of what ControlNets gave at once
             held += works[0].work.kept
         around = self._floor + self._around_modules + self.library_bytes(chosen) if self._on_host else 0
@@ -138,7 +139,9 @@ class Predictor:
     def _gives_back(self, stage: str, chosen: Chosen) -> bool:
         """Whether freed memory goes back to the system in that stage (`core.malloc.freed_at_once`)."""
         in_parts = any(technique.name in ("vae_slicing", "vae_tiling") for technique in chosen)
-        return self.residency(chosen).gives_back or (self._on_host and in_parts and stage in ("picture", "decode"))
+        return self.residency(chosen).freed_from == LARGE or (
+            self._on_host and in_parts and stage in ("picture", "decode")
+        )
 
     def _works(self, name: str, chosen: Chosen) -> list[Work]:
         """What is computed in the stage, in a step of 'denoise'; the ControlNets' part comes first."""

@@ -20,7 +20,7 @@ from ..run.size import CallSize
 from ..techniques.hooks import around_forward
 from ..weights.source import Source
 from .sketch import Part
-from .stages import SLACK, Stage, guided
+from .stages import HOLES, Stage, guided
 from .trace import trace
 from .work import StageWork
 
@@ -76,7 +76,7 @@ def trace_seeing(
     read."""
     on_host = is_host(device)
     stage = _seeing(eyes, encoder, networks, call)
-    return trace(*stage, on_host=on_host, slack=SLACK if on_host else 0.0)
+    return trace(*stage, on_host=on_host, holes=HOLES if on_host else None)
 
 
 def _seeing(eyes: Eyes, encoder: Any, networks: Mapping[str, Any], call: CallSize) -> Stage:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.malloc import HIGHEST, LARGE, MEDIUM
 from ..device.host import is_host
 from ..families.encode import encode_text
 from ..modules.controlnet import ControlNetModel
@@ -38,9 +39,11 @@ from .work import StageWork
 
 TEXTS = ("text_encoder", "text_encoder_2")
 
-SLACK = 0.4
-"""Of the blocks that the C library keeps, what lies between them: holes that small objects made too small. 0.3 to 0.5
-were measured in steps and decodes of Stable Diffusion 1.5 and the demo model, and up to 0.8 now and then."""
+HOLES = {LARGE: 0.4, MEDIUM: 0.9, HIGHEST: 0.9}
+"""What lies between blocks that the C library keeps, as a share of the most that they take at one time, by the size
+from which freed blocks go back: holes that small objects made too small, and that blocks of other sizes left. Where
+those from LARGE on go back memory is trimmed all the while. Measured in steps and decodes of Stable Diffusion 1.5 and
+the demo model, where others than 0.9 (0.6 to 1.3) come now and then."""
 
 CONTROLS = "controlnet"
 """The component's name; several have a number behind it, 'controlnet.0'."""
@@ -86,7 +89,7 @@ def trace_stage(
     run_stage, before = make(networks, call)
     owners = [networks[name] for name in owners_of(stage, networks)]
     with travelling_layers(owners, part_bytes), repeated_blocks(owners):
-        return trace(run_stage, before, on_host=on_host, slack=SLACK if on_host else 0.0)
+        return trace(run_stage, before, on_host=on_host, holes=HOLES if on_host else None)
 
 
 def stages_of(call: CallSize) -> list[str]:

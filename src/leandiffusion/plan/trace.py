@@ -7,17 +7,20 @@ for the moment of each operation (`plan.kernels`).
 
 from __future__ import annotations
 
+import sys
 import weakref
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.malloc import HIGHEST, LARGE
+from ..core.malloc import LARGE
 from ..core.shapes import traced_by
 from .kernels import Gives, Operation, kernel_of, operation_of
 from .work import AROUND, Ops, StageWork
@@ -27,32 +30,33 @@ Sums = dict[tuple[str, float], list[float]]
 
 
 class _Seen(NamedTuple):
-    """What a function gave, as `_described`; its peaks beyond what was alive; and what it computed."""
+    """What a function gave, as `_described`; the most that was in blocks of each heap and in others, beyond what was
+    before; and what it computed."""
 
     result: Any
-    peak: float
-    given_back: float
+    kept: list[int]
+    others: list[int]
     sums: Sums
 
 
 class Tracer(TorchDispatchMode):
     """A mode in which operations on meta tensors are noted. `on_host`: meta stands for the CPU.
 
-    What exists before is not counted: weights, and whatever else was made outside. `slack` is what the C library keeps
-    beyond the blocks that are alive, as a share of those among them that it does not give back when they are freed.
+    What exists before is not counted: weights, and whatever else was made outside. `holes` tells of the C library, for
+    one size or several from which freed blocks go back to the system: what lies between smaller ones, as a share of the
+    most that these took at one time. They stay with the process, so that it keeps that share and that most until it is
+    trimmed, whatever larger blocks come then. With no such sizes all of them go back, which is exact for tensors.
     """
 
-    def __init__(self, *, on_host: bool, slack: float = 0.0) -> None:
+    def __init__(self, *, on_host: bool, holes: Mapping[int, float] | None = None) -> None:
         super().__init__()
-        self.on_host, self.slack = on_host, slack
-        self.alive = 0
-        self._kept = self._kept_small = 0  # of what is alive, in blocks that are not given back: usually, and at most
-        self._peak = self._given_back = 0.0
-        self._gives_back = False
+        self.on_host, self.holes = on_host, dict(sorted((holes or {sys.maxsize: 0.0}).items()))
+        self._sizes = tuple(self.holes)
+        self._by_size = [0] * (len(self._sizes) + 1)  # of what is alive, blocks from one size up to the next
+        self.begin()
         self._count = 1
         self._in_function = False
         self._known: dict[int, weakref.ref[Any]] = {}
-        self._sums: Sums = _no_sums()
         self._repeated: dict[Any, _Seen | None] = {}
 
     @classmethod
@@ -75,21 +79,34 @@ class Tracer(TorchDispatchMode):
         found = [Ops(kind, size, int(n), flops, nbytes) for (kind, size), (n, flops, nbytes) in self._sums.items()]
         return sorted(found, key=lambda ops: (ops.kind, -ops.flops, -ops.nbytes))
 
+    @property
+    def alive(self) -> int:
+        """Bytes of tensors that are there."""
+        return sum(self._by_size)
+
     def begin(self) -> None:
         """Go on as if nothing had been computed yet; what is alive stays so."""
         self._sums = _no_sums()
-        self._peak = self._given_back = 0.0
-        self._look()
+        self._peaks = [0.0] * len(self._sizes)
+        self._most_kept, self._most_others = self._held
 
     @property
-    def peak(self) -> int:
-        """The most bytes that were held at one time."""
-        return int(self._peak)
+    def peaks(self) -> dict[int, int]:
+        """The most bytes that were held at one time, by the size from which freed blocks go back."""
+        return dict(zip(self._sizes, map(int, self._peaks_since()), strict=True))
 
     @property
-    def given_back(self) -> int:
-        """The same where freed memory goes back to the system all the while (`core.malloc.freed_at_once`)."""
-        return int(self._given_back)
+    def _held(self) -> tuple[list[int], list[int]]:
+        """What is alive in blocks that the C library keeps when they are freed, by the size up to which it does, and
+        in others."""
+        kept = list(accumulate(self._by_size[:-1]))
+        return kept, [self.alive - each for each in kept]
+
+    def _peaks_since(self) -> list[float]:
+        """With those since memory was trimmed."""
+        since = zip(self.holes.values(), self._most_kept, self._most_others, strict=True)
+        found = [(1 + share) * kept + others for share, kept, others in since]
+        return [max(pair) for pair in zip(self._peaks, found, strict=True)]
 
     # -- what `core.shapes` asks of a tracer ---------------------------------------------------------------------------
 
@@ -102,19 +119,15 @@ class Tracer(TorchDispatchMode):
         finally:
             self._count = before
 
-    @contextmanager
-    def giving_back(self) -> Iterator[None]:
-        """Meanwhile blocks of LARGE bytes or more go back to the system when they are freed."""
-        before, self._gives_back = self._gives_back, True
-        try:
-            yield
-        finally:
-            self._gives_back = before
+    def trimmed(self) -> None:
+        """What was kept of freed blocks goes back to the system now."""
+        self._peaks = self._peaks_since()
+        self._most_kept, self._most_others = self._held
 
     def once(self, function: Callable[..., Tensor], args: Any, kwargs: Mapping[str, Any]) -> Tensor:
         """`function(*args, **kwargs)`; with shapes that were seen before, in any trace, not that, but what it took
         then."""
-        key = self.on_host, self.slack, function, *map(_described, args), *map(_described, kwargs.values())
+        key = self.on_host, self._sizes, function, *map(_described, args), *map(_described, kwargs.values())
         before, self._in_function = self._in_function, True
         try:
             return self._run_once(_seen, key, function, args, kwargs)
@@ -130,16 +143,17 @@ class Tracer(TorchDispatchMode):
     def _run_once(
         self, known: dict[Any, _Seen | None], key: Any, function: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
-        key = self._gives_back, key
         if key not in known:
             result, known[key] = self._apart(function, args, kwargs)
             return result
         seen = known[key]
         if seen is None:
             return function(*args, **kwargs)
-        usual, small = self._held
-        self._peak = max(self._peak, usual + seen.peak)
-        self._given_back = max(self._given_back, small + seen.given_back)
+        kept, others = self._held
+        self._raise(
+            [sum(pair) for pair in zip(kept, seen.kept, strict=True)],
+            [sum(pair) for pair in zip(others, seen.others, strict=True)],
+        )
         self._add(seen.sums)
         if seen.result is None:
             return None
@@ -152,23 +166,25 @@ class Tracer(TorchDispatchMode):
     def _apart(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, _Seen | None]:
         """What the function gives, and what it takes; None where it gives anything but one new tensor or nothing, or
         keeps something."""
-        peak, given_back, count, sums = self._peak, self._given_back, self._count, self._sums
-        alive, (usual, small) = self.alive, self._held
-        self._peak, self._given_back = usual, small
+        before = self._most_kept, self._most_others
+        count, sums, alive = self._count, self._sums, self.alive
+        kept, others = self._held
+        self._most_kept, self._most_others = [*kept], [*others]
         self._count, self._sums = 1, _no_sums()
         try:
             result = function(*args, **kwargs)
-            own = self._sums, self._peak - usual, self._given_back - small
+            rises = _beyond(kept, self._most_kept), _beyond(others, self._most_others)
+            own = self._sums
         finally:
             self._count, self._sums = count, sums
-            self._peak, self._given_back = max(peak, self._peak), max(given_back, self._given_back)
-        self._add(own[0])
+            self._raise(*before)
+        self._add(own)
         new = self.alive - alive
         if isinstance(result, Tensor):
             repeats = new == result.untyped_storage().nbytes() == result.nbytes
         else:
             repeats = result is None and not new
-        return result, _Seen(_described(result), own[1], own[2], own[0]) if repeats else None
+        return result, _Seen(_described(result), *rises, own) if repeats else None
 
     # -- operations ----------------------------------------------------------------------------------------------------
 
@@ -222,32 +238,29 @@ class Tracer(TorchDispatchMode):
             storage = tensor.untyped_storage()
             key, nbytes = storage._cdata, storage.nbytes()
             if key not in self._known:
-                small = nbytes if nbytes < LARGE else 0
-                kept = small if self._gives_back or nbytes >= HIGHEST else nbytes
-                self._known[key] = weakref.ref(storage, self._when_freed(key, nbytes, kept, small))
-                self.alive += nbytes
-                self._kept += kept
-                self._kept_small += small
+                which = bisect_right(self._sizes, nbytes)
+                self._known[key] = weakref.ref(storage, self._when_freed(key, nbytes, which))
+                self._by_size[which] += nbytes
         self._look()
 
-    def _when_freed(self, key: int, nbytes: int, kept: int, small: int) -> Callable[[Any], None]:
+    def _when_freed(self, key: int, nbytes: int, which: int) -> Callable[[Any], None]:
         def freed(_: Any) -> None:
-            self.alive -= nbytes
-            self._kept -= kept
-            self._kept_small -= small
+            self._by_size[which] -= nbytes
             del self._known[key]
 
         return freed
 
-    @property
-    def _held(self) -> tuple[float, float]:
-        """Bytes, with what the C library keeps: usually, and where it gives back what it can."""
-        return self.alive + self.slack * self._kept, self.alive + self.slack * self._kept_small
-
     def _look(self, workspace: int = 0) -> None:
-        usual, small = self._held
-        self._peak = max(self._peak, usual + workspace)
-        self._given_back = max(self._given_back, small + workspace)
+        kept, others = self._held
+        which = bisect_right(self._sizes, workspace)
+        for i in range(len(kept)):
+            (kept if i >= which else others)[i] += workspace
+        self._raise(kept, others)
+
+    def _raise(self, kept: list[int], others: list[int]) -> None:
+        """Note that so much was held."""
+        self._most_kept = [*map(max, self._most_kept, kept)]
+        self._most_others = [*map(max, self._most_others, others)]
 
 
 _seen: dict[Any, _Seen | None] = {}
@@ -255,6 +268,10 @@ _seen: dict[Any, _Seen | None] = {}
 
 def _no_sums() -> Sums:
     return defaultdict(lambda: [0, 0.0, 0.0])
+
+
+def _beyond(before: list[int], most: list[int]) -> list[int]:
+    return [after - each for each, after in zip(before, most, strict=True)]
 
 
 def _described(value: Any) -> Any:
@@ -265,14 +282,15 @@ def _described(value: Any) -> Any:
 
 
 def trace(
-    function: Callable[..., object], before: Callable[[], Any] = lambda: (), *, on_host: bool, slack: float = 0.0
-) -> StageWork:
+    function: Callable[..., object], before: Callable[[], Any] = lambda: (), *, on_host: bool,
+    holes: Mapping[int, float] | None = None,
+) -> StageWork:  # fmt: skip
     """What `function(*before())` computes and holds, which works on the meta device; its result is held to the end.
 
     Without gradients. Tensors that exist already, weights above all, are not counted; what `before` makes is held, but
-    is not part of what is computed. `slack` as a `Tracer` has it.
+    is not part of what is computed. `holes` as a `Tracer` has them: the peak is that of the largest of these sizes.
     """
-    tracer = Tracer(on_host=on_host, slack=slack)
+    tracer = Tracer(on_host=on_host, holes=holes)
     with torch.no_grad(), traced_by(tracer), tracer:
         held = before()
         tracer.begin()
@@ -280,4 +298,5 @@ def trace(
         result = function(*held)
         kept = tracer.alive - alive
         del result
-    return StageWork(tracer.peak, tracer.ops, kept, tracer.given_back, tracer.around)
+    peaks = tracer.peaks
+    return StageWork(max(peaks.values()), tracer.ops, kept, peaks if holes else {}, tracer.around)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,21 @@ ask the system for it. 'reordered': plain weights of `size` bytes that a convolu
 class StageWork:
     """One stage: 'encode' of both texts, 'picture', 'control' and 'denoise' for one step, or 'decode'.
 
-    `peak`: most bytes that its tensors and its kernels' workspaces take at one time, weights not counted. `ops`: what
-    it computes. `kept`: bytes of what it gives. `given_back`: the peak where freed memory goes back to the system all
-    the while (`core.malloc`), as with sequential offload of one slot, not only where the VAE's slices or strips
-    want it. `around`: what is done around its operations, of the kinds AROUND.
+    `peak`: most bytes that its tensors and its kernels' workspaces take at one time, weights not counted, with what the
+    C library keeps of those that are freed. `ops`: what it computes. `kept`: bytes of what it gives. `peaks`: the peak
+    where freed blocks of so many bytes and more go back to the system (`core.malloc`), by these bytes. `around`: what
+    is done around its operations, of the kinds AROUND.
     """
 
     peak: int
     ops: tuple[Ops, ...]
     kept: int = 0
-    given_back: int = 0
+    peaks: Mapping[int, int] = field(default_factory=dict)
     around: tuple[Ops, ...] = ()
+
+    def peak_where(self, freed_from: int | None) -> int:
+        """The peak where freed blocks of that many bytes and more go back; None: as the C library has it by itself."""
+        return self.peak if freed_from is None else self.peaks.get(freed_from, self.peak)
 
     @property
     def flops(self) -> float:

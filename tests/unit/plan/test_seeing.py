@@ -36,7 +36,7 @@ def larger(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = {"hidden_size": 256, "intermediate_size": 1024, "projection_dim": 192, "image_size": SIDE, "patch_size": 14}
     for name, value in {"HIDDEN": 256, "PROJECTED": 192, "ENCODER": files.ENCODER | wide}.items():
         monkeypatch.setattr(files, name, value)
-    monkeypatch.setattr(seeing, "SLACK", 0.0)
+    monkeypatch.setattr(seeing, "HOLES", {})
     monkeypatch.setattr(planning, "profile_of", lambda device, dtypes: a_profile())
     monkeypatch.setattr(planning, "floor_here", lambda profile, networks, has_computed: profile.floor)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.unit.plan.real import real_ops
 from torch import Tensor
 
 from leandiffusion.attention import backends
-from leandiffusion.core.malloc import freed_at_once
+from leandiffusion.core.malloc import trim
 from leandiffusion.core.shapes import alike, is_channels_last, is_traced, traced_by, traced_once
 from leandiffusion.device.capabilities import onednn_computes
 from leandiffusion.device.host import is_host
@@ -221,17 +222,35 @@ def test_what_is_made_before_is_held_but_not_computed() -> None:
     assert [ops.count for ops in work.ops] == [1]
 
 
-def test_what_is_kept_between_blocks_that_are_not_given_back_counts() -> None:
-    def work() -> None:
-        kept = [_bytes(8 << 20), _bytes(40 << 20)]
-        with freed_at_once():
-            kept.append(_bytes(8 << 20))
-            kept.append(_bytes(1 << 20))
+HOLES = {4 << 20: 0.5, 16 << 20: 1.0}
 
-    found, exact = trace(work, on_host=True, slack=0.5), trace(work, on_host=True)
-    assert found.peak == (57 << 20) + (9 << 20) // 2
-    assert found.given_back == (57 << 20) + (1 << 20) // 2
-    assert exact.peak == exact.given_back == 57 << 20
+
+def test_what_is_kept_between_blocks_that_are_not_given_back_counts() -> None:
+    def work() -> list[Tensor]:
+        return [_bytes(size << 20) for size in (8, 40, 1)]
+
+    found, exact = trace(work, on_host=True, holes=HOLES), trace(work, on_host=True)
+    assert found.peaks == {4 << 20: 49.5 * (1 << 20), 16 << 20: (49 + 9) << 20}
+    assert found.peak == 58 << 20
+    assert exact.peak == exact.peak_where(4 << 20) == 49 << 20
+
+
+def test_freed_blocks_that_are_kept_lie_beneath_larger_ones_until_memory_is_trimmed() -> None:
+    def work(between: Any) -> None:
+        _bytes(8 << 20)
+        between()
+        _bytes(40 << 20)
+
+    for between, peaks in ((lambda: None, (40, 56)), (trim, (40, 40))):
+        found = trace(partial(work, between), on_host=True, holes=HOLES)
+        assert found.peaks == dict(zip(HOLES, (peaks[0] << 20, peaks[1] << 20), strict=True))
+
+
+def test_workspaces_are_kept_as_other_blocks_are() -> None:
+    x, weight = torch.empty(1, 64, 4, 4, device="meta"), torch.empty(64, 64, 3, 3, device="meta")
+    exact = trace(lambda: F.conv2d(x, weight, padding=1), on_host=True).peak
+    found = trace(lambda: F.conv2d(x, weight, padding=1), on_host=True, holes=HOLES)
+    assert found.peaks == {4 << 20: int(1.5 * exact), 16 << 20: 2 * exact}
 
 
 def test_in_place_and_into_a_place_take_nothing() -> None:
