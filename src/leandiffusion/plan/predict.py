@@ -138,10 +138,9 @@ class Predictor:
 
     def _gives_back(self, stage: str, chosen: Chosen) -> bool:
         """Whether freed memory goes back to the system in that stage (`core.malloc.freed_at_once`)."""
+        of_vae = self._on_host and stage in ("picture", "decode")
         in_parts = any(technique.name in ("vae_slicing", "vae_tiling") for technique in chosen)
-        return self.residency(chosen).freed_from == LARGE or (
-            self._on_host and in_parts and stage in ("picture", "decode")
-        )
+        return self.residency(chosen).freed_from == LARGE or (of_vae and in_parts)
 
     def _works(self, name: str, chosen: Chosen) -> list[Work]:
         """What is computed in the stage, in a step of 'denoise'; the ControlNets' part comes first."""
