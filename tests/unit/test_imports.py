@@ -29,6 +29,11 @@ def test_the_probe_sees_a_heavy_import():
     assert "PIL" in loaded_after("import PIL")
 
 
+def test_processes_import_the_package_that_is_tested_wherever_they_begin(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("import leandiffusion; print(leandiffusion.__file__)").strip() == leandiffusion.__file__
+
+
 @pytest.mark.parametrize(
     "code",
     [

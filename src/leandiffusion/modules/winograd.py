@@ -170,14 +170,21 @@ def transform(pixels: Tensor, rows: tuple[int, int, int], place: Tensor | None, 
     first, n, w = rows
     shape, dtype = (IN, IN, B, n, w, C), widened(pixels.dtype)
     tiles = pixels.new_empty(shape, dtype=dtype) if place is None else place[: math.prod(shape)].view(shape)
+    _transform(pixels, first, tiles, double=double)
+    return tiles
+
+
+@traced_once
+def _transform(pixels: Tensor, first: int, tiles: Tensor, *, double: bool) -> None:
+    """Into tiles (6, 6, B, n, w, C), whose rows begin with `first`."""
+    _, _, B, n, w, C = tiles.shape
     width = OUT * w + 2
-    for some in alike(_strips(n, IN * B * width * C * dtype.itemsize)):
+    for some in alike(_strips(n, IN * B * width * C * tiles.itemsize)):
         height = OUT * (some.stop - some.start)
         slab = _slab(pixels, OUT * (first + some.start) - 1, height + 2, width, double=double)
         columns = slab.new_empty(IN, B, height // OUT, width, C)
         _inputs([slab[:, i : i + height - 3 : OUT] for i in range(IN)], columns.unbind())
         _inputs([columns[:, :, :, i : i + OUT * w - 3 : OUT] for i in range(IN)], tiles[:, :, :, some].unbind(1))
-    return tiles
 
 
 def _gather(rows: Tensor, place: Tensor, bias: Tensor | None) -> None:

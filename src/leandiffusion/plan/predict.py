@@ -63,6 +63,7 @@ class Predictor:
     _with_encoder: dict[torch.dtype | None, Sketch] = field(default_factory=dict)
     _traced: dict[Any, StageWork] = field(default_factory=dict)
     _residencies: dict[Any, Residency] = field(default_factory=dict)
+    _libraries: dict[tuple[Technique, torch.dtype], int] = field(default_factory=dict)
     _timed: dict[tuple[str, Chosen], float] = field(default_factory=dict)
 
     def predict(self, techniques: Iterable[Technique]) -> Prediction:
@@ -90,7 +91,10 @@ class Predictor:
     def library_bytes(self, chosen: Chosen) -> int:
         """Of libraries that these techniques need."""
         device, dtype = self.blueprint.device, self.cast(chosen) or self.blueprint.dtype
-        return sum(technique.library_bytes(device, dtype) for technique in chosen)
+        for key in ((technique, dtype) for technique in chosen):
+            if key not in self._libraries:  # looking what is installed takes a while
+                self._libraries[key] = key[0].library_bytes(device, dtype)
+        return sum(self._libraries[technique, dtype] for technique in chosen)
 
     def _stage_peak(self, name: str, chosen: Chosen) -> int:
         travel = any(map(moves, chosen))

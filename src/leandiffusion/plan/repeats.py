@@ -65,9 +65,9 @@ class _Shapes:
         own = vars(module)
         weights = [(n, *_weight(t)) for table in _TABLES[:2] for n, t in own[table].items()]
         layers = [(n, None if child is None else self.of(child)) for n, child in own["_modules"].items()]
-        plumbing = [(n, id(own[n])) for n in _PLUMBING if own.get(n)]
-        settings = [(n, self._setting(v)) for n, v in own.items() if n not in _PLUMBING and n not in _TABLES]
-        return type(module), *weights, *layers, *plumbing, *settings
+        told = [(n, v) for n, v in own.items() if n not in _TABLES and (n not in _PLUMBING or v)]
+        settings = [(n, id(v) if n in _PLUMBING else self._setting(v)) for n, v in told]
+        return type(module), *weights, *layers, *settings
 
     def _setting(self, value: Any) -> Any:
         """Equal for values that mean the same: else each is its own."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+
 from ..core.errors import ConfigError
 from ..core.malloc import HIGHEST, LARGE
 from .points import Points, product_rate, rate_at
@@ -72,7 +75,7 @@ def load_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
 def fetch_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
     """Seconds of bringing weights one by one from the tier below to memory that is fresh, with nothing computed
     meanwhile: the system hands out its pages one by one."""
-    return nbytes * (1 / profile.fetch[dtype] + _pages(profile)[0])
+    return nbytes * (1 / profile.fetch[dtype] + _pages(profile.moves)[0])
 
 
 def ops_seconds(
@@ -83,14 +86,14 @@ def ops_seconds(
         return 0.0
     nbytes = ops.nbytes / ops.count
     if ops.kind == "made":
-        return ops.nbytes * _pages(profile)[0] if nbytes >= (LARGE if fresh else HIGHEST) else 0.0
+        return ops.nbytes * _pages(profile.moves)[0] if nbytes >= (LARGE if fresh else HIGHEST) else 0.0
     if ops.kind == "reordered":
         return ops.count * _reordering(profile.reorder[dtype], nbytes)
     overhead = OVERHEADS[ops.kind] * profile.overhead * ops.count
     if ops.kind == "layer":
         return overhead
     if ops.kind == "other":
-        return OTHERS * ops.nbytes / max(rate_at(profile.moves["kept"], nbytes), _pages(profile)[1]) + overhead
+        return OTHERS * ops.nbytes / max(rate_at(profile.moves["kept"], nbytes), _pages(profile.moves)[1]) + overhead
     products, kind = profile.products[dtype], ops.kind
     if kind == "long attention" and not (fast_attention and kind in products):
         kind = "attention"
@@ -114,13 +117,17 @@ def _beside(computing: float, fetching: float, profile: DeviceProfile, *, ahead:
     return computing + COMPETING * fetching
 
 
-def _pages(profile: DeviceProfile) -> tuple[float, float]:
+def _pages(moves: Mapping[str, Points]) -> tuple[float, float]:
+    return _pages_of(moves["kept"], moves["fresh"])
+
+
+@cache
+def _pages_of(kept: Points, fresh: Points) -> tuple[float, float]:
     """Seconds of a byte of memory that the system hands out anew, and the bytes/s of large additions without it.
 
     Both of the largest additions that are clearly faster where the process keeps the memory of their sums, a third of
     what they move: still larger sums come from the system either way.
     """
-    kept, fresh = profile.moves["kept"], profile.moves["fresh"]
     for size, rate in reversed(kept):
         anew = rate_at(fresh, size)
         if rate > CLEARLY * anew:
