@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,21 +38,23 @@ def unmeasured(checkpoint: str) -> dict[str, Any]:
 
 
 def draw_with(pipe: Any, job: Job, steps: int, meter: Meter) -> np.ndarray[Any, Any] | None:
-    """Draw the job with a pipeline of this library; as `Drawer.draw`."""
+    """Draw the job with a pipeline of this library; as `Drawer.draw`.
+
+    Steps are seen by the progress bar, as any call has one. A callback could change the text or the weights, so that
+    after each of its calls what was made of the text is made anew: calls without one are what is measured.
+    """
 
     def watch(name: str) -> AbstractContextManager[None]:
         return meter.stage(STAGES.get(name, name))
 
-    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        meter.step()
-        return {}
+    def bar(iterable: Any = None, total: int | None = None) -> AbstractContextManager[Any]:
+        return nullcontext(SimpleNamespace(update=meter.step))
 
     workload, side = job.workload, job.size
-    pipe.watch = watch
+    pipe.watch, pipe.progress_bar = watch, bar
     images = pipe(
         [PROMPT] * workload.batch, width=side, height=side, num_inference_steps=steps, guidance_scale=GUIDANCE,
-        latents=starting_noise(pipe, workload, side), callback_on_step_end=after_step,
-        output_type="np" if job.row.pictures else "latent",
+        latents=starting_noise(pipe, workload, side), output_type="np" if job.row.pictures else "latent",
     ).images  # fmt: skip
     return images if job.row.pictures else None
 

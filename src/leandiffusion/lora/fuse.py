@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, NonFiniteError
-from ..modules.convolution import Conv2d
 from ..offload.engine import engine_of
 from ..weights.build import put_tensor
 from ..weights.load import origin_of
@@ -85,8 +84,7 @@ def _changed(module: nn.Module, adapters: Adapters, names: list[str], layer: str
 
 def _given_up(network: nn.Module, module: nn.Module, layer: str) -> Tensor:
     """The layer's weight as it is to come back: in the checkpoint if it is there, else in memory."""
-    if isinstance(module, Conv2d):
-        unpack(module)
+    unpack(module)
     origin, weight = origin_of(network), module.weight
     name = f"{layer}.weight"
     if origin is not None and name in origin.entries:
@@ -101,8 +99,7 @@ def _give_back(network: nn.Module, formers: Mapping[str, Tensor]) -> None:
     from_disk = engine is not None and engine.policy.from_disk
     for layer, former in formers.items():
         module = network.get_submodule(layer)
-        if isinstance(module, Conv2d):
-            unpack(module)
+        unpack(module)
         now: Any = module.weight
         if isinstance(former, StoredTensor):
             stored = former.like(now.dtype, now.stride())

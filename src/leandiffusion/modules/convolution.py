@@ -88,7 +88,7 @@ class Conv2d(nn.Conv2d):
         packed = packed_weight(self, tuple(x.shape)) if free and weight is self.weight and may_pack(self) else None
         if packed is not None:
             geometry = self.padding, self.stride, self.dilation, self.groups
-            return torch.ops.mkldnn._convolution_pointwise(x, packed, self.bias, *geometry, "none", [], "")
+            return torch.ops.mkldnn._convolution_pointwise(x, packed[0], self.bias, *geometry, "none", [], "")
         if free and in_float32 and _is_small(x, self) and not is_packed(weight):
             return im2col.convolve(x, weight, self._plain_bias(), stride=self.stride[0])
         if wide:

@@ -1,7 +1,7 @@
 """Linear layers; and half precision on CPUs without instructions for it, which layers compute in float32.
 
-What oneDNN multiplies fastest goes to its own operation: it takes weights as they lie, and adds the bias while it
-multiplies, where `F.linear` in half precision first makes a result of copies of the bias.
+What oneDNN multiplies fastest goes to its own operation: it takes weights as they lie or in its own order, and adds the
+bias while it multiplies, where `F.linear` in half precision first makes a result of copies of the bias.
 
 Torch would multiply such numbers one at a time. Here weights, and all that is between layers, stay in half precision. A
 layer makes its input and its weights wide, a part at a time, and rounds what comes out, once. That is what
@@ -10,6 +10,7 @@ instructions for half precision do, which add up in float32 too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -25,6 +26,7 @@ from ..device.capabilities import (
     onednn_multiplies_faster,
 )
 from ..weights.int8 import is_int8
+from ..weights.packed import is_packed, packed_weight
 from ..weights.stored import plain
 
 PART_BYTES, INPUT_BYTES = 16 << 20, 48 << 20
@@ -54,13 +56,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.view(*x.shape[:-1], outs)
 
 
-def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The first half of the outputs (..., C_out / 2) times GELU of the second, for what is for oneDNN: each half is a
-    product of its own, and GELU is taken of its sums before they are rounded."""
-    inner = len(weight) // 2
-    multiply = torch.ops.mkldnn._linear_pointwise
-    gate = multiply(x, weight[inner:], bias[inner:], "gelu", [], "none")  # the exact one, by the error function
-    return gate.mul_(multiply(x, weight[:inner], bias[:inner], "none", [], ""))
+def gated(x: Tensor, halves: Sequence[Tensor], bias: Tensor) -> Tensor:
+    """The first half of the outputs (..., C_out / 2) times GELU of the second, for weights that are for oneDNN: each
+    half is a product of its own, and GELU is taken of its sums before they are rounded."""
+    multiply, shift = torch.ops.mkldnn._linear_pointwise, bias.chunk(2)
+    gate = multiply(x, halves[1], shift[1], "gelu", [], "none")  # the exact one, by the error function
+    return gate.mul_(multiply(x, halves[0], shift[0], "none", [], ""))
 
 
 def is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
@@ -69,7 +70,8 @@ def is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool
     What does not fit together is left to torch, which says what does not. Of a bias oneDNN reads as many numbers as
     there are outputs, from its first one on, wherever the others are.
     """
-    if not is_unobserved(x) or type(weight) not in (Tensor, nn.Parameter) or x.dtype != weight.dtype:
+    known = type(weight) in (Tensor, nn.Parameter) or is_packed(weight)
+    if not is_unobserved(x) or not known or x.dtype != weight.dtype:
         return False
     if bias is not None:
         fits = type(bias) in (Tensor, nn.Parameter) and bias.dtype == x.dtype and bias.shape == weight.shape[:1]
@@ -98,8 +100,10 @@ def _fill(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 class Linear(nn.Linear):
-    """A linear layer of a network."""
+    """A linear layer of a network. With `packs`, where oneDNN multiplies, its weight is kept in oneDNN's order from its
+    first use on (`weights.packed`)."""
 
+    packs: bool = False
     output_dim: ClassVar[int] = -1
     """Where the outputs are that each row of the weight gives (`offload.parts`)."""
 
@@ -107,8 +111,20 @@ class Linear(nn.Linear):
         """(..., ins) -> (..., outs); with `gate`, where oneDNN multiplies and all of the weight is there, `gated`."""
         if is_int8(self.weight):
             return super().forward(x)
-        weight, bias = plain(self.weight), None if self.bias is None else plain(self.bias)
-        gate = gate and len(weight) == self.out_features
-        if gate and bias is not None and is_for_onednn(x, weight, bias):
-            return gated(x, weight, bias)
-        return linear(x, weight, bias)
+        bias = None if self.bias is None else plain(self.bias)
+        gate = gate and bias is not None and len(self.weight) == self.out_features
+        parts = self._packed(x, bias, 2 if gate else 1)
+        if parts is None:
+            weight = plain(self.weight)
+            if not gate or not is_for_onednn(x, weight, bias):
+                return linear(x, weight, bias)
+            parts = weight.chunk(2)
+        if gate:
+            return gated(x, parts, bias)  # type: ignore[arg-type]
+        return torch.ops.mkldnn._linear_pointwise(x, parts[0], bias, "none", [], "")
+
+    def _packed(self, x: Tensor, bias: Tensor | None, parts: int) -> Sequence[Tensor] | None:
+        """The weight in oneDNN's order, in so many parts; None where it is not to be, or may not be now."""
+        if not self.packs or "forward" in vars(self) or not is_for_onednn(x, self.weight, bias):
+            return None
+        return packed_weight(self, (x.shape[:-1].numel(),), parts)

@@ -94,8 +94,7 @@ def _steps(network: nn.Module) -> Iterator[Undo]:
         if name.startswith(BLOCKS) and isinstance(layer, nn.Linear | Conv2d)
     }
     for layer in layers.values():
-        if isinstance(layer, Conv2d):
-            unpack(layer)
+        unpack(layer)
     if origin := origin_of(network):
         ours = {id(layer.weight) for layer in layers.values()}
         others = {id(p) for p in network.parameters() if id(p) not in ours}

@@ -1,9 +1,10 @@
-"""Weights of convolutions as oneDNN lays them out in blocks, in place of the plain ones.
+"""Weights of convolutions and linear layers as oneDNN lays them out in blocks, in place of the plain ones.
 
 oneDNN computes with weights in an order of its own, which belongs to the layer, the input's size and the processor. A
-plain weight it brings into that order in every call, which on small feature maps takes longer than the convolution. A
-`PackedTensor` holds the weight in that order only; to everybody but the convolution it is the plain tensor, which it
-gives back bit for bit.
+plain weight of a convolution it brings into that order in every call, which on small feature maps takes longer than the
+convolution; plain ones of linear layers it reads line by line from where they lie, which takes longer where they come
+from memory. A `PackedTensor` holds the weight in that order only; to everybody but its layer it is the plain tensor,
+which it gives back bit for bit.
 """
 
 from __future__ import annotations
@@ -31,31 +32,35 @@ _packing = Lock()
 
 @dataclass(eq=False)
 class Packed:
-    """A weight (C_out, C / groups, h, w) in oneDNN's order. It stands where others have the file that they lie in."""
+    """A weight (C_out, C / groups, h, w), or (C_out, C), in oneDNN's order. It stands where others have the file that
+    they lie in."""
 
-    opaque: Tensor
+    parts: tuple[Tensor, ...]
+    """Each of so many outputs."""
     geometry: tuple[Any, ...]
-    """Padding, stride, dilation and groups, as oneDNN's operations take them."""
+    """Padding, stride, dilation and groups, as oneDNN's operations take them; none of a linear layer."""
     size: tuple[int, ...]
-    """Shape (B, C, H, W) of the inputs for which the order is the best."""
+    """Shape (B, C, H, W), or number (rows,), of the inputs for which the order is the best."""
     path: Path = field(default=_WHERE, init=False)
     _asked: tuple[int, ...] = field(default=(), init=False)
 
     def read(self, entry: TensorEntry, into: Tensor) -> None:
         """Fill `into` with the plain weight."""
-        into.copy_(self.opaque.to_dense())
+        for place, part in zip(into.chunk(len(self.parts)), self.parts, strict=True):
+            place.copy_(part.to_dense())
 
-    def for_inputs(self, size: tuple[int, ...]) -> Tensor:
-        """The weight for inputs of that shape: in another order if the last inputs had maps of that size too.
+    def for_inputs(self, size: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The weight's parts for inputs of that shape: in another order if the last inputs had maps of that size too.
 
         So two sizes in turn, such as strips of a picture and the last one, do not bring it into another order each
         time. Nor do batches: guidance that ends in the midst of a drawing halves them, and the order for two samples
         was measured to be as fast for one. A convolution is right with any.
         """
         if size[1:] != self.size[1:] and size[1:] == self._asked[1:]:
-            self.opaque, self.size = _reorder(self.opaque.to_dense(), self.geometry, size), size
+            self.parts = tuple(_reorder(part.to_dense(), self.geometry, size) for part in self.parts)
+            self.size = size
         self._asked = size
-        return self.opaque
+        return self.parts
 
 
 class PackedTensor(StoredTensor):
@@ -78,23 +83,25 @@ def is_packed(weight: Tensor) -> TypeGuard[StoredTensor]:
     return isinstance(weight, StoredTensor) and isinstance(weight.file, Packed)
 
 
-def packed_weight(layer: nn.Conv2d, size: tuple[int, ...]) -> Tensor | None:
-    """The layer's weight for `torch.ops.mkldnn._convolution_pointwise` and inputs of shape `size` (B, C, H, W).
+def packed_weight(layer: nn.Conv2d | nn.Linear, size: tuple[int, ...], parts: int = 1) -> tuple[Tensor, ...] | None:
+    """The layer's weight, in so many parts of its outputs, for `torch.ops.mkldnn._convolution_pointwise` and inputs of
+    shape `size` (B, C, H, W), or for `_linear_pointwise` and so many rows.
 
     It is packed now if it was not. None, and nothing changes, while something else refers to its memory, such as a
-    view: what is written through that has to count. One without numbers, on the meta device, stands for itself.
+    view: what is written through that has to count; and where it was packed in another number of parts. One without
+    numbers, on the meta device, stands for itself.
     """
     weight = layer.weight
     if weight.is_meta:
-        return weight
+        return (weight,) if parts == 1 else weight.chunk(parts)
     packed = weight.packed if isinstance(weight, PackedTensor) else None
     if packed is None:
         with _packing:
-            packed = _pack(layer, size)
-    return None if packed is None else packed.for_inputs(size)
+            packed = _pack(layer, size, parts)
+    return None if packed is None or len(packed.parts) != parts else packed.for_inputs(size)
 
 
-def _pack(layer: nn.Conv2d, size: tuple[int, ...]) -> Packed | None:
+def _pack(layer: nn.Conv2d | nn.Linear, size: tuple[int, ...], parts: int) -> Packed | None:
     weight = layer.weight
     if isinstance(weight, PackedTensor) and weight.packed is not None:  # by another thread, meanwhile
         return weight.packed
@@ -102,21 +109,25 @@ def _pack(layer: nn.Conv2d, size: tuple[int, ...]) -> Packed | None:
     aliased = isinstance(weight, StoredTensor) and sys.getrefcount(weight.held) > _OWN_REFERENCES
     if aliased or has_other_users(numbers, weight):
         return None
-    geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
-    packed = Packed(_reorder(numbers, geometry, size), geometry, size)
+    geometry: tuple[Any, ...] = ()
+    if isinstance(layer, nn.Conv2d):
+        geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+    packed = Packed(tuple(_reorder(part, geometry, size) for part in numbers.chunk(parts)), geometry, size)
     entry = TensorEntry(_WHERE, "weight", weight.dtype, tuple(weight.shape), 0, weight.nbytes)
     fresh = PackedTensor(entry, packed, weight.dtype, weight.stride())  # type: ignore[arg-type]
     return packed if swap(weight, as_parameter(fresh, weight.requires_grad)) else None
 
 
 def _reorder(weight: Tensor, geometry: tuple[Any, ...], size: tuple[int, ...]) -> Tensor:
+    if not geometry:
+        return torch.ops.mkldnn._reorder_linear_weight(weight, size[0])
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(size))
 
 
-def unpack(layer: nn.Conv2d) -> None:
-    """Make the layer's weight a plain one again; it stays the same object."""
+def unpack(layer: nn.Module) -> None:
+    """Make the layer's weight a plain one again, if it is packed; it stays the same object."""
     with _packing:
-        weight = layer.weight
+        weight: Any = layer.weight
         if is_packed(weight):
             plain = as_parameter(weight.read().detach(), weight.requires_grad)
             if not swap(weight, plain):

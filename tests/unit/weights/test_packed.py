@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from leandiffusion import UNet2DConditionModel
 from leandiffusion.device.capabilities import onednn_computes
-from leandiffusion.modules import convolution
+from leandiffusion.modules import convolution, linear
 from leandiffusion.modules.convolution import Conv2d
+from leandiffusion.modules.linear import Linear
+from leandiffusion.techniques import packed_weights
 from leandiffusion.weights import packed as packing
 from leandiffusion.weights.packed import PackedTensor, is_packed, unpack
 from leandiffusion.weights.residence import load_from_disk, names_on_disk
@@ -278,3 +280,60 @@ def test_another_batch_is_no_reason_to_pack_again(monkeypatch: pytest.MonkeyPatc
     for side in (12, 12, 12):
         assert right(conv, plain, inputs(side=side))
     assert packed == [(2, 16, 8, 8), (2, 16, 12, 12)]
+
+
+def make_linear(monkeypatch: pytest.MonkeyPatch, ins: int = 48, outs: int = 96) -> tuple[Linear, Tensor, Tensor]:
+    """A layer that packs, what its weight is, and inputs."""
+    monkeypatch.setattr(linear, "onednn_multiplies_faster", lambda: True)
+    torch.manual_seed(0)
+    layer = Linear(ins, outs)
+    plain = layer.weight.detach().clone()
+    layer.packs = True
+    return layer, plain, torch.randn(2, 20, ins)
+
+
+def near(y: Tensor, expected: Tensor) -> bool:
+    """Of 48 products, rounded at 6e-8 each, relative to the largest sum."""
+    return bool((y - expected).abs().max() <= 1e-6 * expected.abs().max())
+
+
+def test_a_linear_layer_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, plain, x = make_linear(monkeypatch)
+    parameter = layer.weight
+    for rows in (x, x[:1], x[0], x[0, :1]):  # other numbers of them do not bring it into another order
+        assert near(layer(rows), F.linear(rows, plain, layer.bias))
+    assert layer.weight is parameter
+    assert isinstance(parameter, PackedTensor)
+    assert parameter.packed is not None
+    assert torch.equal(parameter, plain)
+    parameter.mul_(2)
+    assert near(layer(x), F.linear(x, 2 * plain, layer.bias))
+    assert parameter.packed is not None  # again
+    unpack(layer)
+    assert type(parameter) is nn.Parameter
+    assert torch.equal(parameter, 2 * plain)
+
+
+def test_a_gated_layer_is_packed_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, plain, x = make_linear(monkeypatch)
+    value, gate = F.linear(x, plain, layer.bias).chunk(2, dim=-1)
+    assert near(layer(x, gate=True), value * F.gelu(gate))
+    assert isinstance(layer.weight, PackedTensor)
+    assert layer.weight.packed is not None
+    assert len(layer.weight.packed.parts) == 2
+    assert torch.equal(layer.weight, plain)
+    assert near(layer(x), F.linear(x, plain, layer.bias))  # whole, where somebody looks on
+
+
+def test_a_linear_layer_that_is_not_onednns_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, plain, x = make_linear(monkeypatch)
+    monkeypatch.setattr(linear, "onednn_multiplies_faster", lambda: False)
+    assert near(layer(x), F.linear(x, plain, layer.bias))
+    assert not is_packed(layer.weight)
+
+
+def test_linear_layers_are_packed_in_networks_with_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_weights, "FEWEST_NUMBERS", 0)
+    layer, conv = Linear(4, 4), Conv2d(4, 4)
+    assert packed_weights._layers(nn.Sequential(conv, layer)) == [conv, layer]
+    assert packed_weights._layers(nn.Sequential(layer)) == []
