@@ -191,11 +191,10 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     return _like(x)
 
 
-@rule(_aten.var_mean.correction)
-def _var_mean(x: Tensor, dim: Sequence[int], *, keepdim: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
+@rule(_aten.mean.dim, _aten.sum.dim_IntList)
+def _sum(x: Tensor, dim: Sequence[int], keepdim: bool = False, **_: Any) -> Tensor:
     gone = {d % x.dim() for d in dim}
-    shape = [1 if d in gone else n for d, n in enumerate(x.shape) if keepdim or d not in gone]
-    return _empty(shape, x.dtype), _empty(shape, x.dtype)
+    return _empty([1 if d in gone else n for d, n in enumerate(x.shape) if keepdim or d not in gone], x.dtype)
 
 
 @rule(_aten.argmax.default)
