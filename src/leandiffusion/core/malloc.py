@@ -20,10 +20,12 @@ from .fork import Lock, renew_in_child
 from .shapes import is_traced, tell_trimmed
 
 LARGE = 4 << 20
-"""Bytes from which blocks are given back. Asking the system for them anew takes a few percent of a decode's time."""
+"""Bytes from which blocks are given back. Asking the system for them anew takes a few percent of a sliced decode's
+time."""
 
 MEDIUM = 16 << 20
-"""The same where that takes more time: smaller blocks are left with the process."""
+"""The same where that takes more time, as a quarter of a step's and half of a tiled decode's on a virtual machine:
+smaller blocks are left with the process."""
 
 HIGHEST = 32 << 20
 """Bytes from which blocks are given back by glibc of itself, once it has seen some: where its threshold's rise ends, of

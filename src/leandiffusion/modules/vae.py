@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.hub import local_path
-from ..core.malloc import freed_at_once
+from ..core.malloc import LARGE, MEDIUM, freed_at_once
 from ..core.output import Output
 from ..weights.residence import read_weights
 from .base import Network, either_dtype
@@ -188,7 +188,8 @@ class AutoencoderKL(SlicingMixin, AttentionFeatures, Network):
         read_weights([self])
         if not (self.use_slicing or self.use_tiling):
             return function(batch)
-        with freed_at_once():
+        # Strips are some MiB each and many: memory for them is not asked for anew, and maps are larger.
+        with freed_at_once(MEDIUM if self.use_tiling else LARGE):
             return self.each_alone(function, batch)
 
     def forward(

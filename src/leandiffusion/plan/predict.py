@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..core.malloc import LARGE
+from ..core.malloc import HIGHEST, LARGE, MEDIUM
 from ..core.wording import dtype_name
 from ..device.host import is_host
 from ..offload.residency import Residency, all_resident
@@ -123,7 +123,7 @@ class Predictor:
         dtype = dtype_name(self.cast(chosen) or self.blueprint.networks[works[-1].owners[0]].dtype)
         options: Any = {
             "ahead": residency.ahead,
-            "fresh": self._gives_back(name, chosen),
+            "freed_from": self._freed_from(name, chosen),
             "fast_attention": any(technique.name == "attention_backend" for technique in chosen),
         }
         once, turn = 0, residency.fetched_for(self._there(name)) if residency.stays and name not in BESIDES else 0
@@ -140,11 +140,15 @@ class Predictor:
         seconds *= self.steps if name == "denoise" else 1
         return seconds + fetch_seconds(once, dtype, self.profile) + load_seconds(turn, dtype, self.profile)
 
-    def _gives_back(self, stage: str, chosen: Chosen) -> bool:
-        """Whether freed memory goes back to the system in that stage (`core.malloc.freed_at_once`)."""
-        of_vae = self._on_host and stage in ("picture", "decode")
-        in_parts = any(technique.name in ("vae_slicing", "vae_tiling") for technique in chosen)
-        return self.residency(chosen).freed_from == LARGE or (of_vae and in_parts)
+    def _freed_from(self, stage: str, chosen: Chosen) -> int:
+        """Bytes from which freed blocks go back to the system in that stage (`core.malloc.freed_at_once`)."""
+        found = self.residency(chosen).freed_from or HIGHEST
+        if not self._on_host or stage not in ("picture", "decode"):
+            return found
+        names = {technique.name for technique in chosen}
+        if "vae_tiling" in names:
+            return min(found, MEDIUM)
+        return min(found, LARGE) if "vae_slicing" in names else found
 
     def _works(self, name: str, chosen: Chosen) -> list[Work]:
         """What is computed in the stage, in a step of 'denoise'; the ControlNets' part comes first."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from ..core.errors import ConfigError
-from ..core.malloc import HIGHEST, LARGE
+from ..core.malloc import HIGHEST
 from .points import Points, product_rate, rate_at
 from .profile import DeviceProfile
 from .work import Ops, StageWork
@@ -47,21 +47,21 @@ def stage_seconds(
     fetched: int = 0,
     arrivals: int = 0,
     ahead: bool = True,
-    fresh: bool = False,
+    freed_from: int = HIGHEST,
     fast_attention: bool = False,
 ) -> float:
     """Seconds of one stage (of one step, for 'denoise') in a dtype such as 'float32' that the profile has.
 
     `fetched`: bytes of weights, as they are on the device, that come from the tier below meanwhile, in so many
-    `arrivals`, and `ahead` of their use where there is room. `fresh`: whether freed memory goes back to the system at
-    once, as in a decode in slices or strips on a CPU. `fast_attention`: whether long attention has the kernel that
+    `arrivals`, and `ahead` of their use where there is room. `freed_from`: bytes from which freed blocks go back to the
+    system, from which they then come anew (`core.malloc`). `fast_attention`: whether long attention has the kernel that
     is faster, where there is one. ConfigError for a dtype that the profile lacks.
     """
     if dtype not in profile.products:
         raise ConfigError(
             f"the profile has no rates for {dtype}, only for {', '.join(profile.products)}: ask profile_of for it."
         )
-    options = {"fresh": fresh, "fast_attention": fast_attention}
+    options = {"freed_from": freed_from, "fast_attention": fast_attention}
     computing = sum(ops_seconds(ops, dtype, profile, **options) for ops in (*work.ops, *work.around))
     computing += ARRIVING * profile.overhead * arrivals
     return _beside(computing, fetched / profile.fetch[dtype], profile, ahead=ahead) if fetched else computing
@@ -79,14 +79,14 @@ def fetch_seconds(nbytes: int, dtype: str, profile: DeviceProfile) -> float:
 
 
 def ops_seconds(
-    ops: Ops, dtype: str, profile: DeviceProfile, *, fresh: bool = False, fast_attention: bool = False
+    ops: Ops, dtype: str, profile: DeviceProfile, *, freed_from: int = HIGHEST, fast_attention: bool = False
 ) -> float:
     """Seconds of operations of one kind and size, all together."""
     if not ops.count:
         return 0.0
     nbytes = ops.nbytes / ops.count
     if ops.kind == "made":
-        return ops.nbytes * _pages(profile.moves)[0] if nbytes >= (LARGE if fresh else HIGHEST) else 0.0
+        return ops.nbytes * _pages(profile.moves)[0] if nbytes >= freed_from else 0.0
     if ops.kind == "reordered":
         return ops.count * _reordering(profile.reorder[dtype], nbytes)
     overhead = OVERHEADS[ops.kind] * profile.overhead * ops.count

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leandiffusion.core.errors import ConfigError
+from leandiffusion.core.malloc import HIGHEST, LARGE, MEDIUM
 from leandiffusion.plan.points import product_rate
 from leandiffusion.plan.seconds import (
     ARRIVING,
@@ -70,19 +71,29 @@ PAGES = 3 * (1 / 1e9 - 1 / 4e9)
 
 
 @pytest.mark.parametrize(
-    ("mebibytes", "fresh", "paid"), [(3, True, False), (4, True, True), (31, False, False), (32, False, True)]
+    ("mebibytes", "freed_from", "paid"),
+    [
+        (3, LARGE, False),
+        (4, LARGE, True),
+        (15, MEDIUM, False),
+        (16, MEDIUM, True),
+        (31, HIGHEST, False),
+        (32, HIGHEST, True),
+    ],
 )
-def test_blocks_pay_for_their_pages_where_they_come_from_the_system(mebibytes: int, fresh: bool, paid: bool) -> None:
+def test_blocks_pay_for_their_pages_where_they_come_from_the_system(
+    mebibytes: int, freed_from: int, paid: bool
+) -> None:
     size = mebibytes << 20
     made = StageWork(0, (), around=(Ops("made", float(size), 10, 0.0, 10.0 * size),))
-    assert stage_seconds(made, "float32", QUIET, fresh=fresh) == pytest.approx(10 * size * PAGES * paid)
+    assert stage_seconds(made, "float32", QUIET, freed_from=freed_from) == pytest.approx(10 * size * PAGES * paid)
 
 
 def test_where_keeping_memory_gains_nothing_pages_cost_nothing() -> None:
     """As with other C libraries, and on accelerators; a tenth is noise."""
     moves = {"kept": ((1e6, 4e10), (1e8, 1.1e10)), "fresh": ((1e6, 4e10), (1e8, 1e10))}
     made = Ops("made", 1e8, 1, 0.0, 1e8)
-    assert ops_seconds(made, "float32", replace(QUIET, moves=moves), fresh=True) == 0.0
+    assert ops_seconds(made, "float32", replace(QUIET, moves=moves), freed_from=LARGE) == 0.0
 
 
 def test_large_additions_go_at_the_rate_without_pages() -> None:
