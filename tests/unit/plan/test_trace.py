@@ -78,6 +78,7 @@ WORK: dict[str, Callable[[Make], Any]] = {
     "softmax": lambda t: t(2, 3, 8).softmax(dim=-1),
     "softmax in float32": lambda t: t(2, 3, 8, dtype=torch.bfloat16).softmax(dim=-1, dtype=torch.float32),
     "mean": lambda t: t(2, 4, 8, 3, form=LAST).mean(dim=(2, 3)),
+    "sum over a dimension": lambda t: t(2, 4, 8).sum(dim=-1, keepdim=True),
     "index of the largest": lambda t: t(2, 3, dtype=torch.int32).argmax(dim=-1),
     "joined": lambda t: torch.cat([t(2, 8, 4, 4), t(2, 4, 4, 4)], dim=1),
     "joined channels-last": lambda t: torch.cat([t(2, 8, 4, 4, form=LAST), t(2, 4, 4, 4, form=LAST)], dim=1),
