@@ -55,8 +55,11 @@ def freed_at_once(size: int = LARGE) -> Iterator[None]:
 
 def trim() -> None:
     """Give back what is free now, as far as the C library can. A tracer of shapes is told instead."""
-    if tell_trimmed():
-        return
+    if not tell_trimmed():
+        _give_back()
+
+
+def _give_back() -> None:
     give = getattr(_libc(), "malloc_trim", None)  # musl has none
     if give is not None:
         give(0)
@@ -76,7 +79,7 @@ class TrimsAtEnd:
 
     def __del__(self) -> None:
         if not sys.is_finalizing():
-            trim()
+            _give_back()  # whose object this is no tracer knows: it may be freed while one happens to be on
 
 
 class _Asked:

@@ -176,12 +176,7 @@ def _product(x: Tensor, y: Tensor) -> tuple[str, float, int, int]:
 _COUNTS: dict[Any, Count] = {
     _aten.convolution.default: _convolution,
     torch.ops.mkldnn._convolution_pointwise.default: _packed_convolution,
-    torch.ops.mkldnn._linear_pointwise.default: lambda args, out: (
-        "matmul",
-        2.0 * out.numel() * args[1].shape[1],
-        0,
-        0,
-    ),
+    torch.ops.mkldnn._linear_pointwise.default: lambda args, out: _layer(args[0], args[1]),
     _aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
     _aten.mm.default: lambda args, out: _product(args[0], args[1]),
     _aten.bmm.default: lambda args, out: _product(args[0], args[1]),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from ..core.errors import ConfigError
-from ..core.malloc import HIGHEST
+from ..core.malloc import HIGHEST, LARGE
 from .points import Points, product_rate, rate_at
 from .profile import DeviceProfile
 from .work import Ops, StageWork
@@ -126,10 +126,10 @@ def _pages_of(kept: Points, fresh: Points) -> tuple[float, float]:
     """Seconds of a byte of memory that the system hands out anew, and the bytes/s of large additions without it.
 
     Both of the largest additions that are clearly faster where the process keeps the memory of their sums, a third of
-    what they move: still larger sums come from the system either way.
+    what they move: still larger sums come from the system either way, and those below LARGE never do.
     """
     for size, rate in reversed(kept):
         anew = rate_at(fresh, size)
-        if rate > CLEARLY * anew:
+        if size >= 3 * LARGE and rate > CLEARLY * anew:
             return 3 * (1 / anew - 1 / rate), rate
     return 0.0, kept[-1][1]

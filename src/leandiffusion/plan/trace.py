@@ -299,4 +299,4 @@ def trace(
         kept = tracer.alive - alive
         del result
     peaks = tracer.peaks
-    return StageWork(max(peaks.values()), tracer.ops, kept, peaks if holes else {}, tracer.around)
+    return StageWork(peaks[max(peaks)], tracer.ops, kept, peaks if holes else {}, tracer.around)

@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,13 +300,16 @@ def _without_folder(**_: Any) -> Any:
     raise FileNotFoundError(2, "No usable temporary directory found")
 
 
-def _full_folder(**_: Any) -> Any:
-    folder = tempfile.mkdtemp()
-    os.symlink("/dev/full", os.path.join(folder, "weights"))
-    return nullcontext(folder)
+class _FullFolder(tempfile.TemporaryDirectory[str]):
+    """A file called 'weights' has no room in it."""
+
+    def __enter__(self) -> str:
+        folder = super().__enter__()
+        os.symlink("/dev/full", os.path.join(folder, "weights"))
+        return folder
 
 
-full_disks = pytest.mark.parametrize("folder", [_without_folder, _full_folder])
+full_disks = pytest.mark.parametrize("folder", [_without_folder, _FullFolder])
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")

@@ -85,6 +85,13 @@ def test_where_keeping_memory_gains_nothing_pages_cost_nothing() -> None:
     assert ops_seconds(made, "float32", replace(QUIET, moves=moves), freed_from=LARGE) == 0.0
 
 
+def test_small_additions_tell_nothing_of_pages() -> None:
+    """Below 12 MB sums are no blocks that go back: a rate in the cache that noise lowered is no rate of memory."""
+    moves = {"kept": ((1e6, 4e10), (1e8, 1e10)), "fresh": ((1e6, 2e10), (1e8, 1e10))}
+    sums = Ops("other", 1e8, 1, 0.0, 1e8)
+    assert ops_seconds(sums, "float32", replace(QUIET, moves=moves)) == pytest.approx(OTHERS * 1e8 / 1e10)
+
+
 def test_large_additions_go_at_the_rate_without_pages() -> None:
     """The largest is slow only for the pages of its sum, which is told by itself."""
     moves = {"kept": ((1e6, 4e10), (1e8, 2e10), (2e8, 1e9)), "fresh": ((1e6, 4e10), (1e8, 1e9), (2e8, 1e9))}

@@ -200,10 +200,13 @@ def test_the_less_is_given_back_the_more_holes_there_are(
 def test_a_decode_in_strips_is_trimmed_before_it_takes_large_maps(
     networks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of the demo model no map is so large that trimming would matter where blocks below 32 MiB are kept."""
     networks["vae"].enable_tiling()
-    found = trace_stage("decode", networks, CallSize(512, 512)).peak
+    found = trace_stage("decode", networks, CallSize(512, 512)).peaks
     monkeypatch.setattr(vae_tiles, "trim", lambda: None)
-    assert found < trace_stage("decode", networks, CallSize(512, 512)).peak
+    without = trace_stage("decode", networks, CallSize(512, 512)).peaks
+    assert found[LARGE] < 0.9 * without[LARGE]
+    assert found[MEDIUM] < 0.9 * without[MEDIUM]
 
 
 def test_what_is_not_there_has_no_stage(networks: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.unit.plan.real import real_ops
 from torch import Tensor
 
 from leandiffusion.attention import backends
+from leandiffusion.core import malloc
 from leandiffusion.core.malloc import trim
 from leandiffusion.core.shapes import alike, is_channels_last, is_traced, traced_by, traced_once
 from leandiffusion.device.capabilities import onednn_computes
@@ -364,6 +366,19 @@ def test_norms_read_twice_what_they_normalize() -> None:
     (found,) = trace(lambda: norm(x), on_host=True).ops
     plain = x.nbytes + 2 * norm.weight.nbytes + x.nbytes + 2 * 2 * 4 * 4  # with the result, and its statistics
     assert found.nbytes == plain + x.nbytes
+
+
+def test_what_is_freed_while_a_trace_is_on_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that nobody has any more may be freed then, of which no tracer knows."""
+    given, told, end = list[int](), list[int](), [malloc.TrimsAtEnd()]
+    monkeypatch.setattr(malloc, "_libc", lambda: SimpleNamespace(malloc_trim=given.append))
+    tracer = Tracer(on_host=True)
+    monkeypatch.setattr(tracer, "trimmed", lambda: told.append(0))
+    with traced_by(tracer):
+        end.clear()
+        assert (given, told) == ([0], [])
+        trim()
+    assert (given, told) == ([0], [0])
 
 
 def test_meta_stands_for_the_device_that_is_traced() -> None:
