@@ -60,8 +60,8 @@ HEAD = 48
 
 MEBIBYTES = (1, 6, 11, 14, 72, 90, 102)
 """Read and written by one addition. A third of it is the sum, which is made: around the sizes from which the C library
-asks the system for memory, 4 MiB while the VAE decodes and 32 MiB at other times. The 16 MiB of sequential
-offload have no point of their own."""
+asks the system for memory, 4 MiB while the VAE decodes in slices and 32 MiB at other times. The 16 MiB of strips and of
+sequential offload have no point of their own."""
 
 COPIED_BYTES = 8 << 20
 

@@ -46,21 +46,26 @@ class Packed:
 
     def read(self, entry: TensorEntry, into: Tensor) -> None:
         """Fill `into` with the plain weight."""
-        for place, part in zip(into.chunk(len(self.parts)), self.parts, strict=True):
+        parts = self.parts  # another thread may have it in others, meanwhile
+        for place, part in zip(into.chunk(len(parts)), parts, strict=True):
             place.copy_(part.to_dense())
 
-    def for_inputs(self, size: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """The weight's parts for inputs of that shape: in another order if the last inputs had maps of that size too.
+    def for_inputs(self, size: tuple[int, ...], count: int) -> tuple[Tensor, ...]:
+        """The weight in `count` parts, for inputs of that shape: in another order if the last inputs had maps of that
+        size too.
 
         So two sizes in turn, such as strips of a picture and the last one, do not bring it into another order each
         time. Nor do batches: guidance that ends in the midst of a drawing halves them, and the order for two samples
         was measured to be as fast for one. A convolution is right with any.
         """
-        if size[1:] != self.size[1:] and size[1:] == self._asked[1:]:
-            self.parts = tuple(_reorder(part.to_dense(), self.geometry, size) for part in self.parts)
+        parts = self.parts
+        if len(parts) != count or (size[1:] != self.size[1:] and size[1:] == self._asked[1:]):
+            plain = [part.to_dense() for part in parts]
+            whole = plain[0] if len(plain) == 1 else torch.cat(plain)
+            self.parts = parts = _parts(whole, count, self.geometry, size)
             self.size = size
         self._asked = size
-        return self.parts
+        return parts
 
 
 class PackedTensor(StoredTensor):
@@ -88,8 +93,7 @@ def packed_weight(layer: nn.Conv2d | nn.Linear, size: tuple[int, ...], parts: in
     shape `size` (B, C, H, W), or for `_linear_pointwise` and so many rows.
 
     It is packed now if it was not. None, and nothing changes, while something else refers to its memory, such as a
-    view: what is written through that has to count; and where it was packed in another number of parts. One without
-    numbers, on the meta device, stands for itself.
+    view: what is written through that has to count. One without numbers, on the meta device, stands for itself.
     """
     weight = layer.weight
     if weight.is_meta:
@@ -98,7 +102,7 @@ def packed_weight(layer: nn.Conv2d | nn.Linear, size: tuple[int, ...], parts: in
     if packed is None:
         with _packing:
             packed = _pack(layer, size, parts)
-    return None if packed is None or len(packed.parts) != parts else packed.for_inputs(size)
+    return None if packed is None else packed.for_inputs(size, parts)
 
 
 def _pack(layer: nn.Conv2d | nn.Linear, size: tuple[int, ...], parts: int) -> Packed | None:
@@ -112,10 +116,14 @@ def _pack(layer: nn.Conv2d | nn.Linear, size: tuple[int, ...], parts: int) -> Pa
     geometry: tuple[Any, ...] = ()
     if isinstance(layer, nn.Conv2d):
         geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
-    packed = Packed(tuple(_reorder(part, geometry, size) for part in numbers.chunk(parts)), geometry, size)
+    packed = Packed(_parts(numbers, parts, geometry, size), geometry, size)
     entry = TensorEntry(_WHERE, "weight", weight.dtype, tuple(weight.shape), 0, weight.nbytes)
     fresh = PackedTensor(entry, packed, weight.dtype, weight.stride())  # type: ignore[arg-type]
     return packed if swap(weight, as_parameter(fresh, weight.requires_grad)) else None
+
+
+def _parts(weight: Tensor, count: int, geometry: tuple[Any, ...], size: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return tuple(_reorder(part, geometry, size) for part in weight.chunk(count))
 
 
 def _reorder(weight: Tensor, geometry: tuple[Any, ...], size: tuple[int, ...]) -> Tensor:

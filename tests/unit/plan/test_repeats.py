@@ -48,16 +48,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
 def is_close(one: StageWork, other: StageWork) -> bool:
     """Equal, but for how peaks are rounded to whole bytes, and sums of floats."""
     near = [abs(one.peaks[size] - other.peaks[size]) <= 1 for size in one.peaks]
-    return (
-        bool(near)
-        and all(near)
-        and (one.kept, one.ops, one.around)
-        == (
-            other.kept,
-            other.ops,
-            other.around,
-        )
-    )
+    assert near
+    return all(near) and all(getattr(one, name) == getattr(other, name) for name in ("kept", "ops", "around"))
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])

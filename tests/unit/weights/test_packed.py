@@ -323,6 +323,8 @@ def test_a_gated_layer_is_packed_in_halves(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(layer.weight.packed.parts) == 2
     assert torch.equal(layer.weight, plain)
     assert near(layer(x), F.linear(x, plain, layer.bias))  # whole, where somebody looks on
+    assert len(layer.weight.packed.parts) == 1
+    assert torch.equal(layer.weight, plain)
 
 
 def test_a_linear_layer_that_is_not_onednns_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
