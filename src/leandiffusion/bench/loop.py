@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,21 +38,28 @@ def unmeasured(checkpoint: str) -> dict[str, Any]:
     return dict.fromkeys(name for name in ("safety_checker", "feature_extractor") if present.get(name))
 
 
-def draw_with(pipe: Any, job: Job, steps: int, meter: Meter) -> np.ndarray[Any, Any] | None:
-    """Draw the job with a pipeline of this library; as `Drawer.draw`.
+def watch_steps(pipe: Any, step: Callable[[], object]) -> None:
+    """Call `step` after each step that a pipeline of this library draws.
 
-    Steps are seen by the progress bar, as any call has one. A callback could change the text or the weights, so that
-    after each of its calls what was made of the text is made anew: calls without one are what is measured.
+    By the progress bar, as any call has one. A callback could change the text or the weights, so that after each of its
+    calls what was made of the text is made anew: calls without one are what is measured.
     """
+
+    def bar(iterable: Any = None, total: int | None = None) -> AbstractContextManager[Any]:
+        return nullcontext(SimpleNamespace(update=step))
+
+    pipe.progress_bar = bar
+
+
+def draw_with(pipe: Any, job: Job, steps: int, meter: Meter) -> np.ndarray[Any, Any] | None:
+    """Draw the job with a pipeline of this library; as `Drawer.draw`."""
 
     def watch(name: str) -> AbstractContextManager[None]:
         return meter.stage(STAGES.get(name, name))
 
-    def bar(iterable: Any = None, total: int | None = None) -> AbstractContextManager[Any]:
-        return nullcontext(SimpleNamespace(update=meter.step))
-
     workload, side = job.workload, job.size
-    pipe.watch, pipe.progress_bar = watch, bar
+    pipe.watch = watch
+    watch_steps(pipe, meter.step)
     images = pipe(
         [PROMPT] * workload.batch, width=side, height=side, num_inference_steps=steps, guidance_scale=GUIDANCE,
         latents=starting_noise(pipe, workload, side), output_type="np" if job.row.pictures else "latent",

@@ -79,6 +79,21 @@ def test_every_call_is_measured_and_of_seconds_the_least_counts(monkeypatch: pyt
     assert len(steps) == 1 + 2 * 2
 
 
+def test_what_comes_for_the_first_step_alone_is_once_among_those_that_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = open_for_drawing(str(model_folder()))
+    clock, tick = [0.0], iter([9.0, 7.0, 1.0, 2.0])  # the step that warms up, then three
+
+    def step(self: meter.ProcessMeter) -> None:
+        clock[0] += next(tick)
+        self._tick()
+
+    monkeypatch.setattr(meter, "tick", lambda device: clock[0])
+    monkeypatch.setattr(meter, "seconds_between", lambda one, other: other - one)
+    monkeypatch.setattr(meter.ProcessMeter, "step", step)
+    found = calibrating.measure_calls(pipe, CallSize(64, 64, guidance=False), steps=3, of=5)
+    assert found["denoise"].seconds == pytest.approx((7.0 + 4 * 1.5) / 5)
+
+
 def answers(monkeypatch: pytest.MonkeyPatch, **took: tuple[int, float]) -> None:
     """What processes would say, by the settings' first technique: bytes, and seconds of each stage."""
 

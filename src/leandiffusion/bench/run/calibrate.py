@@ -65,7 +65,7 @@ def try_plan(
     if ip_adapters:
         pipe.load_ip_adapter([*ip_adapters])
     pipe.apply(wanted)
-    told = measure_calls(pipe, wanted.call, steps, repeats, adapters=len(ip_adapters))
+    told = measure_calls(pipe, wanted.call, steps, repeats, of=wanted.steps, adapters=len(ip_adapters))
     return {
         name: (told[name].peak, told[name].seconds * (wanted.steps if name == "denoise" else 1))
         for name in wanted.prediction.stages
@@ -73,35 +73,39 @@ def try_plan(
 
 
 def measure_calls(
-    pipe: Any, call: CallSize, steps: int, repeats: int = 1, *, adapters: int = 0
+    pipe: Any, call: CallSize, steps: int, repeats: int = 1, *, of: int | None = None, adapters: int = 0
 ) -> dict[str, StagePrediction]:
-    """What a pipeline takes by stage, 'denoise' per step on average: one that `open_for_drawing` opened, and so many
-    IP-Adapters were loaded into.
+    """What a pipeline takes by stage, 'denoise' per step on average of calls with `of` steps, else with `steps`: one
+    that `open_for_drawing` opened, and so many IP-Adapters were loaded into.
 
     After a call of one step to warm up, `repeats` of so many `steps` are drawn: of the seconds the least counts, since
     others on the machine only ever make a stage slower; of the peaks the largest, the warm-up's included.
     """
+    from ..loop import watch_steps
     from .meter import ProcessMeter
 
     arguments, peaks, seconds = _arguments(call, adapters), dict[str, int](), dict[str, float]()
     for repeat in range(1 + repeats):
         meter = ProcessMeter(str(pipe.device))
-
-        def after_step(*_: Any, meter: ProcessMeter = meter) -> dict[str, Any]:
-            meter.step()
-            return {}
-
         pipe.watch = meter.stage
+        watch_steps(pipe, meter.step)
         try:
-            pipe(**arguments, num_inference_steps=steps if repeat else 1, callback_on_step_end=after_step)
+            pipe(**arguments, num_inference_steps=steps if repeat else 1)
         finally:
             meter.close()
         for name, peak in (meter.reserved or meter.peaks).items():
             peaks[name] = max(peaks.get(name, 0), peak)
         if repeat:
-            took = meter.seconds | {"denoise": statistics.mean(meter.steps)}
+            took = meter.seconds | {"denoise": _step_of(of or steps, meter.steps)}
             seconds = {name: min(took[name], seconds.get(name, math.inf)) for name in took}
     return {name: StagePrediction(peaks[name], seconds[name]) for name in seconds}
+
+
+def _step_of(count: int, steps: Sequence[float]) -> float:
+    """Seconds of a step on average of so many, told by fewer: the first, for which whole networks may come from disk,
+    is once among them."""
+    first, *others = steps
+    return (first + (count - 1) * statistics.mean(others)) / count if others else first
 
 
 def _opened(checkpoint: str, plan: Plan, controlnets: Sequence[str]) -> Any:
