@@ -135,7 +135,8 @@ def _bytes(values: Iterable[Any]) -> int:
 def _convolution(args: Any, out: Tensor) -> tuple[str, float, int, int]:
     """torch's own, by oneDNN, which computes larger than 1x1 ones with weights in blocks of channels: plain weights it
     brings into that order in each call. torch makes maps and weights channels-last first, if either is; if neither is,
-    oneDNN computes on maps in blocks too, from a copy of what goes in to one of the result, before that has memory."""
+    oneDNN computes on maps in blocks too, from a copy of what goes in to one of the result, before that has memory.
+    1x1 ones need no room for that, but time all the same."""
     x, weight = args[:2]
     of_maps, of_weights = is_channels_last(x), is_channels_last(weight)
     copied = 0 if of_maps else x.nbytes
